@@ -1,0 +1,42 @@
+"""
+What can go wrong, each kind also a subclass of the builtin a caller would expect to catch.
+
+A message has four parts in order: the argument in backticks and its rule, the value received, the consequence where it
+is not obvious, and the remedy as an imperative.
+"""
+
+
+class ItpError(Exception):
+    """Base class of every error `hf_itp` raises on purpose."""
+
+
+class ArgumentError(ItpError, ValueError):
+    """An argument breaks its rule."""
+
+
+class ArgumentTypeError(ItpError, TypeError):
+    """An argument has a type nothing can be done with."""
+
+
+class RewardError(ItpError, ValueError):
+    """A reward function returned what cannot be ranked: the wrong number of rewards, a NaN, an infinity."""
+
+
+class RewardModelError(ItpError, ValueError):
+    """A checkpoint cannot serve as a reward model as it is."""
+
+
+class UnsupportedModelError(ItpError, NotImplementedError):
+    """The policy decodes in a way no strategy can drive."""
+
+
+class MissingDependencyError(ItpError, ImportError):
+    """An optional package is needed for what was asked."""
+
+
+class LoadError(ItpError, OSError):
+    """A model, tokenizer or artefact could not be found or read."""
+
+
+class ItpWarning(UserWarning):
+    """Results may not be what the caller expects."""

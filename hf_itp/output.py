@@ -1,0 +1,44 @@
+"""
+What `generate(strategy=..., return_dict_in_generate=True)` returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class StrategyOutput(ModelOutput):
+    """
+    The selected responses and all that led to them. `B` prompts, `N` candidates drawn and `k` returned per prompt.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(B * k, L)`):
+            Prompt and response of each winner, as `generate` returns them: padded on the right.
+        rewards (`torch.FloatTensor` of shape `(B, k)`):
+            Rewards of the winners, in the order selected.
+        candidates (`list[list[torch.LongTensor]]`):
+            For each prompt the token ids of every response drawn, end token included, without padding.
+        candidate_rewards (`torch.FloatTensor` of shape `(B, N)`):
+            Their rewards. Where a strategy draws further candidates lazily (`pessimism(pool="fresh")`) there are
+            more than `N` columns, NaN where a prompt needed no further draw.
+        probabilities (`torch.DoubleTensor` of shape `(B, N)`, *optional*):
+            Exact law of the first winner given the pool; `None` where it depends on candidates never drawn.
+        selected (`torch.LongTensor` of shape `(B, k)`):
+            Index of each winner among its prompt's candidates.
+        diagnostics (`dict`):
+            `path` the sampler took, `num_tokens` drawn `(B, N)`, `seconds` per stage, `effective_sample_size` `(B,)`,
+            and what the strategy adds (`normalizer`, `acceptance_rate`, `fallbacks`, ...).
+    """
+
+    sequences: torch.LongTensor | None = None
+    rewards: torch.FloatTensor | None = None
+    candidates: list[list[torch.LongTensor]] | None = None
+    candidate_rewards: torch.FloatTensor | None = None
+    probabilities: torch.DoubleTensor | None = None
+    selected: torch.LongTensor | None = None
+    diagnostics: dict[str, Any] | None = None

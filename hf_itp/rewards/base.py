@@ -1,0 +1,75 @@
+"""
+The contract of a reward: prompts and responses in, one float32 reward per pair out.
+
+Knows nothing of policies, sampling or strategies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from hf_itp.errors import RewardError
+
+Prompt = str | list[dict]
+"""A prompt as a reward sees it: plain text, or a chat (a list of messages with `role` and `content`)."""
+
+
+class RewardFunction(ABC):
+    """
+    Scores responses to prompts. A subclass defines [`score`]; calling the object also checks what comes back.
+
+    Args of a call:
+        prompts (`list[str]` or `list[list[dict]]`): One prompt, text or chat, per response.
+        responses (`list[str]`): The responses as text, without special tokens.
+        response_ids (`list[torch.LongTensor]`, *optional*): Their tokens under the policy's tokenizer, for rewards
+            that look at tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite.
+    """
+
+    name: str
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        if len(prompts) != len(responses):
+            raise RewardError(
+                f"`prompts` and `responses` have to pair up, but there are {len(prompts)} prompts and "
+                f"{len(responses)} responses. Repeat each prompt once per response."
+            )
+        if len(responses) == 0:
+            return torch.empty(0)
+        rewards = self.score(prompts, responses, response_ids)
+        return _checked(rewards, len(responses), self.name)
+
+    @abstractmethod
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor | Sequence[float]:
+        """The rewards of `n >= 1` pairs, in order."""
+
+
+def _checked(rewards: torch.Tensor | Sequence[float], count: int, name: str) -> torch.Tensor:
+    rewards = torch.as_tensor(rewards).detach().to(device="cpu", dtype=torch.float32)
+    if rewards.shape != (count,):
+        raise RewardError(
+            f"Reward function `{name}` returned rewards of shape {tuple(rewards.shape)} for {count} responses. Return "
+            "one float per response, in order."
+        )
+    if not torch.isfinite(rewards).all():
+        position = int((~torch.isfinite(rewards)).nonzero()[0])
+        raise RewardError(
+            f"Reward function `{name}` returned {rewards[position].item()} for response {position} of {count}, so no "
+            "candidate can be ranked. Return a finite float for every response."
+        )
+    return rewards

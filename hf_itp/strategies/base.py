@@ -1,0 +1,104 @@
+"""
+The contract of a selection strategy: rewards of a pool in, indices of the responses to return out.
+
+A strategy knows nothing of models, tokenizers or text, and no strategy knows another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import check_rewards
+from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """
+    Picks `num_return_sequences` of the `N` candidates drawn for a prompt, given their rewards.
+
+    A subclass is a frozen dataclass whose fields are the strategy's own keywords of `generate`. It has to define
+    [`probabilities`]; [`select`] follows from it.
+
+    Shapes: leading dimensions `...` are prompts, the last one is the pool.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
+        """
+        Exact law of the first returned index given the pool.
+
+        Args:
+            rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+
+        Returns:
+            `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+        """
+
+    def select(
+        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """
+        Draws the indices to return, all different: the first from [`probabilities`], each further one from the same
+        law restricted to what is left. Where that law has no mass left, the highest remaining rewards follow.
+
+        Args:
+            rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+            num_return_sequences (`int`, *optional*, defaults to 1): How many indices per pool, between 1 and `N`.
+            generator (`torch.Generator`, *optional*): Source of randomness; torch's global one without it.
+
+        Returns:
+            `torch.LongTensor` of shape `(..., num_return_sequences)`.
+        """
+        rewards = check_rewards(rewards)
+        if not 1 <= num_return_sequences <= rewards.shape[-1]:
+            raise ArgumentError(
+                f"`num_return_sequences` has to be between 1 and the number of candidates ({rewards.shape[-1]}), but "
+                f"is {num_return_sequences}. Draw more candidates or return fewer sequences."
+            )
+        return sample_without_replacement(
+            self.probabilities(rewards), num_return_sequences, generator=generator, then_by=rewards
+        )
+
+    def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
+        """How many candidates beyond `num_candidates` [`decide`] may ask for. 0 for all that select from one pool."""
+        return 0
+
+    def decide(
+        self,
+        rewards: torch.Tensor,
+        num_candidates: int,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor | None:
+        """
+        The indices to return for one prompt, or `None` while more candidates have to be drawn first.
+
+        Called again with a longer `rewards` and an identically seeded `generator` after each further draw.
+
+        Args:
+            rewards (`torch.Tensor` of shape `(P,)`): Rewards of all candidates drawn so far, in the order drawn.
+            num_candidates (`int`): `N`, the size of the first pool; `P >= N`.
+            num_return_sequences (`int`, *optional*, defaults to 1): How many indices to return.
+            generator (`torch.Generator`, *optional*): Source of randomness.
+        """
+        return self.select(rewards, num_return_sequences, generator)
+
+    def diagnostics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the rule found in each pool `(..., N)`: tensors of shape `(...)`, by name."""
+        return {"effective_sample_size": effective_sample_size(self.probabilities(rewards))}
+
+    def advice(self, rewards: torch.Tensor) -> str | None:
+        """One sentence for the user when the strategy's settings make it another strategy on these pools, or `None`."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The strategy's own fields, as plain JSON values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
