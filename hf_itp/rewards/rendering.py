@@ -1,0 +1,140 @@
+"""
+How prompts and responses become the text a reward model was trained to read.
+
+Knows nothing of tokenizers or models: chats in, chats or text out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.rewards.base import Prompt
+
+
+def transcript(prompt: Prompt) -> str:
+    r"""
+    A prompt as plain text, for reward models that have no chat template.
+
+    Text stays as it is and a single user message is its own content, so that a one-turn chat and the bare question
+    read the same. Anything longer becomes `Role: content` turns with an empty line between them.
+
+    Args:
+        prompt (`str` or `list[dict]`): Text, or messages with `role` and `content`.
+
+    Raises:
+        `ArgumentError`: If the chat is empty, a message lacks `role` or `content`, or a content is not text.
+
+    Examples:
+
+    ```python
+    >>> transcript([{"role": "user", "content": "Why is the sky blue?"}])
+    'Why is the sky blue?'
+    >>> transcript([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
+    'System: Be brief.\n\nUser: Why?'
+
+    ```
+    """
+    messages = as_messages(prompt)
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def conversation(prompt: Prompt, response: str) -> list[dict[str, str]]:
+    """
+    The prompt's messages with the response as the assistant's turn.
+
+    A chat that ends in an assistant message was continued by the policy, so there the response is the rest of that
+    message and no turn of its own.
+
+    Examples:
+
+    ```python
+    >>> conversation([{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is"}], " 4.")[1:]
+    [{'role': 'assistant', 'content': 'It is 4.'}]
+
+    ```
+    """
+    messages = as_messages(prompt)
+    begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+    return [*messages, {"role": "assistant", "content": begun + response}]
+
+
+def fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    r"""
+    The chat with its system messages moved to the head of the first user turn, for templates without a system role.
+
+    Examples:
+
+    ```python
+    >>> fold_system([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
+    [{'role': 'user', 'content': 'Be brief.\n\nWhy?'}]
+
+    ```
+    """
+    instructions = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    if not others or others[0]["role"] != "user":
+        return [{"role": "user", "content": "\n\n".join(instructions)}, *others]
+    first = {"role": "user", "content": "\n\n".join([*instructions, others[0]["content"]])}
+    return [first, *others[1:]]
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """
+    The prompt as checked messages of `role` and text `content`, a new list of new dicts: a string is one user message.
+
+    Examples:
+
+    ```python
+    >>> as_messages("Why is the sky blue?")
+    [{'role': 'user', 'content': 'Why is the sky blue?'}]
+
+    ```
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, (list, tuple)):
+        raise ArgumentTypeError(
+            f"A prompt has to be text or a list of messages, but is a {type(prompt).__name__}. Pass a string or a chat "
+            'such as [{"role": "user", "content": "..."}].'
+        )
+    if not prompt:
+        raise ArgumentError(
+            "A chat has to hold at least one message, but is empty, so there is nothing to answer. Add a user message."
+        )
+    return [_checked_message(message, position) for position, message in enumerate(prompt)]
+
+
+def _checked_message(message: object, position: int) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise ArgumentTypeError(
+            f"Message {position} of a chat has to be a dict with `role` and `content`, but is a "
+            f"{type(message).__name__}. For several prompts pass one chat per prompt."
+        )
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise ArgumentError(
+            f"Message {position} of a chat has to have a `role`, but has only {sorted(map(str, message))}. Add "
+            '"role": "user".'
+        )
+    if isinstance(content, (list, tuple)):
+        content = _text_parts(content, position)
+    if not isinstance(content, str):
+        raise ArgumentError(
+            f"`content` of message {position} of a chat has to be text, but is {content!r}. Write its text into "
+            "`content`."
+        )
+    return {"role": role, "content": content}
+
+
+def _text_parts(parts: list | tuple, position: int) -> str:
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ArgumentError(
+                f"`content` of message {position} of a chat holds a part of type {kind!r}, which no text reward model "
+                "can read. Pass a reward function of your own for such prompts."
+            )
+    return "".join(part["text"] for part in parts)
