@@ -1,0 +1,184 @@
+"""
+Pictures of pools. Each function returns a matplotlib figure to show, change or save; nothing global is touched.
+
+Knows nothing of models or text: rewards and probabilities in, ink out.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_itp.errors import ArgumentError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, distinct under every common colour vision; each winner has a shape of its own as well.
+_BLUE, _GREY, _INK = "#0072B2", "#999999", "#333333"
+_WINNERS = (("v", "#E69F00"), ("*", "#D55E00"), ("D", "#009E73"), ("s", "#CC79A7"), ("P", "#56B4E9"))
+_COLUMNS = 2
+
+
+def plot_pool(
+    rewards: torch.Tensor,
+    probabilities: torch.Tensor,
+    *,
+    normalizer: torch.Tensor | None = None,
+    labels: Sequence[str] | None = None,
+    winners: Mapping[str, torch.Tensor] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """
+    The candidates of each prompt: reward across, probability of being returned upwards, one panel per prompt.
+
+    Under pessimism the candidates lie on a hinge: 0 up to the normalizer, then a straight line, so the picture shows
+    at a glance how many candidates are still in play. A dashed line marks plain sampling's `1 / N`.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, N)`):
+            Rewards of the candidates.
+        probabilities (`torch.Tensor` of shape `(B, N)`):
+            A strategy's law on each pool, from [`Strategy.probabilities`].
+        normalizer (`torch.Tensor` of shape `(B,)`, *optional*):
+            Pessimism's normalizer, in units of the reward, drawn as a line; all to the left of it is shaded.
+        labels (`Sequence[str]` of length `B`, *optional*):
+            A heading per panel, the prompt for example.
+        winners (`Mapping[str, torch.Tensor]`, *optional*):
+            Index of the candidate each strategy returned, of shape `(B,)`, by the strategy's name.
+        title (`str`, *optional*):
+            Heading of the figure; defaults to what the panels show.
+
+    Returns:
+        `matplotlib.figure.Figure`: Write it with `figure.savefig("pool.png")`.
+
+    Raises:
+        `ArgumentError`: If the shapes do not go together.
+        `MissingDependencyError`: If matplotlib is not installed.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> from hf_itp.evaluation import plot_pool
+    >>> rewards = torch.tensor([[1.0, 0.8, 0.5, 0.1, -0.3]])
+    >>> probabilities = torch.tensor([[0.7, 0.3, 0.0, 0.0, 0.0]])
+    >>> winners = {"best_of_n": torch.tensor([0]), "pessimism": torch.tensor([1])}
+    >>> figure = plot_pool(rewards, probabilities, normalizer=torch.tensor([0.65]), winners=winners)
+    >>> figure.axes[0].get_xlabel()
+    'reward'
+
+    ```
+    """
+    _check_shapes(rewards, probabilities, normalizer, labels, winners)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError('Pictures need matplotlib. Install it: pip install "hf-itp[plots]".') from error
+
+    num_prompts, num_candidates = rewards.shape
+    columns = min(_COLUMNS, num_prompts)
+    rows = -(-num_prompts // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.1 * rows + 1.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for index, panel in enumerate(panels):
+        if index >= num_prompts:
+            panel.set_axis_off()
+            continue
+        _draw_law(panel, rewards[index].tolist(), probabilities[index].tolist())
+        if normalizer is not None:
+            _draw_normalizer(panel, float(normalizer[index]))
+        for place, (name, chosen) in enumerate((winners or {}).items()):
+            candidate = int(chosen[index])
+            below = sum(int(other[index]) == candidate for other in list((winners or {}).values())[:place])
+            point = float(rewards[index, candidate]), float(probabilities[index, candidate])
+            _draw_winner(panel, name, place, point, height=below)
+        if labels is not None:
+            panel.set_title("\n".join(textwrap.wrap(labels[index], 56, max_lines=2)), fontsize=10, loc="left")
+        panel.set_xlabel("reward")
+        panel.set_ylabel("probability of being returned")
+        panel.margins(x=0.08)
+        # Room for the winners' marks, which hover over their points.
+        panel.set_ylim(bottom=-0.04 * panel.get_ylim()[1], top=1.35 * float(probabilities[index].max()))
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title or f"{num_candidates} candidates per prompt and the law that picks among them", fontsize=12)
+    handles = {
+        name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_law(panel: Axes, rewards: list[float], probabilities: list[float]) -> None:
+    points = sorted(zip(rewards, probabilities, strict=True))
+    ever = [point for point in points if point[1] > 0]
+    never = [point for point in points if point[1] == 0]
+    panel.axhline(1 / len(points), color=_GREY, linestyle=(0, (4, 3)), linewidth=1, label="plain sampling: 1/N each")
+    panel.scatter(*zip(*ever, strict=True), s=36, color=_BLUE, alpha=0.85, label="candidate", zorder=3)
+    if never:
+        panel.scatter(
+            *zip(*never, strict=True),
+            s=36,
+            facecolor="none",
+            edgecolor=_BLUE,
+            label="candidate, never returned",
+            zorder=3,
+        )
+
+
+def _draw_normalizer(panel: Axes, normalizer: float) -> None:
+    panel.axvline(normalizer, color=_INK, linewidth=1.2, label="normalizer: what is left of it is never returned")
+    left, right = panel.get_xlim()
+    left = min(left, normalizer - 0.05 * (right - left))
+    panel.axvspan(left - (right - left), normalizer, color=_GREY, alpha=0.12, linewidth=0)
+    panel.set_xlim(left, right)
+
+
+def _draw_winner(panel: Axes, name: str, place: int, point: tuple[float, float], height: int) -> None:
+    from matplotlib.transforms import offset_copy
+
+    marker, color = _WINNERS[place % len(_WINNERS)]
+    above = offset_copy(panel.transData, fig=panel.figure, y=13 + 12 * height, units="points")
+    panel.plot(
+        *point,
+        linestyle="none",
+        marker=marker,
+        markersize=11 if marker == "*" else 7,
+        color=color,
+        markeredgecolor=_INK,
+        markeredgewidth=0.6,
+        transform=above,
+        zorder=4,
+        label=f"returned by {name}",
+    )
+
+
+def _check_shapes(
+    rewards: torch.Tensor,
+    probabilities: torch.Tensor,
+    normalizer: torch.Tensor | None,
+    labels: Sequence[str] | None,
+    winners: Mapping[str, torch.Tensor] | None,
+) -> None:
+    if rewards.dim() != 2 or rewards.numel() == 0:
+        raise ArgumentError(
+            f"`rewards` has to have shape (B, N), one row per prompt, but has shape {tuple(rewards.shape)}. Add the "
+            "missing dimension with rewards[None]."
+        )
+    if probabilities.shape != rewards.shape:
+        raise ArgumentError(
+            f"`probabilities` has to have the shape of `rewards` {tuple(rewards.shape)}, but has shape "
+            f"{tuple(probabilities.shape)}. Pass strategy.probabilities(rewards)."
+        )
+    per_prompt: dict[str, torch.Tensor | Sequence[str] | None] = {"normalizer": normalizer, "labels": labels}
+    per_prompt |= {f"winners[{name!r}]": chosen for name, chosen in (winners or {}).items()}
+    for name, values in per_prompt.items():
+        if values is not None and len(values) != len(rewards):
+            raise ArgumentError(
+                f"`{name}` has to have one entry per prompt ({len(rewards)}), but has {len(values)}. Pass one for "
+                "each row of `rewards`."
+            )
