@@ -1,0 +1,64 @@
+"""
+What holds for every test: no network, one thread, and torch's global random numbers left as they were.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before transformers and huggingface_hub are imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import PromptBoundReward, saved_policy, tiny_tokenizer
+from tests.worlds.laws import FiniteWorld, finite_world
+
+# Each pytest worker has one core.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def global_rng_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that moves or seeds torch's global random numbers; the marker `uses_global_rng` opts out."""
+    if request.node.get_closest_marker("uses_global_rng"):
+        with torch.random.fork_rng(devices=[]):
+            yield
+        return
+    before = torch.get_rng_state()
+    yield
+    after = torch.get_rng_state()
+    if not torch.equal(before, after):
+        torch.set_rng_state(before)
+        pytest.fail(
+            "torch's global random state changed. Draw from a torch.Generator, or mark the test uses_global_rng where "
+            "the test itself draws from it."
+        )
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def prompt_bound_reward() -> PromptBoundReward:
+    return PromptBoundReward()
+
+
+@pytest.fixture
+def policy_folder(tmp_path: Path) -> Callable[..., Path]:
+    """`policy_folder(architecture="llama")`: a saved policy with its tokenizer."""
+    return lambda architecture="llama", **overrides: saved_policy(tmp_path, architecture, **overrides)
+
+
+@pytest.fixture(scope="session")
+def small_world() -> FiniteWorld:
+    """21 responses: few enough for `push_forward` with four candidates. Shared, so not to be changed."""
+    return finite_world(vocabulary=5, max_new_tokens=2)
