@@ -96,7 +96,7 @@ def plot_pool(
             candidate = int(chosen[index])
             below = sum(int(other[index]) == candidate for other in list((winners or {}).values())[:place])
             point = float(rewards[index, candidate]), float(probabilities[index, candidate])
-            _draw_winner(panel, name, place, point, height=below)
+            _draw_winner(figure, panel, name, place, point, height=below)
         if labels is not None:
             panel.set_title("\n".join(textwrap.wrap(labels[index], 56, max_lines=2)), fontsize=10, loc="left")
         panel.set_xlabel("reward")
@@ -114,20 +114,15 @@ def plot_pool(
 
 
 def _draw_law(panel: Axes, rewards: list[float], probabilities: list[float]) -> None:
-    points = sorted(zip(rewards, probabilities, strict=True))
+    points = list(zip(rewards, probabilities, strict=True))
     ever = [point for point in points if point[1] > 0]
-    never = [point for point in points if point[1] == 0]
+    never = [reward for reward, probability in points if probability == 0]
     panel.axhline(1 / len(points), color=_GREY, linestyle=(0, (4, 3)), linewidth=1, label="plain sampling: 1/N each")
-    panel.scatter(*zip(*ever, strict=True), s=36, color=_BLUE, alpha=0.85, label="candidate", zorder=3)
+    label = "candidate"
+    panel.scatter([x for x, _ in ever], [y for _, y in ever], s=36, color=_BLUE, alpha=0.85, label=label, zorder=3)
     if never:
-        panel.scatter(
-            *zip(*never, strict=True),
-            s=36,
-            facecolor="none",
-            edgecolor=_BLUE,
-            label="candidate, never returned",
-            zorder=3,
-        )
+        label = "candidate, never returned"
+        panel.scatter(never, [0.0] * len(never), s=36, facecolor="none", edgecolor=_BLUE, label=label, zorder=3)
 
 
 def _draw_normalizer(panel: Axes, normalizer: float) -> None:
@@ -138,11 +133,11 @@ def _draw_normalizer(panel: Axes, normalizer: float) -> None:
     panel.set_xlim(left, right)
 
 
-def _draw_winner(panel: Axes, name: str, place: int, point: tuple[float, float], height: int) -> None:
+def _draw_winner(figure: Figure, panel: Axes, name: str, place: int, point: tuple[float, float], height: int) -> None:
     from matplotlib.transforms import offset_copy
 
     marker, color = _WINNERS[place % len(_WINNERS)]
-    above = offset_copy(panel.transData, fig=panel.figure, y=13 + 12 * height, units="points")
+    above = offset_copy(panel.transData, fig=figure, y=13 + 12 * height, units="points")
     panel.plot(
         *point,
         linestyle="none",

@@ -56,9 +56,7 @@ def test_marks_of_two_winners_on_one_candidate_do_not_hide_each_other():
 
 
 def test_labels_head_their_panels_and_legend_names_everything_once():
-    figure = plot_pool(
-        REWARDS, PROBABILITIES, labels=["A question?", "Another?"], normalizer=NORMALIZER, title="Pools"
-    )
+    figure = plot_pool(REWARDS, PROBABILITIES, labels=["Why?", "How?"], normalizer=NORMALIZER, title="Pools")
     assert [panel.get_title(loc="left") for panel in figure.axes] == ["Why?", "How?"]
     assert figure.get_suptitle() == "Pools"
     names = [text.get_text() for text in figure.legends[0].get_texts()]
