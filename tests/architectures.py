@@ -199,6 +199,9 @@ ARCHITECTURES: tuple[str, ...] = (*DECODER_ONLY, *ENCODER_DECODER, *VISION_LANGU
 # layers of recurrent_gemma take padding in. Their logits in a left-padded batch are not those of a prompt alone.
 LEFT_PADDING_MATTERS = frozenset({"bart", "recurrent_gemma"})
 
+# Keeps its recurrent states in its own modules, where `reorder_cache` does not reach them.
+STATE_OUTSIDE_CACHE = frozenset({"recurrent_gemma"})
+
 
 def config_arguments(architecture: str) -> dict[str, Any]:
     """What `AutoConfig.for_model` needs for one of [`ARCHITECTURES`]."""

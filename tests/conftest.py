@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from tests.global_rng import global_rng_watched
 from tests.tiny import PromptBoundReward, saved_policy, tiny_tokenizer
 from tests.worlds.laws import FiniteWorld, finite_world
 
@@ -30,16 +31,9 @@ def global_rng_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("uses_global_rng"):
         with torch.random.fork_rng(devices=[]):
             yield
-        return
-    before = torch.get_rng_state()
-    yield
-    after = torch.get_rng_state()
-    if not torch.equal(before, after):
-        torch.set_rng_state(before)
-        pytest.fail(
-            "torch's global random state changed. Draw from a torch.Generator, or mark the test uses_global_rng where "
-            "the test itself draws from it."
-        )
+    else:
+        with global_rng_watched():
+            yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from tests.global_rng import global_rng_watched
 from tests.tiny import (
     ARCHITECTURES,
     DECODER_ONLY,
@@ -158,3 +159,11 @@ def test_prompt_bound_reward_tells_every_pair_apart(prompt_bound_reward: PromptB
     assert rewards[2] == PromptBoundReward.reward("b", "x")
     assert prompt_bound_reward.calls == [(prompts, ["x", "y", "x", "x"])]
     assert torch.tensor(rewards, dtype=torch.float32).tolist() == rewards
+
+
+@pytest.mark.parametrize("touch", [lambda: torch.rand(1), lambda: torch.manual_seed(123)])
+def test_moved_or_seeded_global_rng_is_noticed_and_put_back(touch) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(AssertionError, match=r"Draw from a torch\.Generator"), global_rng_watched():
+        touch()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -39,6 +39,7 @@ from tests.architectures import (
     IMAGE,
     LEFT_PADDING_MATTERS,
     PAD,
+    STATE_OUTSIDE_CACHE,
     VISION_LANGUAGE,
     VOCABULARY_SIZE,
     config_arguments,
@@ -52,6 +53,7 @@ __all__ = [
     "EOS",
     "LEFT_PADDING_MATTERS",
     "PAD",
+    "STATE_OUTSIDE_CACHE",
     "VISION_LANGUAGE",
     "VOCABULARY_SIZE",
     "PromptBoundReward",
@@ -65,9 +67,9 @@ __all__ = [
 IMAGE_TOKENS = 4
 # Word i has id i.
 _WORDS = """
-    <pad> <s> </s> <unk> user assistant system a all and ask at bake bread by can cold cook day do eat flour for go good
-    have hot how i in is it jar keep let make me milk mix my no not of on one or out rest rise salt see so the then to
-    use water way we what when yes you <image>
+    <pad> <s> </s> <unk> user assistant system a all and ask at bake bread by can cold cook day do eat flour for go
+    good have hot how i in is it jar keep let make me milk mix my no not of on one or out rest rise salt see so the
+    then to use water way we what when yes you <image>
 """
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
@@ -190,7 +192,7 @@ def saved_policy(folder: Path, architecture: str = "llama", **config_overrides: 
 def left_padded_batch(
     lengths: Sequence[int], seed: int = 0, vocabulary_size: int = VOCABULARY_SIZE
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` of random words, row `i` of `lengths[i]` tokens, `BOS` first."""
+    """`input_ids` and `attention_mask`, both `(B, max(lengths))`: row `i` is `BOS` and `lengths[i] - 1` words."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.full((len(lengths), max(lengths)), PAD)
     attention_mask = torch.zeros_like(input_ids)

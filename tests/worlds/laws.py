@@ -44,7 +44,9 @@ def response_law(
     alive: Law = {(): 1.0}
     for step in range(max_new_tokens):
         prefixes = list(alive)
-        logits = model(input_ids=torch.tensor([[*prompt, *prefix] for prefix in prefixes])).logits[:, -1].double()
+        rows = torch.tensor([[*prompt, *prefix] for prefix in prefixes])
+        # Without a mask a model would warn of the padding tokens it drew itself.
+        logits = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[:, -1].double()
         grown: Law = {}
         for prefix, row in zip(prefixes, logits, strict=True):
             probabilities = (row if warp is None else warp(row)).softmax(-1).tolist()
