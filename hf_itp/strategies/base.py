@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_rewards
+from hf_itp.functional.checks import check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
 
 
@@ -58,11 +57,7 @@ class Strategy(ABC):
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
         """
         rewards = check_rewards(rewards)
-        if not 1 <= num_return_sequences <= rewards.shape[-1]:
-            raise ArgumentError(
-                f"`num_return_sequences` has to be between 1 and the number of candidates ({rewards.shape[-1]}), but "
-                f"is {num_return_sequences}. Draw more candidates or return fewer sequences."
-            )
+        check_num_return_sequences(num_return_sequences, rewards.shape[-1])
         return sample_without_replacement(
             self.probabilities(rewards), num_return_sequences, generator=generator, then_by=rewards
         )
@@ -95,8 +90,12 @@ class Strategy(ABC):
         """What the rule found in each pool `(..., N)`: tensors of shape `(...)`, by name."""
         return {"effective_sample_size": effective_sample_size(self.probabilities(rewards))}
 
+    def selection_diagnostics(self, indices: torch.Tensor, num_candidates: int) -> dict[str, torch.Tensor]:
+        """What the indices `(..., k)` from [`decide`] say beyond the pool: tensors of shape `(...)`, by name."""
+        return {}
+
     def advice(self, rewards: torch.Tensor) -> str | None:
-        """One sentence for the user when the strategy's settings make it another strategy on these pools, or `None`."""
+        """One sentence for the user when the settings make this another strategy on these pools, or `None`."""
         return None
 
     def settings(self) -> dict[str, Any]:

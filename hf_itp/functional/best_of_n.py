@@ -1,0 +1,242 @@
+"""
+Laws of the rules that look at the order of the rewards, or tilt by them: best-of-n and its relatives.
+
+Every law here is exact given the pool; candidates of equal reward share equally what their ranks receive.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.functional.checks import check_positive, check_rewards
+
+
+def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
+    """
+    Law of best-of-n: all mass on the highest reward.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+
+    Returns:
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> best_of_n_law(torch.tensor([0.2, 0.7, 0.7]))
+    tensor([0.0000, 0.5000, 0.5000], dtype=torch.float64)
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    best = (rewards == rewards.amax(dim=-1, keepdim=True)).to(torch.float64)
+    return best / best.sum(dim=-1, keepdim=True)
+
+
+def worst_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
+    """
+    Law of worst-of-n, the attacker's best-of-n: all mass on the lowest reward.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+
+    Returns:
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> worst_of_n_law(torch.tensor([0.2, 0.7, 0.7]))
+    tensor([1., 0., 0.], dtype=torch.float64)
+
+    ```
+    """
+    return best_of_n_law(-check_rewards(rewards))
+
+
+def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
+    r"""
+    Law of best-of-n when the `n` candidates are a random subset of a larger pool.
+
+    Of `P` pooled responses the `i`-th smallest is the best of the subset with probability
+    \\( \binom{i-1}{n-1} / \binom{P}{n} \\): the whole curve of best-of-n over `n` from one pool, without replicates.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., P)`): Finite rewards of the pool.
+        n (`int`): Size of the subset, between 1 and `P`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., P)`, float64: Probabilities that sum to 1.
+
+    Raises:
+        `ValueError`: If `n` is not between 1 and `P`.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> best_of_n_subsample_law(torch.tensor([3.0, 1.0, 2.0]), n=2)
+    tensor([0.6667, 0.0000, 0.3333], dtype=torch.float64)
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    size = rewards.shape[-1]
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise ArgumentTypeError(f"`n` has to be an int, but is {n!r}. Give a whole number of candidates.")
+    if not 1 <= n <= size:
+        raise ArgumentError(
+            f"`n` has to be between 1 and the size of the pool ({size}), but is {n}. Draw a larger pool or compare "
+            "smaller subsets."
+        )
+    # From the top rank down by ratios, which neither overflow nor cancel as binomial coefficients do.
+    rank = torch.arange(size, 1, -1, dtype=torch.float64, device=rewards.device)
+    ratios = ((rank - n) / (rank - 1)).clamp_min(0)
+    first = torch.full((1,), n / size, dtype=torch.float64, device=rewards.device)
+    mass = torch.cat([first, ratios]).cumprod(dim=0).flip(0)  # of the ranks, lowest reward first
+    return _shared_among_ties(rewards, mass)
+
+
+def _shared_among_ties(rewards: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+    """What each candidate gets of the `mass (N,)` of the ranks, lowest reward first, with ties broken at random."""
+    ascending = rewards.sort(dim=-1).values
+    rewards = rewards.contiguous()  # searchsorted warns otherwise
+    first = torch.searchsorted(ascending, rewards)
+    last = torch.searchsorted(ascending, rewards, right=True)
+    below = torch.cat([mass.new_zeros(1), mass.cumsum(dim=0)])
+    shared = (below[last] - below[first]) / (last - first)
+    # Without a tie the mass itself, not a difference of sums that has lost its digits.
+    return torch.where(last - first == 1, mass[first], shared)
+
+
+def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""
+    Law of soft best-of-n: \\( p_i \propto \exp(r_i / \tau) \\).
+
+    [Soft Best-of-n Sampling](https://huggingface.co/papers/2505.03156).
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+        temperature (`float`): \\( \tau \\), in units of reward. Towards 0 best-of-n, towards infinity plain sampling.
+
+    Returns:
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+
+    Raises:
+        `ValueError`: If `temperature` is not positive.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> soft_best_of_n_law(torch.tensor([0.0, 0.6931472]), temperature=1.0)
+    tensor([0.3333, 0.6667], dtype=torch.float64)
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    check_positive("temperature", temperature, "Choose a temperature on the scale of the rewards.")
+    # The best is at 0 before the division, so that a tiny temperature overflows to -inf alone.
+    return ((rewards - rewards.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+
+
+def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
+    r"""
+    Law of a uniform pick among the best \\( \lceil N / m \rceil \\), ties at the edge broken at random.
+
+    Top-quantile best-of-n of [2603.05739](https://huggingface.co/papers/2603.05739).
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+        multiplier (`float`): `m`, at least 1: no candidate gets more than `m / N`, up to rounding of `N / m`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+
+    Raises:
+        `ValueError`: If `multiplier` is below 1.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> top_quantile_law(torch.tensor([0.9, 0.5, 0.5, 0.1]), multiplier=2)
+    tensor([0.5000, 0.2500, 0.2500, 0.0000], dtype=torch.float64)
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    check_multiplier(multiplier)
+    size = rewards.shape[-1]
+    # A quotient such as 10 / (10 / 3) is a hair above the whole number that was meant.
+    count = max(1, math.ceil(size / multiplier * (1 - 1e-12)))
+    edge = rewards.kthvalue(size - count + 1, dim=-1, keepdim=True).values
+    above, at_edge = rewards > edge, rewards == edge
+    places_left = count - above.sum(dim=-1, keepdim=True)
+    share = places_left / at_edge.sum(dim=-1, keepdim=True).to(torch.float64)
+    return torch.where(at_edge, share, above.to(torch.float64)) / count
+
+
+def check_multiplier(multiplier: float) -> None:
+    """Raises unless `multiplier` is a finite number of at least 1."""
+    remedy = "Choose at least 1, which is plain sampling; 4 picks from the best quarter."
+    check_positive("multiplier", multiplier, remedy)
+    if multiplier < 1:
+        raise ArgumentError(f"`multiplier` has to be at least 1, but is {multiplier}. {remedy}")
+
+
+def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
+    r"""
+    Law of best-of-n over the first \\( \min(N, 1 + \mathrm{Poisson}(\mu)) \\) candidates of the pool.
+
+    Best-of-Poisson of [2506.19248](https://huggingface.co/papers/2506.19248), truncated at the pool. The sum over the
+    number of candidates is done exactly, in O(N log N): each number has one record reward, and a candidate wins for
+    exactly those numbers for which its reward is the record.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates, in the order drawn.
+        rate (`float`): \\( \mu \\), the mean number of candidates beyond the first.
+
+    Returns:
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+
+    Raises:
+        `ValueError`: If `rate` is not positive.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> best_of_poisson_law(torch.tensor([0.5, 0.9]), rate=0.6931472)  # one candidate half of the time
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    check_positive("rate", rate, "Choose about the number of candidates you would give best-of-n.")
+    records = rewards.cummax(dim=-1).values  # of the first n candidates
+    sets_record = rewards == records  # it is the best, or among the best, of those up to itself
+    winners = sets_record.cumsum(dim=-1)
+    first = torch.searchsorted(records, records)  # where the record of the first n was set
+    winners = winners - winners.gather(-1, first) + 1  # how many share the record of the first n
+    per_winner = _truncated_poisson(rewards.shape[-1], rate).to(rewards.device) / winners
+    up_to = torch.nn.functional.pad(per_winner.cumsum(dim=-1), (1, 0))
+    last = torch.searchsorted(records, records, right=True)  # one past the last n with the same record
+    return torch.where(sets_record, up_to.gather(-1, last) - up_to[..., :-1], 0)
+
+
+def _truncated_poisson(size: int, rate: float) -> torch.Tensor:
+    """Probabilities that `min(size, 1 + Poisson(rate))` is 1, 2, ..., `size`."""
+    counts = torch.arange(size, dtype=torch.float64)
+    mean = torch.tensor(rate, dtype=torch.float64)
+    mass = (torch.xlogy(counts, mean) - mean - torch.lgamma(counts + 1)).exp()
+    if size == 1:
+        return torch.ones_like(mass)
+    mass[-1] = torch.special.gammainc(counts[-1], mean)  # P(Poisson(rate) >= size - 1)
+    return mass / mass.sum()

@@ -1,0 +1,74 @@
+"""
+Putting the rewards of different prompts and reward models on one scale, from the pool alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.calibration import calibrate_rewards
+from hf_itp.functional.checks import check_choice, check_rewards
+
+NORMALIZATIONS = ("none", "zscore", "quantile")
+
+
+def normalize_rewards(
+    rewards: torch.Tensor, normalize: str = "none", reference: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""
+    Rewards on the scale that `normalize` names:
+
+    - `"none"`: as they are.
+    - `"zscore"`: less the mean of the pool, over its (population) standard deviation. 0 where the pool is all equal.
+    - `"quantile"`: mid-rank \\( (i - 1/2) / N \\) in the pool, the average over tied ranks: the calibrated reward of
+      each candidate among the pool itself.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., M)`): Finite rewards.
+        normalize (`str`, *optional*, defaults to `"none"`): `"none"`, `"zscore"` or `"quantile"`.
+        reference (`torch.Tensor` of shape `(..., N)`, *optional*):
+            The pool whose mean, deviation or ranks are used; `rewards` itself without it.
+
+    Returns:
+        `torch.Tensor` of shape `(..., M)`, float64.
+
+    Raises:
+        `ValueError`: If `normalize` is none of the three, or a reward is not finite.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> normalize_rewards(torch.tensor([3.0, 1.0, 3.0, 9.0]), "quantile")
+    tensor([0.5000, 0.1250, 0.5000, 0.8750], dtype=torch.float64)
+    >>> normalize_rewards(torch.tensor([5.0]), "zscore", reference=torch.tensor([1.0, 3.0]))
+    tensor([3.], dtype=torch.float64)
+
+    ```
+    """
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    rewards = check_rewards(rewards)
+    pool = rewards if reference is None else check_rewards(reference, "reference")
+    if pool.shape[:-1] != rewards.shape[:-1]:
+        raise ArgumentError(
+            f"`reference` has to have the leading shape of `rewards` {tuple(rewards.shape[:-1])}, but has "
+            f"{tuple(pool.shape[:-1])}. Give one pool per prompt."
+        )
+    if normalize == "quantile":
+        return calibrate_rewards(rewards, pool)
+    if normalize == "zscore":
+        return _zscore(rewards, pool)
+    return rewards
+
+
+def _zscore(rewards: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+    # Relative to the lowest and in units of the range: no digits are lost to a large offset, and no square under- or
+    # overflows.
+    lowest, highest = pool.amin(dim=-1, keepdim=True), pool.amax(dim=-1, keepdim=True)
+    span = highest - lowest
+    unit = torch.where(span > 0, span, 1)
+    pool = (pool - lowest) / unit
+    deviation, mean = torch.std_mean(pool, dim=-1, keepdim=True, correction=0)
+    scores = ((rewards - lowest) / unit - mean) / torch.where(span > 0, deviation, 1)
+    return torch.where(span > 0, scores, 0)

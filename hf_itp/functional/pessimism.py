@@ -1,0 +1,166 @@
+"""
+Pessimism: the law over a pool that maximises the mean reward less `beta` times its chi-squared distance from the
+policy, in closed form. Knows nothing of how a response is drawn from that law.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import check_positive, check_rewards
+
+_BETA_REMEDY = "Choose a beta on the scale of the rewards, for example a tenth of their spread."
+
+
+def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Weights of the candidates, relative to plain sampling, under pessimism.
+
+    [Is Best-of-N the Best of Them?](https://huggingface.co/papers/2503.21878), steps 1 and 2 of
+    InferenceTimePessimism: the maximiser of \\( E_\pi[r] - \beta D_{\chi^2}(\pi \| \pi_{ref}) \\) over the pool is
+
+    $$ w_i = \max\left(\frac{r_i - \lambda}{\beta}, 0\right), \qquad \frac{1}{N} \sum_i w_i = 1, \qquad
+    \lambda = \max_{1 \le k \le N} \frac{S_k - N \beta}{k} $$
+
+    with \\( S_k \\) the sum of the `k` largest rewards. A constant added to the rewards moves the normalizer
+    \\( \lambda \\) by as much and keeps the weights; so does scaling rewards and `beta` together.
+
+    Shapes: leading dimensions are prompts, the last one is the pool. Costs O(N log N) per pool.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+        beta (`float`): Regularization strength, in units of reward. Towards 0 the weights become those of best-of-n,
+            and are exactly so from (best - second best reward) / N down; towards infinity all become 1.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`, both float64: `weights (..., N)`, nonnegative with mean 1, so that
+        `weights / N` is the selection law, and the `normalizer (...)`, between `mean(rewards) - beta` and
+        `max(rewards) - beta`.
+
+    Raises:
+        `ValueError`: If `beta` is not positive or a reward is not finite.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> weights, normalizer = pessimism(torch.tensor([1.0, 0.8, 0.5, 0.1, -0.3]), beta=0.1)
+    >>> [round(weight, 4) for weight in weights.tolist()], round(normalizer.item(), 4)
+    ([3.5, 1.5, 0.0, 0.0, 0.0], 0.65)
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    check_positive("beta", beta, _BETA_REMEDY)
+    best = rewards.amax(dim=-1, keepdim=True)  # (..., 1)
+    # In units of beta below the best: exact under large offsets, and safe for every beta. A gap may overflow to -inf,
+    # which is what it stands for: out of reach.
+    gaps = (rewards - best) / beta  # (..., N), at most 0
+    threshold = _threshold(gaps)  # (..., 1)
+    return (gaps - threshold).clamp_min(0), (best + beta * threshold).squeeze(-1)
+
+
+def _threshold(gaps: torch.Tensor) -> torch.Tensor:
+    """The root of `mean(relu(gaps - root)) = 1`, of shape `(..., 1)`."""
+    size = gaps.shape[-1]
+    # The support is usually a small part of the pool, and finding that part is several times faster than sorting.
+    part = size if size <= 64 else size // 4
+    top = gaps.topk(part, dim=-1).values
+    threshold = _threshold_of_sorted(top, size)
+    if part < size:
+        unsettled = (threshold < top[..., -1:]).squeeze(-1)  # the support may go on below the part
+        if unsettled.any():
+            threshold[unsettled] = _threshold_of_sorted(gaps[unsettled].sort(dim=-1, descending=True).values, size)
+    return threshold
+
+
+def _threshold_of_sorted(gaps: torch.Tensor, size: int) -> torch.Tensor:
+    counts = torch.arange(1, gaps.shape[-1] + 1, dtype=gaps.dtype, device=gaps.device)
+    return ((gaps.cumsum(dim=-1) - size) / counts).amax(dim=-1, keepdim=True)
+
+
+def weights_beyond_pool(
+    new_rewards: torch.Tensor, rewards: torch.Tensor, weights: torch.Tensor, beta: float
+) -> torch.Tensor:
+    r"""
+    Weights of responses that were not in the pool the normalizer was solved on:
+    \\( \max((r - \lambda) / \beta, 0) \\).
+
+    Step 4 of InferenceTimePessimism ([paper](https://huggingface.co/papers/2503.21878)). Computed from the best of the
+    pool, \\( \lambda = \max_i r_i - \beta \max_i w_i \\), which keeps all digits under a tiny `beta`.
+
+    Args:
+        new_rewards (`torch.Tensor` of shape `(..., M)`): Rewards of the further responses.
+        rewards (`torch.Tensor` of shape `(..., N)`): Rewards of the pool.
+        weights (`torch.Tensor` of shape `(..., N)`): Its weights, from [`pessimism`].
+        beta (`float`): As for [`pessimism`].
+
+    Returns:
+        `torch.Tensor` of shape `(..., M)`, float64: Weights from 0 up. Their mean is 1 only in expectation.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> rewards = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    >>> weights, normalizer = pessimism(rewards, beta=0.5)
+    >>> weights_beyond_pool(torch.tensor([1.5, 0.5, -1.0]), rewards, weights, beta=0.5)
+    tensor([3., 1., 0.], dtype=torch.float64)
+
+    ```
+    """
+    new_rewards, rewards = check_rewards(new_rewards), check_rewards(rewards)
+    above_best = (new_rewards - rewards.amax(dim=-1, keepdim=True)) / beta
+    return (weights.amax(dim=-1, keepdim=True) + above_best).clamp_min(0)
+
+
+def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Tensor) -> torch.Tensor:
+    r"""
+    The `beta` at which pessimism's law on a pool has a given effective sample size; the inverse of
+    `effective_sample_size(pessimism(rewards, beta)[0] / N)`.
+
+    While the `k` best are the support, \\( \sum_i p_i^2 = 1/k + V_k / (N \beta)^2 \\), where \\( V_k \\) sums their
+    squared deviations from their mean; this is solved for `beta` in the `k` that applies.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
+        size (`float` or `torch.Tensor` of shape `(...)`): Effective sample size, at least 1 and below `N`.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float64: 0 where at least `size` candidates tie for the best, because no beta
+        concentrates the law further.
+
+    Raises:
+        `ValueError`: If `size` is not in `[1, N)`.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> rewards = torch.tensor([1.0, 0.8, 0.5, 0.1, -0.3])
+    >>> round(beta_for_effective_sample_size(rewards, 1 / (0.7**2 + 0.3**2)).item(), 6)
+    0.1
+
+    ```
+    """
+    rewards = check_rewards(rewards)
+    num_candidates = rewards.shape[-1]
+    size = torch.as_tensor(size, dtype=torch.float64, device=rewards.device).unsqueeze(-1)
+    if not ((size >= 1) & (size < num_candidates)).all():
+        raise ArgumentError(
+            f"`size` has to be at least 1 and below the number of candidates ({num_candidates}), but is "
+            f"{size.squeeze(-1).tolist()}. Ask for a size that a finite beta gives."
+        )
+    gaps = rewards.sort(dim=-1, descending=True).values
+    gaps = gaps - gaps[..., :1]
+    counts = torch.arange(1, num_candidates + 1, dtype=gaps.dtype, device=gaps.device)
+    sums = gaps.cumsum(dim=-1)
+    variations = (gaps.square().cumsum(dim=-1) - sums.square() / counts).clamp_min(0)  # V_k
+    entries = sums - counts * gaps  # N beta at which the k-th best enters the support
+    tied = entries <= 0  # in the support from the start
+    sizes = torch.where(tied, counts, (1 / counts + variations / entries.square()).reciprocal())
+    applies = torch.where(tied | (sizes <= size), counts, 1).amax(dim=-1, keepdim=True)  # the k that applies
+    variation = variations.gather(-1, applies.long() - 1)
+    excess = 1 / size - 1 / applies
+    return torch.where(excess > 0, (variation / excess).sqrt() / num_candidates, 0).squeeze(-1)

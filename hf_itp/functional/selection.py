@@ -1,0 +1,114 @@
+"""
+Drawing indices from a law over a pool, and measuring how concentrated such a law is.
+
+Knows nothing of rewards or of the rule the law came from.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError
+
+# Beyond the logarithm of every arrival time float64 can hold.
+_AFTER_ALL_ARRIVALS = 1e4
+
+
+def effective_sample_size(probabilities: torch.Tensor) -> torch.Tensor:
+    r"""
+    How many candidates a law really chooses among: \\( 1 / \sum_i p_i^2 \\).
+
+    1 where one candidate has all the mass, `N` where all have the same.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(..., N)`): Laws that sum to 1.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, in `[1, N]`.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> effective_sample_size(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]))
+    tensor([1., 4.])
+
+    ```
+    """
+    return probabilities.square().sum(dim=-1).reciprocal()
+
+
+def sample_without_replacement(
+    probabilities: torch.Tensor,
+    k: int,
+    generator: torch.Generator | None = None,
+    then_by: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""
+    Draws `k` different indices per row, in order: the first from `probabilities`, each further one from the same law
+    restricted to what is left.
+
+    An exponential race, which has exactly this law: entry `i` arrives at time \\( E_i / p_i \\) with independent
+    standard exponential \\( E_i \\), and the first `k` arrivals are returned. Entries of probability zero never
+    arrive; they follow once all others are taken, the highest `then_by` first, ties in `then_by` in random order.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(..., N)`):
+            Nonnegative, with some mass in every row. Rows need not sum to 1.
+        k (`int`): How many indices per row, between 1 and `N`.
+        generator (`torch.Generator`, *optional*):
+            Source of randomness, asked for one uniform number per entry on its own device; torch's global one
+            without it.
+        then_by (`torch.Tensor` of shape `(..., N)`, *optional*):
+            Order of the entries of probability zero; random without it.
+
+    Returns:
+        `torch.LongTensor` of shape `(..., k)`, on the device of `probabilities`.
+
+    Raises:
+        `ValueError`: If `k` is not between 1 and `N`, or a row is no law.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> law = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> sample_without_replacement(law, 2, then_by=torch.tensor([[3.0, 9.0, 5.0], [7.0, 1.0, 9.0]]))
+    tensor([[1, 2],
+            [2, 0]])
+
+    ```
+    """
+    if not isinstance(probabilities, torch.Tensor):
+        raise ArgumentTypeError(
+            f"`probabilities` has to be a torch.Tensor, but is a {type(probabilities).__name__}. Wrap it in "
+            "torch.tensor(...)."
+        )
+    if probabilities.dim() == 0 or not 1 <= k <= probabilities.shape[-1]:
+        raise ArgumentError(
+            f"`k` has to be between 1 and the number of entries, but is {k} for `probabilities` of shape "
+            f"{tuple(probabilities.shape)}. Ask for fewer indices."
+        )
+    probabilities = probabilities.detach().to(torch.float64)
+    # Written so that a NaN fails both comparisons.
+    if not ((probabilities >= 0).all() and (probabilities.sum(dim=-1) > 0).all()):
+        raise ArgumentError(
+            "`probabilities` has to be nonnegative with some mass in every row. Return a law from "
+            "`Strategy.probabilities`."
+        )
+    device = generator.device if generator is not None else probabilities.device
+    uniforms = torch.rand(probabilities.shape, dtype=torch.float64, device=device, generator=generator)
+    uniforms = uniforms.to(probabilities.device)
+    # A uniform number can be exactly 0, and an arrival at time 0 / 0 is none.
+    times = (-uniforms).log1p_().neg_().clamp_min_(2.0**-60).div_(probabilities)  # (..., N)
+    if k == 1:
+        return times.argmin(dim=-1, keepdim=True)
+    supported = probabilities > 0
+    if int(supported.sum(dim=-1).min() if supported.numel() else k) < k:
+        preference = torch.zeros_like(times) if then_by is None else then_by.to(times)
+        order = uniforms.argsort(dim=-1)
+        order = order.gather(-1, preference.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+        places = torch.arange(times.shape[-1], dtype=torch.float64, device=times.device).expand_as(times)
+        ranks = torch.empty_like(times).scatter_(-1, order, places)
+        times = torch.where(supported, times.log(), _AFTER_ALL_ARRIVALS + ranks)
+    return times.topk(k, dim=-1, largest=False).indices

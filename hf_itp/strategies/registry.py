@@ -1,0 +1,164 @@
+"""
+Strategies by name: those of this package, and those other packages list under the entry points `hf_itp.strategies`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError, MissingDependencyError
+from hf_itp.strategies.base import Strategy
+from hf_itp.strategies.best_of_n import BestOfN
+from hf_itp.strategies.best_of_poisson import BestOfPoisson
+from hf_itp.strategies.pessimism import Pessimism
+from hf_itp.strategies.soft_best_of_n import SoftBestOfN
+from hf_itp.strategies.top_quantile import TopQuantile
+from hf_itp.strategies.worst_of_n import WorstOfN
+
+ENTRY_POINT_GROUP = "hf_itp.strategies"
+
+_OURS: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (BestOfN, Pessimism, SoftBestOfN, TopQuantile, BestOfPoisson, WorstOfN)
+}
+
+
+def list_strategies() -> list[str]:
+    """
+    Names [`get_strategy`] knows: ours, then those of installed packages by alphabet. Imports none of the latter.
+
+    Examples:
+
+    ```python
+    >>> "pessimism" in list_strategies()
+    True
+
+    ```
+    """
+    return [*_OURS, *sorted(_entry_points(tuple(sys.path)))]
+
+
+def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Strategy:
+    """
+    The strategy of a name, with its fields set; a strategy object is returned as it is.
+
+    Args:
+        name_or_object (`str` or [`Strategy`]): One of [`list_strategies`], or an object.
+        strategy_fields: The strategy's own fields, such as `beta`. None where an object is given: it has its own.
+
+    Raises:
+        `ValueError`: If the name or a field is unknown, a field is missing or breaks its rule, or two packages claim a
+            name.
+        `TypeError`: If `name_or_object` is neither a name nor a strategy object.
+        `ImportError`: If the package that provides the strategy cannot be imported.
+
+    Examples:
+
+    ```python
+    >>> get_strategy("pessimism", beta=0.05)
+    Pessimism(beta=0.05, pool='shared', reward_bound=None, normalize='none')
+
+    ```
+    """
+    if isinstance(name_or_object, Strategy):
+        if strategy_fields:
+            raise ArgumentError(
+                f"`strategy` is an object, {name_or_object!r}, which has its own fields, but {_quoted(strategy_fields)} "
+                "came beside it. Set the fields where the object is created."
+            )
+        return name_or_object
+    if not isinstance(name_or_object, str):
+        raise ArgumentTypeError(
+            f"`strategy` has to be a name or a Strategy object, but is {name_or_object!r}. Pass one of: "
+            f"{', '.join(list_strategies())}."
+        )
+    strategy_class = _find(name_or_object)
+    _check_fields(name_or_object, fields(strategy_class), strategy_fields)
+    return strategy_class(**strategy_fields)
+
+
+def _find(name: str) -> type[Strategy]:
+    installed = _entry_points(tuple(sys.path))
+    if name in _OURS:
+        return _OURS[name]
+    if name in installed:
+        return _load(installed[name])
+    names = [*_OURS, *sorted(installed)]
+    raise ArgumentError(
+        f"Unknown strategy {name!r}.{_did_you_mean(name, names)} Available: {', '.join(names)}. Correct the name or "
+        "install the package that provides it."
+    )
+
+
+# Reading the metadata of every installed package takes milliseconds, too much for each call of `generate`; a path
+# added later is still seen.
+@lru_cache(maxsize=1)
+def _entry_points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        known = found.get(entry_point.name)
+        if entry_point.name in _OURS or (known is not None and known.value != entry_point.value):
+            owner = "hf_itp" if known is None else _package(known)
+            raise ArgumentError(
+                f"The strategy name {entry_point.name!r} of the package {_package(entry_point)!r} is already taken by "
+                f"{owner!r}. Rename the entry point in group {ENTRY_POINT_GROUP!r}, or uninstall one of the packages."
+            )
+        found[entry_point.name] = entry_point
+    return found
+
+
+def _load(entry_point: EntryPoint) -> type[Strategy]:
+    try:
+        strategy_class = entry_point.load()
+    except (ImportError, AttributeError) as error:
+        raise MissingDependencyError(
+            f"Strategy {entry_point.name!r} could not be imported from {entry_point.value!r} of the package "
+            f"{_package(entry_point)!r}: {error}. Reinstall that package."
+        ) from error
+    if not (isinstance(strategy_class, type) and issubclass(strategy_class, Strategy)):
+        raise ArgumentTypeError(
+            f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} has to be a subclass of "
+            f"hf_itp.Strategy, but is {strategy_class!r}. Point it at the class."
+        )
+    if strategy_class.name != entry_point.name:
+        raise ArgumentError(
+            f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} has to have the name of its "
+            f"strategy, but that is {strategy_class.name!r}, so a saved configuration would not find it. Give both the "
+            "same name."
+        )
+    return strategy_class
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else entry_point.module
+
+
+def _check_fields(name: str, known: Iterable[Field], given: dict[str, Any]) -> None:
+    names = [field.name for field in known]
+    listed = f"Its fields: {', '.join(names)}." if names else "It has no fields."
+    for field_name in given:
+        if field_name not in names:
+            raise ArgumentError(
+                f"Strategy {name!r} has no field `{field_name}`.{_did_you_mean(field_name, names)} {listed} Correct or "
+                "remove it."
+            )
+    for field in known:
+        if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
+            raise ArgumentError(
+                f"Strategy {name!r} needs `{field.name}`, but it was not given. {listed} Pass {field.name}=..., or a "
+                "strategy object that has it."
+            )
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

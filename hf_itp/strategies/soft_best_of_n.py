@@ -1,0 +1,54 @@
+"""
+Soft best-of-n: a softmax over the rewards picks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hf_itp.functional.best_of_n import soft_best_of_n_law
+from hf_itp.functional.checks import check_positive
+from hf_itp.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class SoftBestOfN(Strategy):
+    """
+    Returns a candidate with probability proportional to `exp(reward / temperature)`.
+
+    *When to use*: To approach the policy that KL-regularised RL would reach with `beta = temperature`, without
+    training, or to keep variety among good responses. Every candidate keeps some probability, bad ones too;
+    [`Pessimism`] cuts them off.
+
+    *Cost*: N responses and N rewards per prompt.
+
+    *Paper*: [Soft Best-of-n Sampling](https://huggingface.co/papers/2505.03156): the law tends to the tilted policy at
+    rate O(1/N) in KL.
+
+    Args:
+        temperature (`float`): In units of reward, positive. Small is best-of-n, large is plain sampling. It has no
+            default because no value suits every reward scale.
+
+    Example: `model.generate(**inputs, strategy=SoftBestOfN(temperature=0.5), reward_model=reward_model)`: an object,
+    because `temperature=` beside a name can be read as the policy's own.
+
+    ```python
+    >>> import torch
+    >>> SoftBestOfN(temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
+    tensor([0.1192, 0.8808], dtype=torch.float64)
+
+    ```
+    """
+
+    name: ClassVar[str] = "soft_best_of_n"
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature, "Choose a temperature on the scale of the rewards.")
+
+    def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
+        return soft_best_of_n_law(rewards, self.temperature)

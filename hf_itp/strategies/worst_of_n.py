@@ -1,0 +1,52 @@
+"""
+Worst-of-n: the lowest reward wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hf_itp.functional.best_of_n import worst_of_n_law
+from hf_itp.functional.checks import check_num_return_sequences, check_rewards
+from hf_itp.functional.selection import sample_without_replacement
+from hf_itp.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class WorstOfN(Strategy):
+    """
+    Returns the candidate of lowest reward, ties broken at random; further sequences are the next lowest.
+
+    *When to use*: To measure how a policy fares against an attacker who tries N times and keeps the worst response
+    (best-of-n jailbreaking), or to find what a reward model dislikes. Never to serve users.
+
+    *Cost*: N responses and N rewards per prompt.
+
+    *Paper*: [InfAlign](https://huggingface.co/papers/2412.19792) trains policies against it.
+
+    Example: `model.generate(**inputs, strategy="worst_of_n", reward_model=reward_model, num_candidates=32)`
+
+    ```python
+    >>> import torch
+    >>> WorstOfN().select(torch.tensor([[0.1, 0.9, 0.5]]), num_return_sequences=2)
+    tensor([[0, 2]])
+
+    ```
+    """
+
+    name: ClassVar[str] = "worst_of_n"
+
+    def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
+        return worst_of_n_law(rewards)
+
+    def select(
+        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        rewards = check_rewards(rewards)
+        check_num_return_sequences(num_return_sequences, rewards.shape[-1])
+        return sample_without_replacement(
+            self.probabilities(rewards), num_return_sequences, generator=generator, then_by=-rewards
+        )
