@@ -59,13 +59,28 @@ class RewardFunction(ABC):
         """The rewards of `n >= 1` pairs, in order."""
 
 
-def _checked(rewards: torch.Tensor | Sequence[float], count: int, name: str) -> torch.Tensor:
-    rewards = torch.as_tensor(rewards).detach().to(device="cpu", dtype=torch.float32)
-    if rewards.shape != (count,):
+def _checked(rewards: object, count: int, name: str) -> torch.Tensor:
+    """The rewards as finite float32 on the CPU, one per response."""
+    if isinstance(rewards, Sequence):
+        rewards = _numbers(rewards, name)
+    try:
+        rewards = torch.as_tensor(rewards).detach()
+    except (TypeError, ValueError, RuntimeError):
         raise RewardError(
-            f"Reward function `{name}` returned rewards of shape {tuple(rewards.shape)} for {count} responses. Return "
-            "one float per response, in order."
+            f"Reward function `{name}` has to return floats, but returned a {type(rewards).__name__}. Return one "
+            "float per response, in order."
+        ) from None
+    if rewards.dim() == 1 and len(rewards) != count:
+        raise RewardError(
+            f"Reward function `{name}` returned {len(rewards)} rewards for {count} responses. Return one float per "
+            "response, in order."
         )
+    if rewards.shape != (count,) or rewards.is_complex():
+        raise RewardError(
+            f"Reward function `{name}` returned rewards of shape {tuple(rewards.shape)} and dtype {rewards.dtype} for "
+            f"{count} responses. Return one float per response, in order."
+        )
+    rewards = rewards.to(device="cpu", dtype=torch.float32)
     if not torch.isfinite(rewards).all():
         position = int((~torch.isfinite(rewards)).nonzero()[0])
         raise RewardError(
@@ -73,3 +88,16 @@ def _checked(rewards: torch.Tensor | Sequence[float], count: int, name: str) -> 
             "candidate can be ranked. Return a finite float for every response."
         )
     return rewards
+
+
+def _numbers(rewards: Sequence[object], name: str) -> list[float]:
+    numbers: list[float] = []
+    for position, reward in enumerate(rewards):
+        try:
+            numbers.append(float(reward))  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            raise RewardError(
+                f"Reward function `{name}` returned {reward!r} for response {position} of {len(rewards)}, so no "
+                "candidate can be ranked. Return a finite float for every response."
+            ) from None
+    return numbers

@@ -97,8 +97,8 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, (list, tuple)):
         raise ArgumentTypeError(
-            f"A prompt has to be text or a list of messages, but is a {type(prompt).__name__}. Pass a string or a chat "
-            'such as [{"role": "user", "content": "..."}].'
+            f"A prompt has to be text or a list of messages, but is a {type(prompt).__name__}. Pass a string or a "
+            'chat such as [{"role": "user", "content": "..."}].'
         )
     if not prompt:
         raise ArgumentError(

@@ -1,0 +1,173 @@
+"""
+Prompts and responses as the token ids a reward model reads: rendered the way it was trained, cut on the left if too
+long.
+
+Knows nothing of models. Padding and truncation never go through the tokenizer, whose settings for both are shared
+state.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from hf_itp.errors import ArgumentError, ItpWarning, RewardModelError
+from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.rendering import conversation, fold_system, transcript
+
+
+class TokenSequence(NamedTuple):
+    """The tokens of one prompt and response. `removable` marks those that may be cut; equal sequences score equal."""
+
+    ids: tuple[int, ...]
+    type_ids: tuple[int, ...]
+    removable: tuple[bool, ...]
+
+
+class PairEncoder:
+    """
+    Turns (prompt, response) into tokens, in one of three ways: the tokenizer's chat template, or without one a text
+    pair where `pairs` is set, or the response written behind the prompt.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The reward model's own tokenizer.
+        pairs (`bool`): Whether the model reads a text pair, as encoders do.
+        max_length (`int`, *optional*): Tokens kept of a prompt and response together; no limit without it.
+        append_eos (`bool`, *optional*, defaults to `False`): Whether to end in the end token where none is.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: bool,
+        max_length: int | None = None,
+        append_eos: bool = False,
+    ) -> None:
+        if append_eos and tokenizer.eos_token_id is None:
+            raise RewardModelError(
+                "`append_eos` has to be False for a tokenizer without an end token, but is True. Set "
+                "`tokenizer.eos_token` or drop `append_eos`."
+            )
+        self.tokenizer = tokenizer
+        self.has_template = bool(tokenizer.chat_template)
+        adds_separator = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add()
+        self.pairs = pairs and adds_separator
+        self.max_length = max_length
+        self.append_eos = append_eos
+
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+        """The tokens of each pair, all at most `max_length` long. One warning counts what had to be cut."""
+        sequences = []
+        cut_prompts = cut_responses = 0
+        for position, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            sequence = self._encode_one(prompt, response)
+            if not sequence.ids:
+                raise ArgumentError(
+                    f"Prompt and response {position} are both empty, so there is nothing to score. Leave the pair out."
+                )
+            excess = len(sequence.ids) - (self.max_length or len(sequence.ids))
+            if excess > 0:
+                cut_prompts += 1
+                cut_responses += excess > self._num_removable_before_response(sequence, prompt)
+                sequence = _cut_left(sequence, excess)
+            sequences.append(sequence)
+        if cut_prompts:
+            also = f", and the response itself in {cut_responses} of them" if cut_responses else ""
+            warnings.warn(
+                f"{cut_prompts} of {len(sequences)} prompts were cut on the left to fit the reward model's "
+                f"{self.max_length} tokens{also}, so their rewards ignore the beginning. Raise `max_length` or pass "
+                "shorter prompts.",
+                ItpWarning,
+                stacklevel=4,
+            )
+        return sequences
+
+    def _encode_one(self, prompt: Prompt, response: str) -> TokenSequence:
+        if self.has_template:
+            sequence = self._from_template(conversation(prompt, response))
+        elif self.pairs:
+            sequence = self._from_text(transcript(prompt), response)
+        elif isinstance(prompt, str):
+            sequence = self._from_text(prompt + response)
+        else:
+            sequence = self._from_text(transcript(conversation(prompt, response)))
+        sequence = self._with_one_bos(sequence)
+        eos = self.tokenizer.eos_token_id
+        if self.append_eos and sequence.ids[-1:] != (eos,):
+            last_type = sequence.type_ids[-1] if sequence.type_ids else 0
+            sequence = TokenSequence(
+                (*sequence.ids, eos), (*sequence.type_ids, last_type), (*sequence.removable, False)
+            )
+        return sequence
+
+    def _from_template(self, messages: list[dict[str, str]]) -> TokenSequence:
+        if any(message["role"] == "system" for message in messages) and not self._keeps_system:
+            messages = fold_system(messages)
+        try:
+            encoded: Any = self.tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise RewardModelError(
+                f"The reward model's chat template refuses a chat of the roles {roles}: {error}. Pass `prompts` in "
+                "the form it accepts, or set another `tokenizer.chat_template`."
+            ) from None
+        ids = tuple(encoded["input_ids"])
+        starts = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
+        return TokenSequence(ids, (0,) * len(ids), tuple(i > 0 or token not in starts for i, token in enumerate(ids)))
+
+    def _from_text(self, *texts: str) -> TokenSequence:
+        encoded = self.tokenizer(*texts, return_special_tokens_mask=True, verbose=False)
+        ids = tuple(encoded["input_ids"])
+        type_ids = tuple(encoded.get("token_type_ids") or (0,) * len(ids))
+        return TokenSequence(ids, type_ids, tuple(not special for special in encoded["special_tokens_mask"]))
+
+    def _with_one_bos(self, sequence: TokenSequence) -> TokenSequence:
+        # A text that was rendered elsewhere already brings the BOS the tokenizer adds, and RMs never saw two.
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and sequence.ids[:2] == (bos, bos):
+            return TokenSequence(sequence.ids[1:], sequence.type_ids[1:], (False, *sequence.removable[2:]))
+        return sequence
+
+    @cached_property
+    def _keeps_system(self) -> bool:
+        """Whether the chat template renders system messages, instead of refusing them or leaving them out."""
+        marker = "marker"
+        chat = [
+            {"role": "system", "content": marker},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ]
+        try:
+            rendered = self.tokenizer.apply_chat_template(chat, tokenize=False)
+        except TemplateError:
+            return False
+        return marker in rendered
+
+    def _num_removable_before_response(self, sequence: TokenSequence, prompt: Prompt) -> int:
+        without_response = self._encode_one(prompt, "").ids
+        shared = 0
+        while shared < min(len(sequence.ids), len(without_response)) and (
+            sequence.ids[shared] == without_response[shared]
+        ):
+            shared += 1
+        return sum(sequence.removable[:shared])
+
+
+def _cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
+    kept = []
+    for position, removable in enumerate(sequence.removable):
+        if removable and excess > 0:
+            excess -= 1
+        else:
+            kept.append(position)
+    # Only where special tokens alone are too many is anything left to remove here.
+    kept = kept[excess:]
+    ids, type_ids, removable = (tuple(field[position] for position in kept) for field in sequence)
+    return TokenSequence(ids, type_ids, tuple(map(bool, removable)))

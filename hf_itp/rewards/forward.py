@@ -1,0 +1,162 @@
+"""
+One forward pass of a sequence-classification model, in the way that makes its score trustworthy: the right token
+pooled, the head in float32, dropout off and the caller's model left as it was.
+
+Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_itp.errors import RewardModelError
+from hf_itp.rewards.encoding import TokenSequence
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """
+    Scores with `model` in eval mode, without gradients or autocast, and restores the mode of each of its modules.
+
+    One thread at a time per model: a second one would see the mode change under its feet.
+    """
+    with _locks_guard:
+        lock = _locks.setdefault(model, threading.RLock())
+    with lock:
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            # `no_grad`, not `inference_mode`: buffers a model updates meanwhile have to stay usable in training.
+            with torch.no_grad(), torch.autocast(_input_device(model).type, enabled=False):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def pools_last_token(model: PreTrainedModel) -> bool:
+    """
+    Whether the model is one of transformers' decoders with a `score` head on the last token.
+
+    Their own forward takes the last token that is not the pad id, which skips a final end token where pad equals eos
+    and raises for batches where there is no pad id. For them [`logits`] pools by attention mask.
+    """
+    own_forward = type(model).forward.__module__.startswith("transformers.")
+    return own_forward and isinstance(getattr(model, "score", None), nn.Module) and not model.config.is_encoder_decoder
+
+
+def logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """
+    The head's outputs for a batch of sequences, padded on the right.
+
+    Returns:
+        `torch.Tensor` of shape `(len(sequences), num_labels)`, float32, on the CPU.
+    """
+    inputs = _padded(model, sequences)
+    if pools_last_token(model):
+        outputs = _last_token_logits(model, **inputs)
+    else:
+        outputs = _own_logits(model, **inputs)
+    if outputs.shape != (len(sequences), model.config.num_labels):
+        raise RewardModelError(
+            f"`{type(model).__name__}` has to return logits of shape {(len(sequences), model.config.num_labels)}, but "
+            f"returned {tuple(outputs.shape)}. Wrap the model in a RewardFunction of your own that reads its output."
+        )
+    return outputs.float().cpu()
+
+
+def _last_token_logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: torch.Tensor
+) -> torch.Tensor:
+    hidden = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True, **inputs
+    ).last_hidden_state  # (b, L, D)
+    last = (attention_mask.sum(dim=-1) - 1).to(hidden.device)
+    pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (b, D)
+    head = _in_float32(model.get_submodule("score"))
+    return head(pooled.to(next(head.parameters()).device, torch.float32))
+
+
+def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
+    own_class = type(model).forward.__module__.startswith("transformers.")
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    if half and own_class:
+        # A shallow copy that shares the encoder and owns its head: the caller's model keeps its dtypes.
+        view = copy.copy(model)
+        view._modules = {
+            name: child if name == model.base_model_prefix or child is None else _in_float32(child)
+            for name, child in model._modules.items()
+        }
+        outputs = type(model).forward(view, **inputs, return_dict=True)
+    else:
+        outputs = model(**inputs, return_dict=True)
+    if not isinstance(getattr(outputs, "logits", None), torch.Tensor):
+        raise RewardModelError(
+            f"`{type(model).__name__}` has to return `logits`, but returned {type(outputs).__name__} without them. "
+            "Wrap the model in a RewardFunction of your own that reads its output."
+        )
+    return outputs.logits
+
+
+def _in_float32(head: nn.Module) -> nn.Module:
+    """
+    The head, in float32 and for inputs of any float type.
+
+    Rewards near 10 are 0.06 apart in bfloat16, so different responses would tie.
+    """
+    if not list(head.parameters()):
+        return head
+    head = copy.deepcopy(head).float()
+    head.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+    return head
+
+
+def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+
+def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+    # Any id would do for a decoder; RoBERTa and its kin find padding, and with it positions, by this one.
+    pad_id = model.config.get_text_config().pad_token_id
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    pad_id = pad_id if pad_id is not None and 0 <= pad_id < vocabulary else 0
+    length = max(len(sequence.ids) for sequence in sequences)
+    shape = (len(sequences), length)
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    type_ids = torch.zeros(shape, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        attention_mask[row, : len(sequence.ids)] = 1
+        type_ids[row, : len(sequence.ids)] = torch.tensor(sequence.type_ids)
+    if int(input_ids.max()) >= vocabulary:
+        raise RewardModelError(
+            f"The tokenizer's ids have to be below the reward model's vocabulary size ({vocabulary}), but one is "
+            f"{int(input_ids.max())}. Pass the `tokenizer` the reward model was trained with."
+        )
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
+        inputs["token_type_ids"] = type_ids
+    device = _input_device(model)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else model
+    return next(embeddings.parameters()).device

@@ -1,0 +1,125 @@
+"""
+A reward model's checkpoint, read so that nothing in it is silently random.
+
+Knows nothing of scoring.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_itp.errors import LoadError, RewardModelError
+
+
+def load_model(id_or_folder: str, **options: Any) -> PreTrainedModel:
+    """
+    The sequence-classification model of a checkpoint, in eval mode.
+
+    Args:
+        id_or_folder (`str`): Hub id or local folder.
+        options: Forwarded to `AutoModelForSequenceClassification.from_pretrained`.
+
+    Raises:
+        `LoadError`: If the checkpoint cannot be found or read.
+        `RewardModelError`: If it is no reward model: another architecture, or weights that would be random.
+    """
+    # Mismatched shapes are let through to be reported by name below, instead of in a table in the log.
+    options = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(_existing(id_or_folder), **options)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _explained(error, id_or_folder) from None
+    if info["mismatched_keys"]:
+        name, stored, expected = min(info["mismatched_keys"])
+        raise RewardModelError(
+            f"Weights of reward model '{id_or_folder}' have to fit its configuration, but `{name}` is stored with "
+            f"shape {tuple(stored)} where {tuple(expected)} is expected. Pass `num_labels={stored[0]}`, or drop the "
+            "`num_labels` you passed."
+        )
+    random = sorted(info["missing_keys"]) or _head_outside_adapter(model)
+    if random:
+        shown = ", ".join(f"`{name}`" for name in random[:3]) + (", ..." if len(random) > 3 else "")
+        raise RewardModelError(
+            f"A reward model has to bring a trained head, but '{id_or_folder}' does not hold {shown}, so its rewards "
+            "would be random. Pass a model trained as a reward model (a `...ForSequenceClassification` checkpoint)."
+        )
+    return model.eval()
+
+
+def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. A checkpoint without one is a `LoadError`."""
+    remedy = "Pass `tokenizer=` with the tokenizer the reward model was trained with."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_existing(id_or_folder), **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise LoadError(
+            f"The tokenizer of reward model '{id_or_folder}' could not be loaded: {_first_line(error)} {remedy}"
+        ) from None
+    # Without its files BERT's tokenizer comes up with the special tokens alone, and every word would be unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise LoadError(f"Reward model '{id_or_folder}' has to bring its tokenizer, but holds no vocabulary. {remedy}")
+    return tokenizer
+
+
+def _existing(id_or_folder: str) -> str:
+    path = Path(id_or_folder).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise LoadError(
+                f"The folder of a reward model has to hold a config.json, but '{id_or_folder}' does not. Pass the "
+                "folder `save_pretrained` wrote to."
+            )
+        return str(path)
+    if id_or_folder.startswith((".", "~", "/")) or "\\" in id_or_folder or id_or_folder.count("/") > 1:
+        raise LoadError(
+            f"`reward_model` has to be an existing folder or a Hub id, but '{id_or_folder}' does not exist. Correct "
+            "the path, or pass an id such as 'org/name'."
+        )
+    return id_or_folder
+
+
+def _explained(error: Exception, id_or_folder: str) -> LoadError | RewardModelError:
+    reason = _first_line(error)
+    if "trust_remote_code" in str(error):
+        return RewardModelError(
+            f"Reward model '{id_or_folder}' brings code of its own, which is not run unasked. Read that code, then "
+            "pass `trust_remote_code=True`."
+        )
+    if isinstance(error, ValueError) and reason.startswith(("Unrecognized configuration", "The checkpoint you are")):
+        return RewardModelError(
+            f"Reward model '{id_or_folder}' has to be a sequence classifier transformers knows: {reason} Pass a "
+            "RewardFunction or a callable that scores with this model."
+        )
+    if Path(id_or_folder).expanduser().is_dir():
+        return LoadError(
+            f"Reward model '{id_or_folder}' could not be read: {reason} Save or download the checkpoint again."
+        )
+    return LoadError(
+        f"Reward model '{id_or_folder}' could not be loaded: {reason} Correct the id, check the connection, log in "
+        "with `hf auth login` if the repository is private or gated, or pass a local folder."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if lines[0].endswith((".", "!", "?")) else f"{lines[0]}."
+
+
+def _head_outside_adapter(model: PreTrainedModel) -> list[str]:
+    # For an adapter transformers reports what the adapter lacks, not what its base model lacked.
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return []
+    heads = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
+    return [] if any(".modules_to_save." in name for name in heads) else heads

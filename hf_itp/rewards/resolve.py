@@ -1,0 +1,169 @@
+"""
+Whatever a user passes as `reward_model`, as a [`RewardFunction`].
+
+Models given by name stay loaded between calls: `generate` is called often, and reading weights takes longer than it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError, LoadError
+from hf_itp.rewards.base import RewardFunction
+from hf_itp.rewards.callables import CallableReward
+from hf_itp.rewards.ensemble import RewardEnsemble
+from hf_itp.rewards.loading import load_tokenizer
+from hf_itp.rewards.reward_model import RewardModel
+
+MAX_LOADED_MODELS = 4
+"""How many reward models given by name stay in memory; the one not used for longest goes first."""
+
+_loaded: OrderedDict[Hashable, RewardModel] = OrderedDict()
+_loading = threading.Lock()
+
+RewardLike = str | Path | PreTrainedModel | RewardFunction | Callable[..., Any] | list | tuple
+"""What [`as_reward_function`] accepts."""
+
+
+def as_reward_function(
+    reward_model: RewardLike,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | int | torch.device | None = None,
+    **options: Any,
+) -> RewardFunction:
+    """
+    A [`RewardFunction`] out of what `generate(reward_model=...)` takes.
+
+    The last 4 models given by name stay loaded, by name, options and, for a folder, the state of its files;
+    [`clear_loaded_reward_models`] lets go of them.
+
+    Args:
+        reward_model (`str`, `PreTrainedModel`, `RewardFunction`, `Callable` or a list of these):
+            Hub id, local folder or `"embedded"`; a sequence-classification model; an object of the contract, returned
+            as it is; a TRL-style callable `f(prompts, completions, **kwargs) -> list[float]`. A list is the mean of
+            its members: build a [`RewardEnsemble`] for anything else.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The reward model's tokenizer, where it is not to be read from beside the model.
+        device (`str`, `int` or `torch.device`, *optional*):
+            Where to put a model given by name. Anything else stays where it is.
+        options:
+            Keywords of [`RewardModel`] for a model, of [`RewardModel.from_pretrained`] for a name.
+
+    Raises:
+        `ArgumentTypeError`: If `reward_model` is none of these.
+        `ArgumentError`: If options are given that nothing would use.
+        `LoadError`, `RewardModelError`: If the model cannot be loaded, or is no reward model.
+
+    Examples:
+
+    ```python
+    >>> def brevity(prompts, completions, **kwargs):
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> as_reward_function([brevity, brevity]).name
+    'mean(brevity, brevity)'
+
+    ```
+    """
+    if isinstance(reward_model, (list, tuple)):
+        return RewardEnsemble(
+            [as_reward_function(member, tokenizer=tokenizer, device=device, **options) for member in reward_model]
+        )
+    if isinstance(reward_model, (str, Path)):
+        options |= {"tokenizer": tokenizer, "device": None if device is None else str(torch.device(device))}
+        return _from_name(str(reward_model), options)
+    if isinstance(reward_model, PreTrainedModel):
+        _check_options(options)
+        return RewardModel(reward_model, tokenizer or _tokenizer_of(reward_model), **options)
+    if tokenizer is not None or options:
+        given = ["tokenizer"] * (tokenizer is not None) + list(options)
+        raise ArgumentError(
+            f"`{given[0]}` has to belong to a reward model, but `reward_model` is a {type(reward_model).__name__}, "
+            "which would ignore it. Drop it or build the RewardFunction with it."
+        )
+    if isinstance(reward_model, RewardFunction):
+        return reward_model
+    if callable(reward_model) and not isinstance(reward_model, (nn.Module, type)):
+        return CallableReward(reward_model)
+    if isinstance(reward_model, nn.Module):
+        remedy = "Pass the transformers model itself; merge a PEFT model first with `merge_and_unload()`."
+    else:
+        remedy = "Pass one of these."
+    kind = f"the class {reward_model.__name__}" if isinstance(reward_model, type) else type(reward_model).__name__
+    raise ArgumentTypeError(
+        "`reward_model` has to be a Hub id, a local folder, a PreTrainedModel, a RewardFunction, a callable "
+        f"f(prompts, completions, **kwargs) -> list[float], or a list of these, but is {kind}. {remedy}"
+    )
+
+
+def clear_loaded_reward_models() -> None:
+    """Lets go of the reward models that [`as_reward_function`] loaded by name, and so of their memory."""
+    with _loading:
+        _loaded.clear()
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = [p.name for p in inspect.signature(RewardModel).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ArgumentError(
+            f"`{unknown[0]}` has to be an option of a reward model in memory, but is none. Choose from "
+            f"{', '.join(known)}."
+        )
+
+
+def _from_name(name: str, options: dict[str, Any]) -> RewardModel:
+    if not name.strip():
+        raise ArgumentError(
+            "`reward_model` has to be a Hub id or a folder, but is empty. Pass for example 'org/name'."
+        )
+    if name == "embedded":
+        # Only now: building the embedded default takes packages that nothing else needs.
+        from hf_itp.embedded import reward_model_path
+
+        name = str(reward_model_path())
+    # The order of keywords is no difference; an unhashable option (a dict) means as much as it prints.
+    described = ((key, value if _is_hashable(value) else repr(value)) for key, value in options.items())
+    key = (name, _state_of_folder(name), tuple(sorted(described, key=lambda item: item[0])))
+    # Held while loading, so that two threads asking for one model load it once.
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = RewardModel.from_pretrained(name, **options)
+        _loaded.move_to_end(key)
+        while len(_loaded) > MAX_LOADED_MODELS:
+            _loaded.popitem(last=False)
+        return _loaded[key]
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _state_of_folder(name: str) -> Hashable:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    states = ((file.name, file.stat()) for file in sorted(folder.iterdir()))
+    return tuple((file_name, state.st_mtime_ns, state.st_size) for file_name, state in states)
+
+
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    if not model.config.name_or_path:
+        raise LoadError(
+            f"A reward model built in memory has to come with its tokenizer, but this {type(model).__name__} does not "
+            "say where it was loaded from. Pass `RewardModel(model, tokenizer)`."
+        )
+    return load_tokenizer(model.config.name_or_path)

@@ -1,0 +1,266 @@
+"""
+Rewards of a sequence-classification model, from the Hub, a folder or memory.
+
+Text becomes tokens in `encoding`, tokens become logits in `forward`, and `batching` decides what goes through the
+model together; this file ties them. Knows nothing of policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
+from hf_itp.rewards import forward
+from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.batching import BatchSize, map_batches
+from hf_itp.rewards.encoding import PairEncoder
+from hf_itp.rewards.loading import load_model, load_tokenizer
+
+
+class RewardModel(RewardFunction):
+    """
+    Scores responses with a `...ForSequenceClassification` model: the reward is the raw logit of one label.
+
+    Prompt and response are rendered with the reward model's own chat template. Without a template an encoder reads
+    them as a text pair and a decoder one behind the other. The reward of a response does not depend on what else is
+    scored with it: identical pairs are scored once, sequences are padded on the right and pooled by attention mask,
+    and the head runs in float32. In bfloat16 or on an accelerator kernels still differ in the last bits between batch
+    sizes; `unbatched=True` removes that too.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model. Its device, dtypes and train/eval mode stay as they are.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer the model was trained with. Its settings are not changed.
+        label (`int` or `str`, *optional*):
+            Index or name of the label whose logit is the reward. Needed where the model has several.
+        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`):
+            Responses per forward pass; `"auto"` goes by their length. Halved when memory runs out.
+        max_length (`int`, *optional*):
+            Tokens of prompt and response together. Longer ones lose the beginning of the prompt, with a warning, and
+            a part of the response only where the response alone is longer. Defaults to what model and tokenizer say.
+        append_eos (`bool`, *optional*, defaults to `False`):
+            Whether to end each sequence in the end token where the rendering does not. Set it for models that TRL's
+            `RewardTrainer` trained on plain text.
+        unbatched (`bool`, *optional*, defaults to `False`):
+            Whether to score one response at a time.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Raises:
+        `RewardModelError`: If the model is no sequence classifier.
+        `ArgumentError`: If `label`, `batch_size` or `max_length` does not fit the model.
+
+    Examples:
+
+    ```python
+    >>> from hf_itp.rewards import RewardModel
+    >>> reward_model = RewardModel.from_pretrained("org/reward-model")  # doctest: +SKIP
+    >>> reward_model(["Why is the sky blue?"], ["Because of Rayleigh scattering."])  # doctest: +SKIP
+    tensor([1.7031])
+
+    ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        label: int | str | None = None,
+        batch_size: BatchSize = "auto",
+        max_length: int | None = None,
+        append_eos: bool = False,
+        unbatched: bool = False,
+        progress: bool = False,
+    ) -> None:
+        _check_classifier(model)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ArgumentTypeError(
+                f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
+                "AutoTokenizer.from_pretrained(...)."
+            )
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ArgumentError(f'`batch_size` has to be "auto" or at least 1, but is {batch_size!r}. Pass "auto".')
+        self.model = model
+        self.name = model.config.name_or_path or type(model).__name__
+        self.label = _label_index(model.config, label)
+        self.batch_size: BatchSize = 1 if unbatched else batch_size
+        self.progress = progress
+        self._encoder = PairEncoder(
+            tokenizer,
+            pairs=not forward.pools_last_token(model),
+            max_length=_max_length(model, tokenizer, max_length),
+            append_eos=append_eos,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str,
+        *,
+        label: int | str | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | int | torch.device | None = None,
+        device_map: str | dict | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: BatchSize = "auto",
+        max_length: int | None = None,
+        append_eos: bool = False,
+        unbatched: bool = False,
+        progress: bool = False,
+        trust_remote_code: bool = False,
+        token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> RewardModel:
+        """
+        Loads a reward model and its tokenizer. Nothing is scored with weights the checkpoint does not hold.
+
+        Args:
+            id_or_folder (`str`):
+                Hub id or local folder of an `AutoModelForSequenceClassification` checkpoint, or of an adapter that
+                brings its head.
+            revision (`str`, *optional*):
+                Branch, tag or commit on the Hub.
+            dtype (`str` or `torch.dtype`, *optional*):
+                Data type of the body; the head runs in float32 anyway. Defaults to the checkpoint's.
+            device (`str`, `int` or `torch.device`, *optional*):
+                Where to put the model; the CPU without it.
+            device_map (`str` or `dict`, *optional*):
+                How Accelerate spreads the model over devices, instead of `device`.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                Used instead of the checkpoint's own.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to run code the repository brings.
+            token (`str` or `bool`, *optional*):
+                Hub token for private and gated repositories.
+            label, batch_size, max_length, append_eos, unbatched, progress:
+                See [`RewardModel`].
+            kwargs:
+                Forwarded to `AutoModelForSequenceClassification.from_pretrained`.
+
+        Raises:
+            `LoadError`: If checkpoint or tokenizer cannot be found or read.
+            `RewardModelError`: If the checkpoint is no reward model, such as a language model without a trained head.
+        """
+        if device is not None and device_map is not None:
+            raise ArgumentError(
+                f"Only one of `device` and `device_map` can be given, but they are {device!r} and {device_map!r}. "
+                "Drop one of them."
+            )
+        hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+        hub = {name: value for name, value in hub.items() if value is not None}
+        if tokenizer is None:
+            tokenizer = load_tokenizer(id_or_folder, **hub)
+        model = load_model(id_or_folder, dtype=dtype or "auto", device_map=device_map, **hub, **kwargs)
+        if device is not None:
+            model.to(torch.device(device))  # type: ignore[arg-type]
+        reward_model = cls(
+            model,
+            tokenizer,
+            label=label,
+            batch_size=batch_size,
+            max_length=max_length,
+            append_eos=append_eos,
+            unbatched=unbatched,
+            progress=progress,
+        )
+        reward_model.name = id_or_folder
+        return reward_model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The reward model's own tokenizer."""
+        return self._encoder.tokenizer
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of prompt and response together that the model sees, `None` without a limit."""
+        return self._encoder.max_length
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        sequences = self._encoder.encode(prompts, responses)
+        distinct = list(dict.fromkeys(sequences))
+        with forward.evaluating(self.model):
+            rewards = map_batches(
+                lambda batch: forward.logits(self.model, batch)[:, self.label],
+                distinct,
+                self.batch_size,
+                self.progress,
+            )
+        index = {sequence: position for position, sequence in enumerate(distinct)}
+        return rewards[[index[sequence] for sequence in sequences]]
+
+
+def _check_classifier(model: object) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ArgumentTypeError(
+            f"`reward_model` has to be a PreTrainedModel, but is a {type(model).__name__}. Pass the transformers "
+            "model itself; merge a PEFT model first with `merge_and_unload()`."
+        )
+    from_transformers = type(model).__module__.startswith("transformers.")
+    classifies = any(base.__name__.endswith("ForSequenceClassification") for base in type(model).__mro__)
+    if from_transformers and not classifies:
+        raise RewardModelError(
+            f"A reward model has to be a sequence classifier, but is a `{type(model).__name__}`, which has no reward "
+            "head. Pass a `...ForSequenceClassification` model trained as a reward model."
+        )
+
+
+def _label_index(config: Any, label: int | str | None) -> int:
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if label is None and len(names) == 1:
+        return 0
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names):
+        return label
+    listed = ", ".join(f"{index} ({name!r})" for index, name in enumerate(names))
+    if label is None:
+        raise ArgumentError(
+            f"`label` has to say which of the {len(names)} labels is the reward, but is not given. Choose one of "
+            f"{listed}."
+        )
+    raise ArgumentError(f"`label` has to be a label of the reward model, but is {label!r}. Choose one of {listed}.")
+
+
+def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
+    positions = _num_positions(model)
+    if max_length is None:
+        # Tokenizers without a limit say 1e30.
+        limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
+        return min(limits, default=None)
+    smallest = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if not isinstance(max_length, int) or max_length < smallest:
+        raise ArgumentError(
+            f"`max_length` has to be an integer of at least {smallest}, which leaves one token beside the special "
+            f"ones, but is {max_length!r}. Raise it or leave it out."
+        )
+    if positions and max_length > positions:
+        raise ArgumentError(
+            f"`max_length` has to be at most the reward model's {positions} positions, but is {max_length}. Lower it "
+            "or leave it out."
+        )
+    return max_length
+
+
+def _num_positions(model: PreTrainedModel) -> int | None:
+    for name, module in model.named_modules():
+        # RoBERTa and its kin number positions from behind the padding index, so their tables are longer than usable.
+        if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+            continue
+        if name.endswith("position_embeddings"):
+            return module.num_embeddings - module.padding_idx - 1
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions and positions > 0 else None
