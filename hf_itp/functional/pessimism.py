@@ -10,7 +10,7 @@ import torch
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.checks import check_positive, check_rewards
 
-_BETA_REMEDY = "Choose a beta on the scale of the rewards, for example a tenth of their spread."
+BETA_REMEDY = "Choose a beta on the scale of the rewards, for example a tenth of their spread."
 
 
 def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.T
     ```
     """
     rewards = check_rewards(rewards)
-    check_positive("beta", beta, _BETA_REMEDY)
+    check_positive("beta", beta, BETA_REMEDY)
     best = rewards.amax(dim=-1, keepdim=True)  # (..., 1)
     # In units of beta below the best: exact under large offsets, and safe for every beta. A gap may overflow to -inf,
     # which is what it stands for: out of reach.

@@ -98,6 +98,11 @@ class Strategy(ABC):
         """One sentence for the user when the settings make this another strategy on these pools, or `None`."""
         return None
 
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of the strategy's own fields: the keywords of `generate` that are its."""
+        return tuple(field.name for field in fields(cls))
+
     def settings(self) -> dict[str, Any]:
         """The strategy's own fields, as plain JSON values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.field_names()}

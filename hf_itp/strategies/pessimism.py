@@ -13,7 +13,12 @@ import torch
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional.checks import check_choice, check_num_return_sequences, check_positive, check_rewards
 from hf_itp.functional.normalization import NORMALIZATIONS, normalize_rewards
-from hf_itp.functional.pessimism import beta_for_effective_sample_size, pessimism, weights_beyond_pool
+from hf_itp.functional.pessimism import (
+    BETA_REMEDY,
+    beta_for_effective_sample_size,
+    pessimism,
+    weights_beyond_pool,
+)
 from hf_itp.functional.rejection import (
     acceptance_probabilities,
     first_accept_law,
@@ -32,11 +37,11 @@ _NEARLY_ALL = 0.95
 class Pessimism(Strategy):
     r"""
     Returns a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
-    normalizer \\( \lambda \\), zero below it. This maximises the mean reward less `beta` times the chi-squared distance
-    from the policy.
+    normalizer \\( \lambda \\), zero below it. This maximises the mean reward less `beta` times the chi-squared
+    distance from the policy.
 
-    *When to use*: With a learned reward model, which is wrong somewhere: as N grows best-of-n finds those errors, while
-    pessimism keeps its quality. The default choice.
+    *When to use*: With a learned reward model, which is wrong somewhere: as N grows best-of-n finds those errors,
+    while pessimism keeps its quality. The default choice.
 
     *Cost*: N responses and N rewards per prompt; with `pool="fresh"` up to 2N + 1, drawn only as far as needed.
 
@@ -77,9 +82,7 @@ class Pessimism(Strategy):
     normalize: str = "none"
 
     def __post_init__(self) -> None:
-        check_positive(
-            "beta", self.beta, "Choose a beta on the scale of the rewards, for example a tenth of their spread."
-        )
+        check_positive("beta", self.beta, BETA_REMEDY)
         check_choice("pool", self.pool, ("shared", "fresh"))
         check_choice("normalize", self.normalize, NORMALIZATIONS)
         _check_reward_bound(self.reward_bound)
@@ -89,7 +92,7 @@ class Pessimism(Strategy):
         Exact law of the first returned index given the pool.
 
         With `pool="fresh"` the `P` rewards are read as a finished run: the first `(P - 1) // 2` are the first pool,
-        the last is the fallback, and those between are the proposals in order. `P = 2 * N + 1` is Algorithm 1 with `N`.
+        the last is the fallback, and those between are the proposals in order: `P = 2 * N + 1` is Algorithm 1.
         """
         rewards = check_rewards(rewards)
         if self.pool == "fresh":
@@ -160,8 +163,8 @@ class Pessimism(Strategy):
         """
         What the rule found in each pool `(..., N)`, the first pool with `pool="fresh"`: tensors of shape `(...)`.
 
-        `normalizer` \\( \\lambda \\), `bound` `M`, `acceptance_rate` of one proposal, `effective_sample_size` of the law,
-        `support_size`, the number of candidates with any probability. With `pool="fresh"` the rate and the size are
+        `normalizer` lambda, `bound` M, `acceptance_rate` of one proposal, `effective_sample_size` of the law, and
+        `support_size`, the number of candidates with any probability. With `pool="fresh"` the rate and the sizes are
         estimates for proposals to come, and `no_acceptance_probability` says how likely a fallback is.
         """
         rewards = check_rewards(rewards)
@@ -209,9 +212,9 @@ class Pessimism(Strategy):
             for part in (0.25, 0.75)
         )
         return (
-            f"`beta` ({self.beta:g}) is so {extreme} for these rewards that pessimism is nearly {other}: the effective "
-            f"sample size is {sizes.median():.2f} of {num_candidates} candidates (median of {len(sizes)} pools). Choose "
-            f"a beta between {lowest:.2g} and {highest:.2g}."
+            f"`beta` ({self.beta:g}) is so {extreme} for these rewards that pessimism is nearly {other}: the "
+            f"effective sample size is {sizes.median():.2f} of {num_candidates} candidates (median of {len(sizes)} "
+            f"pools). Choose a beta between {lowest:.2g} and {highest:.2g}."
         )
 
     def _solve(self, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

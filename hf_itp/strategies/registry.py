@@ -68,8 +68,8 @@ def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Stra
     if isinstance(name_or_object, Strategy):
         if strategy_fields:
             raise ArgumentError(
-                f"`strategy` is an object, {name_or_object!r}, which has its own fields, but {_quoted(strategy_fields)} "
-                "came beside it. Set the fields where the object is created."
+                f"`strategy` is an object, {name_or_object!r}, which has its own fields, but "
+                f"{_quoted(strategy_fields)} came beside it. Set the fields where the object is created."
             )
         return name_or_object
     if not isinstance(name_or_object, str):
@@ -77,12 +77,12 @@ def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Stra
             f"`strategy` has to be a name or a Strategy object, but is {name_or_object!r}. Pass one of: "
             f"{', '.join(list_strategies())}."
         )
-    strategy_class = _find(name_or_object)
+    cls = strategy_class(name_or_object)
     _check_fields(name_or_object, fields(strategy_class), strategy_fields)
     return strategy_class(**strategy_fields)
 
 
-def _find(name: str) -> type[Strategy]:
+def strategy_class(name: str) -> type[Strategy]:
     installed = _entry_points(tuple(sys.path))
     if name in _OURS:
         return _OURS[name]
@@ -114,24 +114,24 @@ def _entry_points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
 
 def _load(entry_point: EntryPoint) -> type[Strategy]:
     try:
-        strategy_class = entry_point.load()
+        loaded = entry_point.load()
     except (ImportError, AttributeError) as error:
         raise MissingDependencyError(
             f"Strategy {entry_point.name!r} could not be imported from {entry_point.value!r} of the package "
             f"{_package(entry_point)!r}: {error}. Reinstall that package."
         ) from error
-    if not (isinstance(strategy_class, type) and issubclass(strategy_class, Strategy)):
+    if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ArgumentTypeError(
             f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} has to be a subclass of "
-            f"hf_itp.Strategy, but is {strategy_class!r}. Point it at the class."
+            f"hf_itp.Strategy, but is {loaded!r}. Point it at the class."
         )
-    if strategy_class.name != entry_point.name:
+    name = getattr(loaded, "name", None)
+    if name != entry_point.name:
         raise ArgumentError(
             f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} has to have the name of its "
-            f"strategy, but that is {strategy_class.name!r}, so a saved configuration would not find it. Give both the "
-            "same name."
+            f"strategy, but that is {name!r}, so a saved configuration would not find it. Give both the same name."
         )
-    return strategy_class
+    return loaded
 
 
 def _package(entry_point: EntryPoint) -> str:
@@ -144,8 +144,8 @@ def _check_fields(name: str, known: Iterable[Field], given: dict[str, Any]) -> N
     for field_name in given:
         if field_name not in names:
             raise ArgumentError(
-                f"Strategy {name!r} has no field `{field_name}`.{_did_you_mean(field_name, names)} {listed} Correct or "
-                "remove it."
+                f"Strategy {name!r} has no field `{field_name}`.{_did_you_mean(field_name, names)} {listed} Correct "
+                "or remove it."
             )
     for field in known:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
