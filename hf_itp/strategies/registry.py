@@ -77,12 +77,27 @@ def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Stra
             f"`strategy` has to be a name or a Strategy object, but is {name_or_object!r}. Pass one of: "
             f"{', '.join(list_strategies())}."
         )
-    cls = strategy_class(name_or_object)
-    _check_fields(name_or_object, fields(strategy_class), strategy_fields)
-    return strategy_class(**strategy_fields)
+    found = strategy_class(name_or_object)
+    _check_fields(name_or_object, fields(found), strategy_fields)
+    return found(**strategy_fields)
 
 
 def strategy_class(name: str) -> type[Strategy]:
+    """
+    The class registered under a name, importing the package that provides it if need be.
+
+    Raises:
+        `ValueError`: If the name is unknown, or two packages claim it.
+        `ImportError`: If the package that provides the strategy cannot be imported.
+
+    Examples:
+
+    ```python
+    >>> strategy_class("pessimism").field_names()
+    ('beta', 'pool', 'reward_bound', 'normalize')
+
+    ```
+    """
     installed = _entry_points(tuple(sys.path))
     if name in _OURS:
         return _OURS[name]
