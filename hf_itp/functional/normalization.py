@@ -56,10 +56,17 @@ def normalize_rewards(
             f"{tuple(pool.shape[:-1])}. Give one pool per prompt."
         )
     if normalize == "quantile":
-        return calibrate_rewards(rewards, pool)
+        return _mid_ranks(rewards) if reference is None else calibrate_rewards(rewards, pool)
     if normalize == "zscore":
         return _zscore(rewards, pool)
     return rewards
+
+
+def _mid_ranks(rewards: torch.Tensor) -> torch.Tensor:
+    # calibrate_rewards(rewards, rewards), but searching in order, which is twice as fast on large pools.
+    ascending, order = rewards.sort(dim=-1)
+    twice = torch.searchsorted(ascending, ascending) + torch.searchsorted(ascending, ascending, right=True)
+    return torch.empty_like(rewards).scatter_(-1, order, twice.to(rewards.dtype) / (2 * rewards.shape[-1]))
 
 
 def _zscore(rewards: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,6 @@ import torch
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 
-# Beyond the logarithm of every arrival time float64 can hold.
-_AFTER_ALL_ARRIVALS = 1e4
-
 
 def effective_sample_size(probabilities: torch.Tensor) -> torch.Tensor:
     r"""
@@ -103,12 +100,19 @@ def sample_without_replacement(
     times = (-uniforms).log1p_().neg_().clamp_min_(2.0**-60).div_(probabilities)  # (..., N)
     if k == 1:
         return times.argmin(dim=-1, keepdim=True)
-    supported = probabilities > 0
-    if int(supported.sum(dim=-1).min() if supported.numel() else k) < k:
+    picks = times.topk(k, dim=-1, largest=False).indices
+    num_supported = (probabilities > 0).sum(dim=-1, keepdim=True)
+    if (num_supported < k).any():
         preference = torch.zeros_like(times) if then_by is None else then_by.to(times)
-        order = uniforms.argsort(dim=-1)
-        order = order.gather(-1, preference.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
-        places = torch.arange(times.shape[-1], dtype=torch.float64, device=times.device).expand_as(times)
-        ranks = torch.empty_like(times).scatter_(-1, order, places)
-        times = torch.where(supported, times.log(), _AFTER_ALL_ARRIVALS + ranks)
-    return times.topk(k, dim=-1, largest=False).indices
+        rest = _highest(preference.masked_fill(probabilities > 0, -torch.inf), k, uniforms)
+        place = torch.arange(k, device=picks.device)
+        picks = torch.where(place < num_supported, picks, rest.gather(-1, (place - num_supported).clamp_min(0)))
+    return picks
+
+
+def _highest(values: torch.Tensor, k: int, uniforms: torch.Tensor) -> torch.Tensor:
+    """Indices `(..., k)` of the highest values in descending order, with ties broken by the uniform numbers."""
+    edge = values.topk(k, dim=-1).values[..., -1:]
+    places = torch.where(values > edge, 2.0, torch.where(values == edge, uniforms, -1.0)).topk(k, dim=-1).indices
+    shuffled = places.gather(-1, uniforms.gather(-1, places).argsort(dim=-1))
+    return shuffled.gather(-1, values.gather(-1, shuffled).argsort(dim=-1, descending=True, stable=True))

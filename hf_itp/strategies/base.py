@@ -103,11 +103,6 @@ class Strategy(ABC):
         """Names of the strategy's own fields: the keywords of `generate` that are its."""
         return tuple(field.name for field in fields(cls))
 
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """The strategy's own keywords."""
-        return [field.name for field in fields(cls)]
-
     def settings(self) -> dict[str, Any]:
         """The strategy's own fields, as plain JSON values."""
         return {name: getattr(self, name) for name in self.field_names()}
