@@ -35,10 +35,10 @@ class StrategyOutput(ModelOutput):
             and what the strategy adds (`normalizer`, `acceptance_rate`, `fallbacks`, ...).
     """
 
-    sequences: torch.LongTensor | None = None
-    rewards: torch.FloatTensor | None = None
-    candidates: list[list[torch.LongTensor]] | None = None
-    candidate_rewards: torch.FloatTensor | None = None
-    probabilities: torch.DoubleTensor | None = None
-    selected: torch.LongTensor | None = None
+    sequences: torch.Tensor | None = None
+    rewards: torch.Tensor | None = None
+    candidates: list[list[torch.Tensor]] | None = None
+    candidate_rewards: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+    selected: torch.Tensor | None = None
     diagnostics: dict[str, Any] | None = None

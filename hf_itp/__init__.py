@@ -1,0 +1,58 @@
+"""
+Inference-time alignment inside Hugging Face transformers: draw candidates, score them, select without being fooled.
+
+`import hf_itp` teaches every model's `generate` the `strategy=` keyword. It imports nothing heavy by itself.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from hf_itp._version import __version__
+from hf_itp.errors import ItpError, ItpWarning
+from hf_itp.patching import disable, enable, enable_with_transformers
+
+if TYPE_CHECKING:
+    from hf_itp.decoding import StrategyDecoding
+    from hf_itp.output import StrategyOutput
+    from hf_itp.rewards import RewardFunction, RewardModel
+    from hf_itp.strategies import Strategy, get_strategy, list_strategies
+
+_HOMES = {
+    "StrategyDecoding": "hf_itp.decoding",
+    "StrategyOutput": "hf_itp.output",
+    "RewardFunction": "hf_itp.rewards",
+    "RewardModel": "hf_itp.rewards",
+    "Strategy": "hf_itp.strategies",
+    "get_strategy": "hf_itp.strategies",
+    "list_strategies": "hf_itp.strategies",
+}
+
+__all__ = [
+    "ItpError",
+    "ItpWarning",
+    "RewardFunction",
+    "RewardModel",
+    "Strategy",
+    "StrategyDecoding",
+    "StrategyOutput",
+    "__version__",
+    "disable",
+    "enable",
+    "get_strategy",
+    "list_strategies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_itp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if os.environ.get("HF_ITP_DISABLE", "").lower() not in ("1", "true", "yes"):
+    enable_with_transformers()

@@ -1,0 +1,267 @@
+"""
+The decoding method behind `strategy=`: draw candidates, score them, select, return what `generate` returns.
+
+A [`StrategyDecoding`] is a callable of the form transformers' `custom_generate` hook takes, and carries the whole
+request. Knows nothing of how `generate` is patched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import LogitsProcessorList, TopKLogitsWarper
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from hf_itp.candidates import CandidatePools
+from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.output import StrategyOutput
+from hf_itp.policies import check_generation_config, check_model, check_model_kwargs, policy_tokenizer
+from hf_itp.prompts import check_prompts, decoded_prompts, unpadded
+from hf_itp.rewards import RewardFunction
+from hf_itp.rewards.base import Prompt
+from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.streams import PromptKey, fresh_seed, prompt_keys, selection_generator
+from hf_itp.strategies import Strategy
+
+
+@dataclass
+class StrategyDecoding:
+    """
+    One request: which strategy selects among how many candidates, by which reward, for which prompts.
+
+    Give it to `generate` as `custom_generate=StrategyDecoding(...)`, or let `generate(strategy=...)` build it.
+
+    Args:
+        strategy ([`Strategy`]): What selects.
+        reward ([`RewardFunction`]): What scores.
+        num_candidates (`int`, *optional*, defaults to 16): Responses drawn per prompt.
+        num_return_sequences (`int`, *optional*, defaults to 1): Responses returned per prompt, all different draws.
+        prompts (`list[str]` or `list[list[dict]]`, *optional*): What the reward is to see, one per input row. Without
+            it the decoded input serves.
+        seed (`int`, *optional*): Every candidate is a function of it, its prompt and its index. Without it one is
+            taken from torch's global generator.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's; loaded from where the policy came from if
+            absent.
+        batch_size (`int`, *optional*): Most candidates decoded at once; by free memory if absent.
+        progress (`bool`, *optional*): Progress bars always or never; if absent, on long calls.
+        streamer (`BaseStreamer`, *optional*): Gets the winner once it is known: one prompt, one returned response.
+        input_prompts (`list[list[int]]`, *optional*): Tokens of the prompts, for encoder-decoders, whose decoding loop
+            sees only the decoder's.
+        keep_top_k_50 (`bool`, *optional*, defaults to `False`): transformers sets `top_k=50` where nobody did, and a
+            decoding method cannot tell. `False` takes 50 for that default and removes it, with a warning.
+
+    Examples:
+
+    ```python
+    >>> from hf_itp import StrategyDecoding, get_strategy
+    >>> from hf_itp.rewards import as_reward_function
+    >>> def brevity(prompts, completions, **kwargs):
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> decoding = StrategyDecoding(get_strategy("best_of_n"), as_reward_function(brevity), num_candidates=4)
+
+    ```
+
+    and then `policy.generate(**inputs, do_sample=True, custom_generate=decoding)`.
+    """
+
+    strategy: Strategy
+    reward: RewardFunction
+    num_candidates: int = 16
+    num_return_sequences: int = 1
+    prompts: Sequence[Prompt] | None = None
+    seed: int | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    batch_size: int | None = None
+    progress: bool | None = None
+    streamer: BaseStreamer | None = field(default=None, repr=False)
+    input_prompts: list[list[int]] | None = field(default=None, repr=False)
+    keep_top_k_50: bool = False
+
+    def __post_init__(self) -> None:
+        _check_count("num_candidates", self.num_candidates, "Draw at least one candidate.")
+        _check_count("num_return_sequences", self.num_return_sequences, "Return at least one sequence.")
+        if self.num_candidates < self.num_return_sequences:
+            raise ArgumentError(
+                f"`num_candidates` has to be at least `num_return_sequences` ({self.num_return_sequences}), but is "
+                f"{self.num_candidates}. Draw more candidates or return fewer sequences."
+            )
+        if self.batch_size is not None:
+            _check_count("batch_size", self.batch_size, "Leave it out to let the free memory decide.")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
+            raise ArgumentError(f"`seed` has to be an integer of at least 0, but is {self.seed!r}. Pass e.g. seed=0.")
+        if self.prompts is not None:
+            self.prompts = check_prompts(self.prompts)
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor | StrategyOutput:
+        """Called by `generate` in place of its own decoding loop, with everything it has prepared."""
+        check_model(model)
+        check_generation_config(generation_config, self.num_candidates)
+        check_model_kwargs(model_kwargs, model.config.is_encoder_decoder)
+        if self.streamer is not None and len(input_ids) * self.num_return_sequences != 1:
+            raise ArgumentError(
+                f"`streamer` takes one response, but {len(input_ids) * self.num_return_sequences} are to be returned. "
+                "Pass one prompt with num_return_sequences=1, or leave `streamer` out."
+            )
+        tokenizer = self.tokenizer or policy_tokenizer(model)
+        token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
+        if not self.keep_top_k_50:
+            logits_processor = _without_default_top_k(model, logits_processor)
+        keys = prompt_keys(fresh_seed() if self.seed is None else self.seed, token_prompts)
+
+        started = time.perf_counter()
+        sampler = CandidateSampler(
+            model=model,
+            input_ids=input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            model_kwargs=model_kwargs,
+            prompt_keys=keys,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+        pools = CandidatePools(sampler, self.reward, tokenizer, prompts)
+        pools.seconds["prefill"] = time.perf_counter() - started
+        pools.extend(range(len(prompts)), self.num_candidates)
+        selected = self._select(pools, keys)
+        first_pool = torch.stack([rewards[: self.num_candidates] for rewards in pools.rewards])
+        if (advice := self.strategy.advice(first_pool)) is not None:
+            warnings.warn(advice, ItpWarning, stacklevel=2)
+
+        if self.streamer is not None:
+            _stream(self.streamer, input_ids, pools.responses[0][int(selected[0, 0])])
+        sequences = _sequences(input_ids, pools, selected, generation_config)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        return self._output(sequences, pools, first_pool, selected, sampler.path)
+
+    def _prompts(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> tuple[list, list[Prompt]]:
+        """What identifies each prompt's stream of random numbers, and what the reward sees."""
+        num_rows = len(input_ids)
+        if self.prompts is not None:
+            check_prompts(self.prompts, num_rows)
+        if self.input_prompts is not None:
+            token_prompts: list = self.input_prompts
+        elif not model.config.is_encoder_decoder and input_ids.shape[1] > 0:
+            token_prompts = unpadded(input_ids, attention_mask)
+        elif self.prompts is not None:
+            # The decoder's tokens are no prompt: all rows start alike.
+            token_prompts = [json.dumps(prompt, default=str) for prompt in self.prompts]
+        else:
+            raise ArgumentError(
+                "`prompts` has to be given where the input is not token ids, but is None. Pass one string or chat per "
+                "input row."
+            )
+        prompts = self.prompts if self.prompts is not None else decoded_prompts(token_prompts, tokenizer)
+        return token_prompts, list(prompts)
+
+    def _select(self, pools: CandidatePools, keys: list[PromptKey]) -> torch.Tensor:
+        """Indices of the winners `(B, k)`, drawing further candidates where the strategy asks for them."""
+        extra = self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences)
+        selected: list[torch.Tensor | None] = [None] * len(keys)
+        waiting = list(range(len(keys)))
+        while True:
+            started = time.perf_counter()
+            for row in waiting:
+                selected[row] = self.strategy.decide(
+                    pools.rewards[row], self.num_candidates, self.num_return_sequences, selection_generator(keys[row])
+                )
+            pools.seconds["selection"] += time.perf_counter() - started
+            waiting = [row for row in waiting if selected[row] is None]
+            if not waiting:
+                return torch.stack([indices for indices in selected if indices is not None])
+            # A quarter of the pool at a time: most prompts accept early, and a batch of one is slow.
+            drawn = len(pools.rewards[waiting[0]]) - self.num_candidates
+            pools.extend(waiting, min(extra - drawn, math.ceil(self.num_candidates / 4)))
+
+    def _output(
+        self,
+        sequences: torch.Tensor,
+        pools: CandidatePools,
+        first_pool: torch.Tensor,
+        selected: torch.Tensor,
+        path: str,
+    ) -> StrategyOutput:
+        one_pool = self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) == 0
+        table = pools.reward_table()
+        return StrategyOutput(
+            sequences=sequences,
+            rewards=table.gather(1, selected),
+            candidates=pools.responses,
+            candidate_rewards=table,
+            probabilities=self.strategy.probabilities(first_pool) if one_pool else None,
+            selected=selected,
+            diagnostics={
+                "path": path,
+                "num_tokens": pools.num_tokens(),
+                "seconds": dict(pools.seconds),
+                **self.strategy.diagnostics(first_pool),
+                **self.strategy.selection_diagnostics(selected, self.num_candidates),
+            },
+        )
+
+
+def _check_count(name: str, value: int, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"`{name}` has to be an integer of at least 1, but is {value!r}. {remedy}")
+
+
+def _without_default_top_k(model: PreTrainedModel, logits_processor: LogitsProcessorList) -> LogitsProcessorList:
+    if model.generation_config.top_k is not None:
+        return logits_processor
+    kept = [
+        processor
+        for processor in logits_processor
+        if not (type(processor) is TopKLogitsWarper and processor.top_k == 50)
+    ]
+    if len(kept) < len(logits_processor):
+        warnings.warn(
+            "`top_k` is 50, which transformers sets where nobody does, and is taken for that and switched off: "
+            "candidates are to be drawn from the policy itself. Pass top_k=0 to say so, or keep_top_k_50=True to "
+            "StrategyDecoding to keep it.",
+            ItpWarning,
+            stacklevel=2,
+        )
+    return LogitsProcessorList(kept)
+
+
+def _sequences(
+    input_ids: torch.Tensor, pools: CandidatePools, selected: torch.Tensor, generation_config: GenerationConfig
+) -> torch.Tensor:
+    pad = generation_config._pad_token_tensor
+    rows = [
+        torch.cat([input_ids[row], pools.responses[row][index].to(input_ids.device)])
+        for row, indices in enumerate(selected.tolist())
+        for index in indices
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))
+
+
+def _stream(streamer: BaseStreamer, input_ids: torch.Tensor, response: torch.Tensor) -> None:
+    streamer.put(input_ids.cpu())
+    for token in response:
+        streamer.put(token[None])
+    streamer.end()

@@ -1,0 +1,194 @@
+"""
+How `GenerationMixin.generate` learns the `strategy=` keyword: one wrapper, at class level, that comes off again.
+
+Imports neither torch nor transformers: the wrapper is put on when transformers' generation code is imported, and what
+it needs is imported when a strategy is first used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from hf_itp.errors import ItpError, ItpWarning
+
+_GENERATION_MODULE = "transformers.generation.utils"
+
+KEYWORDS = {
+    "strategy": "str or Strategy",
+    "reward_model": "str, PreTrainedModel, RewardFunction, Callable or list of these",
+    "prompts": "list[str] or list[list[dict]]",
+    "num_candidates": "int",
+    "seed": "int",
+    "batch_size": "int",
+    "progress": "bool",
+}
+_DOCUMENTATION = """
+> Parameters that `hf_itp` adds: draw candidates, score them, select
+
+strategy (`str` or [`~hf_itp.Strategy`], *optional*):
+    Name of a registered strategy (`"best_of_n"`, `"pessimism"`, ...; see `hf_itp.list_strategies()`), a strategy
+    object, or `"auto"` for what the checkpoint recommends. Its own fields (`beta`, ...) are keywords too. Without
+    it `generate` is transformers' own, untouched.
+reward_model (`str`, `PreTrainedModel`, [`~hf_itp.RewardFunction`], `Callable` or a list of these, *optional*):
+    What scores the candidates: a Hub id or folder, a model, or `f(prompts, completions, **kwargs)` returning one
+    float per completion. A list is an ensemble.
+prompts (`list[str]` or `list[list[dict]]`, *optional*):
+    What the reward model is to see, one text or chat per input row. Defaults to the decoded input.
+num_candidates (`int`, *optional*, defaults to 16):
+    Responses drawn per prompt. `num_return_sequences` of them are returned.
+seed (`int`, *optional*):
+    Makes the candidates of a prompt a function of it, whatever else is in the batch.
+batch_size (`int`, *optional*):
+    Most candidates decoded at once. Defaults to what half of the free memory holds.
+progress (`bool`, *optional*):
+    Progress bars always or never. Defaults to long calls.
+"""
+
+
+def enable() -> None:
+    """
+    Teaches every model's `generate` the `strategy=` keyword. `import hf_itp` does it, unless `HF_ITP_DISABLE=1`.
+
+    Doing it twice changes nothing; models made before and after know the keyword alike.
+    """
+    _wrap(_generation_mixin())
+
+
+def disable() -> None:
+    """
+    Puts transformers' own `generate` back.
+
+    Raises:
+        `ItpError`: If another package has wrapped `generate` since: undoing ours would undo theirs.
+    """
+    mixin = _generation_mixin()
+    if _is_ours(mixin.generate):
+        mixin.generate = mixin.generate._hf_itp_original
+    elif _wraps_ours(mixin.generate):
+        raise ItpError(
+            "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so it cannot be "
+            "restored alone. Undo the other wrapper first."
+        )
+
+
+def enable_with_transformers() -> None:
+    """Does [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
+    if _GENERATION_MODULE in sys.modules:
+        enable()
+    elif not any(isinstance(finder, _GenerationFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _GenerationFinder())
+
+
+class _GenerationFinder(MetaPathFinder):
+    """Finds transformers' generation module where it is, once, and has it wrapped after it is loaded."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _GENERATION_MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _WrappingLoader(spec.loader)
+        return spec
+
+
+class _WrappingLoader(Loader):
+    def __init__(self, loader: Loader):
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        # Source look-ups and resource readers ask the loader for more than the two methods below.
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _wrap(module.GenerationMixin)
+
+
+def _generation_mixin() -> Any:
+    from transformers import GenerationMixin
+
+    return GenerationMixin
+
+
+def _wrap(mixin: Any) -> None:
+    if not _is_ours(mixin.generate):
+        mixin.generate = _with_strategy(mixin.generate)
+
+
+def _is_ours(generate: Callable) -> bool:
+    # `functools.wraps` copies attributes, so a wrapper around ours carries the mark as well: the identity tells.
+    return getattr(generate, "_hf_itp_wrapper", None) == id(generate)
+
+
+def _wraps_ours(generate: Callable | None) -> bool:
+    while generate is not None:
+        if _is_ours(generate):
+            return True
+        generate = getattr(generate, "__wrapped__", None)
+    return False
+
+
+def _with_strategy(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("strategy") is None:
+            kwargs.pop("strategy", None)
+            _warn_of_ignored_strategy(kwargs.get("generation_config"))
+            return original(self, *args, **kwargs)
+        from hf_itp.generation import arguments_for_original
+
+        arguments = inspect.signature(original).bind_partial(self, *args, **kwargs).arguments
+        arguments.update(arguments.pop("kwargs", {}))
+        del arguments["self"]
+        return original(self, **arguments_for_original(self, arguments))
+
+    generate._hf_itp_original = original  # type: ignore[attr-defined]
+    generate._hf_itp_wrapper = id(generate)  # type: ignore[attr-defined]
+    generate.__doc__ = _extended_documentation(original.__doc__)
+    generate.__signature__ = _extended_signature(original)  # type: ignore[attr-defined]
+    return generate
+
+
+def _warn_of_ignored_strategy(config: Any) -> None:
+    if hasattr(config, "strategy"):
+        warnings.warn(
+            "`strategy` in `generation_config` is ignored, so these are plain samples. Pass strategy=... to "
+            "`generate`.",
+            ItpWarning,
+            stacklevel=3,
+        )
+
+
+def _extended_signature(original: Callable) -> inspect.Signature:
+    signature = inspect.signature(original)
+    known = list(signature.parameters.values())
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in KEYWORDS.items()
+    ]
+    return signature.replace(parameters=[*known[:-1], *added, known[-1]])
+
+
+def _extended_documentation(documentation: str | None) -> str | None:
+    # Python run with -OO has no docstrings.
+    if documentation is None:
+        return None
+    before, own_kwargs, after = documentation.partition("kwargs (`dict[str, Any]`, *optional*):")
+    indent = before[before.rfind("\n") + 1 :]
+    return before.rstrip(" ") + textwrap.indent(_DOCUMENTATION.lstrip("\n"), indent) + indent + own_kwargs + after

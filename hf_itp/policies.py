@@ -1,0 +1,122 @@
+"""
+What a policy has to be before a strategy can decode with it, and where its tokenizer is.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from hf_itp.errors import ArgumentError, LoadError, UnsupportedModelError
+
+# `GenerationConfig` fields that ask for a way of decoding other than sampling, with the values that do not.
+_OTHER_DECODING: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_beam_groups": (None, 1),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "penalty_alpha": (None, 0, 0.0),
+    "dola_layers": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "use_mtp": (None, False),
+}
+_PER_STEP_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_FIXED_CACHES = ("static", "offloaded_static", "sliding_window", "paged")
+
+
+def check_model(model: Any) -> None:
+    """
+    Raises:
+        `UnsupportedModelError`: If the model has a decoding loop of its own, which a strategy would bypass.
+    """
+    name = type(model).__name__
+    if type(model)._sample is not GenerationMixin._sample:
+        raise UnsupportedModelError(
+            f"`strategy` needs the standard decoding loop, but {name} has a loop of its own. Draw candidates with its "
+            "own `generate` and select with `hf_itp.get_strategy(...).select(rewards)`."
+        )
+    if tuple(model.output_modalities) != ("text",):
+        raise UnsupportedModelError(
+            f"`strategy` selects among texts, but {name} generates {', '.join(model.output_modalities)}. Use a policy "
+            "that generates text."
+        )
+
+
+def check_generation_config(config: GenerationConfig, num_candidates: int) -> None:
+    """
+    Raises:
+        `ArgumentError`: If the settings ask for something other than independent samples.
+    """
+    for name, off in _OTHER_DECODING.items():
+        value = getattr(config, name, None)
+        if value not in off:
+            raise ArgumentError(
+                f"`{name}` has to be off with `strategy`, but is {value!r}: candidates are independent samples of the "
+                f"policy. Remove `{name}`, or pass strategy=None for that way of decoding."
+            )
+    if config.cache_implementation in _FIXED_CACHES:
+        raise ArgumentError(
+            f"`cache_implementation` has to be a growing cache with `strategy`, but is "
+            f"{config.cache_implementation!r}: rows are copied and dropped. Remove `cache_implementation`."
+        )
+    for name in _PER_STEP_OUTPUTS:
+        if getattr(config, name, None):
+            raise ArgumentError(
+                f"`{name}` has to be off with `strategy`, but is True: what each step computed is not kept for "
+                f"{num_candidates} candidates. Remove `{name}`, or run the model once on the returned sequences."
+            )
+    if not config.do_sample and num_candidates > 1:
+        raise ArgumentError(
+            f"`do_sample` has to be True with num_candidates={num_candidates}, but is False: all candidates would be "
+            "equal. Pass do_sample=True."
+        )
+
+
+def check_model_kwargs(model_kwargs: dict[str, Any], is_encoder_decoder: bool) -> None:
+    """
+    Raises:
+        `ArgumentError`: If the inputs are not ones a pool can be drawn for.
+    """
+    for value in model_kwargs.values():
+        if isinstance(value, Cache) and value.get_seq_length() > 0:
+            raise ArgumentError(
+                "`past_key_values` has to be absent or empty with `strategy`, but holds "
+                f"{value.get_seq_length()} tokens, which copying rows would overwrite. Pass the whole prompt instead."
+            )
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None and not is_encoder_decoder and bool((mask[:, -1] == 0).any()):
+        row = int((mask[:, -1] == 0).nonzero()[0])
+        raise ArgumentError(
+            f"`attention_mask` has to end in 1 in every row, but row {row} ends in 0: a response would continue "
+            "padding. Tokenize with padding_side='left'."
+        )
+
+
+def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer saved beside the policy, loaded once per folder or repository.
+
+    Raises:
+        `LoadError`: If there is none; the remedy is to pass `tokenizer`.
+    """
+    source = model.name_or_path or getattr(model.config, "_name_or_path", "")
+    remedy = "Pass tokenizer=... to generate."
+    if not source:
+        raise LoadError(
+            f"`tokenizer` is needed to read the responses, and the policy was not loaded from anywhere. {remedy}"
+        )
+    try:
+        return _tokenizer(source)
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"`tokenizer` is needed to read the responses, and none could be loaded from {source!r}. {remedy}"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(source)

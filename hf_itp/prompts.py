@@ -1,0 +1,78 @@
+"""
+Prompts as the caller gives them and as a reward is to see them: text, or a chat.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning
+from hf_itp.rewards.base import Prompt
+
+_REMEDY = "Pass one string or one list of {'role': ..., 'content': ...} messages per input row."
+
+
+def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> list[Prompt]:
+    """
+    The prompts as a list, once each is known to be a string or a non-empty list of messages.
+
+    Raises:
+        `ArgumentTypeError`: If a prompt is neither.
+        `ArgumentError`: If there are not `num_rows` of them, or a chat is empty.
+    """
+    if isinstance(prompts, (str, dict)) or not isinstance(prompts, Sequence):
+        raise ArgumentTypeError(
+            f"`prompts` has to be a list with one entry per input row, but is {prompts!r:.80}. {_REMEDY}"
+        )
+    if num_rows is not None and len(prompts) != num_rows:
+        raise ArgumentError(
+            f"`prompts` has to hold one prompt per input row ({num_rows}), but holds {len(prompts)}. {_REMEDY}"
+        )
+    for position, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            continue
+        if not isinstance(prompt, Sequence) or not all(_is_message(message) for message in prompt):
+            hint = " A single chat has to be wrapped once more: prompts=[chat]." if _is_message(prompt) else ""
+            raise ArgumentTypeError(
+                f"Prompt {position} in `prompts` is {prompt!r:.80}, neither text nor a chat.{hint} {_REMEDY}"
+            )
+        if len(prompt) == 0:
+            raise ArgumentError(f"Prompt {position} in `prompts` is an empty chat. {_REMEDY}")
+    return list(prompts)
+
+
+def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The input rows as text, for a reward that was given no `prompts`; warns that a chat's structure is lost."""
+    warnings.warn(
+        "`prompts` was not given, so the reward sees the decoded input: of a chat, its template's words without its "
+        "structure. Pass prompts=[chat, ...] to let the reward model apply its own template.",
+        ItpWarning,
+        stacklevel=2,
+    )
+    return list(tokenizer.batch_decode([list(ids) for ids in token_prompts], skip_special_tokens=True))
+
+
+def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """
+    The tokens of each row without its padding.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> unpadded(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]))
+    [[5, 6]]
+
+    ```
+    """
+    if attention_mask is None:
+        return input_ids.tolist()
+    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and "role" in message and "content" in message

@@ -1,0 +1,5 @@
+"""N candidates per prompt from a policy. Knows nothing of rewards or strategies."""
+
+from hf_itp.sampling.sampler import CandidateSampler
+
+__all__ = ["CandidateSampler"]

@@ -1,0 +1,222 @@
+"""
+One forward pass after another for a batch of rows, each row a candidate that continues one of the prompts.
+
+A decoder hides where a row's past lives. The loop above it sees logits come out and tokens go in, so another way of
+sharing the prompt is another class here. Knows nothing of sampling, stopping or rewards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache, EncoderDecoderCache, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.generation import utils as generation_utils
+from transformers.utils import ModelOutput
+
+
+class Decoder(Protocol):
+    """Decodes rows that continue some of the prompts it was made for. Belongs to one call of `generate`."""
+
+    path: str
+    """Name of the way taken, as the diagnostics say it."""
+    rows_can_leave: bool
+    """Whether [`keep`] works."""
+
+    def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
+        """Begins a batch with one row per entry of `prompt_index`; the logits `(R, V)` of their first tokens."""
+        ...
+
+    def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The logits `(R, V)` after the newest token of `input_ids` `(R, L)`."""
+        ...
+
+    def keep(self, index: torch.Tensor) -> None:
+        """Goes on with the rows at `index` alone."""
+        ...
+
+    def bytes_per_row(self, length: int) -> int:
+        """Memory a row needs to grow to `length` tokens; 0 where that is not known yet."""
+        ...
+
+
+class _ForwardDecoder:
+    """What the decoders that run the model's own cache have in common: the step."""
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ):
+        self._model = model
+        self._input_ids = input_ids
+        self._generation_config = generation_config
+        self._prepared = model_kwargs
+        self._rows: dict[str, Any] = {}
+        self._row_bytes = 0
+
+    def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
+        new_tokens = 1 if self._rows.get("use_cache") else None
+        inputs = self._model.prepare_inputs_for_generation(input_ids, next_sequence_length=new_tokens, **self._rows)
+        outputs = self._model(**inputs, return_dict=True)
+        self._rows = self._updated(outputs, self._rows)
+        return _last_logits(outputs)
+
+    def bytes_per_row(self, length: int) -> int:
+        return self._row_bytes * length // max(1, self._input_ids.shape[1])
+
+    def _prefill(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        model_kwargs = dict(model_kwargs)
+        # The prompt pass is transformers' own, so chunked prefill and multimodal inputs come with it. Private name:
+        # replace when GenerationMixin offers a public one.
+        outputs = self._model._prefill(input_ids, self._generation_config, model_kwargs)
+        model_kwargs = self._updated(outputs, model_kwargs)
+        self._row_bytes = _num_bytes(model_kwargs) // len(input_ids)
+        return _last_logits(outputs), model_kwargs
+
+    def _updated(self, outputs: ModelOutput, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        return self._model._update_model_kwargs_for_generation(
+            outputs, model_kwargs, is_encoder_decoder=self._model.config.is_encoder_decoder
+        )
+
+
+class ExpandedCacheDecoder(_ForwardDecoder):
+    """
+    One prefill per prompt, whose cache is then copied to each row by `Cache.reorder_cache`. Finished rows can leave.
+    """
+
+    path = "expanded"
+    rows_can_leave = True
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._prompt_logits, model_kwargs = self._prefill(self._input_ids, _with_own_cache(self._prepared))
+        # Consumed by the prompt pass; left in, they would be copied to every row.
+        consumed = getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ())
+        self._prompts = {name: value for name, value in model_kwargs.items() if name not in consumed}
+        self.caches = [value for value in self._prompts.values() if isinstance(value, Cache)]
+
+    def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
+        self._rows = select_rows(_with_own_cache(self._prompts), prompt_index, len(self._input_ids))
+        return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
+
+    def keep(self, index: torch.Tensor) -> None:
+        self._rows = select_rows(self._rows, index, num_rows=None)
+
+
+class RepeatedPromptDecoder(_ForwardDecoder):
+    """
+    The prompt of every row is run anew, as `generate(num_return_sequences=N)` does: for models without a cache, or
+    with one whose rows cannot be copied. Rows stay to the end.
+    """
+
+    path = "repeated"
+    rows_can_leave = False
+
+    def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
+        rows = select_rows(_with_own_cache(self._prepared), prompt_index, len(self._input_ids))
+        logits, self._rows = self._prefill(self._input_ids[prompt_index.to(self._input_ids.device)], rows)
+        return logits
+
+    def keep(self, index: torch.Tensor) -> None:
+        raise AssertionError("rows of a repeated prompt stay to the end")
+
+
+def make_decoder(
+    model: Any,
+    input_ids: torch.Tensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> Decoder:
+    """The decoder for these prompts: the prompt is paid for once wherever the model's cache allows it."""
+    arguments = (model, input_ids, generation_config, model_kwargs)
+    if model_kwargs.get("use_cache") and not any(_is_fixed(value) for value in model_kwargs.values()):
+        # Some models make their cache only now, so whether its rows can be copied shows after the prompt pass.
+        expanded = ExpandedCacheDecoder(*arguments)
+        if _keeps_past_in(model, expanded.caches):
+            return expanded
+    return RepeatedPromptDecoder(*arguments)
+
+
+def _is_fixed(value: Any) -> bool:
+    return isinstance(value, Cache) and any(isinstance(layer, StaticLayer) for layer in _layers(value))
+
+
+def _keeps_past_in(model: Any, caches: list[Cache]) -> bool:
+    """Whether the caches are all that a row's future depends on."""
+    if not caches or any(map(_is_fixed, caches)):
+        return False
+    recurrent = [
+        layer for cache in caches for layer in _layers(cache) if isinstance(layer, LinearAttentionCacheLayerMixin)
+    ]
+    # A recurrent model whose cache stays empty (recurrent_gemma) keeps its states in its modules.
+    filled = all(any(layer.is_conv_states_initialized.values()) for layer in recurrent)
+    return filled if recurrent else not model._is_stateful
+
+
+def _layers(cache: Cache) -> list[Any]:
+    if isinstance(cache, EncoderDecoderCache):
+        return _layers(cache.self_attention_cache) + _layers(cache.cross_attention_cache)
+    return list(cache.layers)
+
+
+def select_rows(model_kwargs: dict[str, Any], index: torch.Tensor, num_rows: int | None) -> dict[str, Any]:
+    """
+    The same keyword arguments for the rows at `index`: expands where an entry repeats, compacts where one is left out.
+
+    Args:
+        model_kwargs (`dict`): Keyword arguments of `forward`; the cache among them is changed in place.
+        index (`torch.LongTensor` of shape `(R,)`): Rows to take.
+        num_rows (`int`, *optional*): How many rows they have now; a tensor of another first dimension is no row-wise
+            one and stays. `None` where all tensors are row-wise.
+    """
+    return {name: _select(name, value, index, num_rows) for name, value in model_kwargs.items()}
+
+
+def _select(name: str, value: Any, index: torch.Tensor, num_rows: int | None) -> Any:
+    if isinstance(value, Cache):
+        value.reorder_cache(index)  # type: ignore[arg-type]
+        return value
+    if isinstance(value, ModelOutput):
+        return type(value)(**select_rows(dict(value), index, num_rows))
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    # Multimodal rotary positions are (3, rows, length).
+    dim = 1 if name == "position_ids" and value.dim() == 3 else 0
+    if num_rows is not None and value.shape[dim] != num_rows:
+        return value
+    return value.index_select(dim, index.to(value.device))
+
+
+def _with_own_cache(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(value) if isinstance(value, Cache) else value for name, value in model_kwargs.items()}
+
+
+def _last_logits(outputs: Any) -> torch.Tensor:
+    # A copy: a view would keep the logits of the whole prompt alive.
+    return outputs.logits[:, -1].to(dtype=torch.float32, copy=True)
+
+
+def _num_bytes(value: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value, set()))
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, seen)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item, seen)
+    elif isinstance(value, Cache) or type(value).__module__ == "transformers.cache_utils":
+        yield from _tensors(vars(value), seen)

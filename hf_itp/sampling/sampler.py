@@ -1,0 +1,156 @@
+"""
+Candidates for a batch of prompts, drawn from the policy in batches that fit into memory.
+
+Knows nothing of rewards or strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.utils import logging as transformers_logging
+
+from hf_itp.sampling.decoders import Decoder, make_decoder
+from hf_itp.sampling.loop import decode_rows
+from hf_itp.sampling.streams import PromptKey, candidate_key
+from hf_itp.sampling.token_sampler import TokenSampler
+
+# Share of the free memory a batch may plan for; the rest is for the pass itself and for whoever else runs.
+_MEMORY_SHARE = 0.5
+# Copies of a row's float32 logits that exist at once while a token is drawn.
+_LOGIT_COPIES = 8
+# A progress bar on a call shorter than this is noise.
+_PROGRESS_DELAY_SECONDS = 5.0
+
+
+@dataclass
+class CandidateSampler:
+    """
+    Draws candidates for the prompts of one call of `generate`.
+
+    Args:
+        model (`PreTrainedModel`): The policy.
+        input_ids (`torch.LongTensor` of shape `(B, L)`): Prompts, left-padded; decoder start tokens for
+            encoder-decoders.
+        logits_processor (`LogitsProcessorList`), stopping_criteria (`StoppingCriteriaList`),
+            generation_config (`GenerationConfig`), model_kwargs (`dict`): As `generate` prepares them for a decoding
+            method.
+        prompt_keys (`list[bytes]`): Fingerprint of each prompt ([`~sampling.streams.prompt_keys`]).
+        batch_size (`int`, *optional*): Most rows in one batch. Without it, as many as half of the free memory holds.
+        progress (`bool`, *optional*): Show a progress bar; without it, one appears on calls of more than 5 seconds.
+    """
+
+    model: Any
+    input_ids: torch.Tensor
+    logits_processor: LogitsProcessorList
+    stopping_criteria: StoppingCriteriaList
+    generation_config: GenerationConfig
+    model_kwargs: dict[str, Any]
+    prompt_keys: list[PromptKey]
+    batch_size: int | None = None
+    progress: bool | None = None
+    decoder: Decoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoder = make_decoder(self.model, self.input_ids, self.generation_config, self.model_kwargs)
+        self._token_sampler = TokenSampler(self.logits_processor, bool(self.generation_config.do_sample))
+        self._any_unfinished: Callable[[bool], bool] | None = None
+        if _forwards_are_synchronized(self.model):
+            self._any_unfinished = lambda done: self.model._has_unfinished_sequences(
+                done, synced_gpus=True, device=self.input_ids.device
+            )
+
+    @property
+    def path(self) -> str:
+        """Which way the forward passes take: `"expanded"` or `"repeated"`."""
+        return self.decoder.path
+
+    def draw(self, candidates: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """
+        One response per pair of a prompt (its row) and the index of a candidate. A pair gives the same response
+        whatever else is drawn with it.
+
+        Args:
+            candidates (`list[tuple[int, int]]`): Pairs of prompt and candidate index.
+
+        Returns:
+            `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
+        """
+        bar = transformers_logging.tqdm(
+            total=len(candidates),
+            desc="Sampling",
+            unit=" responses",
+            leave=False,
+            delay=0.0 if self.progress else _PROGRESS_DELAY_SECONDS,
+            disable=True if self.progress is False else None,
+        )
+        with bar:
+            if self._token_sampler.rows_are_independent:
+                return self._draw_in_chunks(candidates, bar.update)
+            return self._draw_in_rounds(candidates, bar.update)
+
+    def _draw_in_chunks(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
+        responses: list[torch.Tensor] = []
+        size = self.batch_size or len(candidates)
+        while len(responses) < len(candidates):
+            chunk = candidates[len(responses) : len(responses) + self._affordable(size)]
+            try:
+                responses += self._decode(chunk, on_finished)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                out_of_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+                if not out_of_memory or len(chunk) == 1 or self._any_unfinished is not None:
+                    raise
+            # Outside of the `except`, whose traceback would keep the tensors of the failed pass alive.
+            clear_device_cache(garbage_collection=True)
+            size = len(chunk) // 2
+        return responses
+
+    def _draw_in_rounds(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
+        # Processors that tell rows apart by position see what plain `generate` would show them: every prompt once.
+        drawn: dict[tuple[int, int], torch.Tensor] = {}
+        for index in sorted({index for _, index in candidates}):
+            pairs = [(prompt, index) for prompt in range(len(self.input_ids))]
+            drawn.update(zip(pairs, self._decode(pairs, on_finished), strict=True))
+        return [drawn[pair] for pair in candidates]
+
+    def _decode(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
+        device = self.input_ids.device
+        keys = [candidate_key(self.prompt_keys[prompt], index) for prompt, index in candidates]
+        return decode_rows(
+            self.decoder,
+            self._token_sampler,
+            self.stopping_criteria,
+            self.input_ids,
+            torch.tensor([prompt for prompt, _ in candidates], device=device),
+            torch.tensor(keys, device=device),
+            self._any_unfinished,
+            on_finished,
+        )
+
+    def _affordable(self, size: int) -> int:
+        if self.batch_size is not None or self._any_unfinished is not None:
+            return size
+        device = self.input_ids.device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        logits = self.model.config.get_text_config().vocab_size * 4 * _LOGIT_COPIES
+        row = logits + self.decoder.bytes_per_row(self.generation_config.max_length)
+        return max(1, min(size, int(free * _MEMORY_SHARE) // row))
+
+
+def _forwards_are_synchronized(model: Any) -> bool:
+    # Sharded weights are gathered in every forward pass, so no process may make fewer of them than another.
+    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return bool(sharded and distributed and torch.distributed.get_world_size() > 1)

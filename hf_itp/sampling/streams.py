@@ -1,0 +1,58 @@
+"""
+Which stream of random numbers each candidate reads: a hash of (seed, its prompt, which repeat of it, its index).
+
+Nothing of the batch enters, so a candidate is the same alone or in a batch, in any order and any chunk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+
+from hf_itp.functional.random import signed64
+
+PromptKey = bytes
+"""Fingerprint of one prompt of a batch, made by [`prompt_keys`]."""
+
+
+def prompt_keys(seed: int, prompts: Sequence[Sequence[int] | str]) -> list[PromptKey]:
+    """
+    One fingerprint per prompt of a batch: of the seed, the prompt's own tokens or text, and how many equal prompts
+    stand before it.
+    """
+    seen: Counter[bytes] = Counter()
+    keys = []
+    for prompt in prompts:
+        content = prompt.encode() if isinstance(prompt, str) else b"ids:" + ",".join(map(str, prompt)).encode()
+        keys.append(_digest(b"prompt", str(seed).encode(), str(seen[content]).encode(), content))
+        seen[content] += 1
+    return keys
+
+
+def candidate_key(prompt: PromptKey, candidate: int) -> int:
+    """The 64-bit key of the stream one candidate of a prompt is sampled with."""
+    return _as_int64(_digest(b"candidate", str(candidate).encode(), prompt))
+
+
+def selection_generator(prompt: PromptKey) -> torch.Generator:
+    """A generator, seeded for this prompt, for the draw among its candidates."""
+    return torch.Generator().manual_seed(_as_int64(_digest(b"selection", prompt)))
+
+
+def fresh_seed() -> int:
+    """A seed from torch's global generator, as any other sampling would use it: `torch.manual_seed` governs it."""
+    return int(torch.randint(2**62, ()).item())
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def _as_int64(digest: bytes) -> int:
+    return signed64(int.from_bytes(digest[:8], "little"))
