@@ -92,9 +92,10 @@ class TokenSampler:
         Returns:
             `torch.LongTensor` of shape `(R,)`.
         """
-        logits = (
-            warp_logits(logits, **self.warp) if self.warp is not None else self.logits_processor(input_ids, logits)
-        )
+        if self.warp is not None:
+            logits = warp_logits(logits, **self.warp)
+        else:
+            logits = self.logits_processor(input_ids, logits)  # type: ignore[arg-type]
         return sample_categorical(logits, keys, step) if self.do_sample else logits.argmax(dim=-1)
 
 
