@@ -123,10 +123,11 @@ class PairEncoder:
         return TokenSequence(ids, (0,) * len(ids), tuple(i > 0 or token not in starts for i, token in enumerate(ids)))
 
     def _from_text(self, *texts: str) -> TokenSequence:
-        encoded = self.tokenizer(*texts, return_special_tokens_mask=True, verbose=False)
-        ids = tuple(encoded["input_ids"])
-        type_ids = tuple(encoded.get("token_type_ids") or (0,) * len(ids))
-        return TokenSequence(ids, type_ids, tuple(not special for special in encoded["special_tokens_mask"]))
+        # As a batch: outside one, tokenizers take an empty second text for none and leave its separator out.
+        batch: Any = self.tokenizer(*([text] for text in texts), return_special_tokens_mask=True, verbose=False)
+        ids = tuple(batch["input_ids"][0])
+        type_ids = tuple(batch["token_type_ids"][0]) if "token_type_ids" in batch else (0,) * len(ids)
+        return TokenSequence(ids, type_ids, tuple(not special for special in batch["special_tokens_mask"][0]))
 
     def _with_one_bos(self, sequence: TokenSequence) -> TokenSequence:
         # A text that was rendered elsewhere already brings the BOS the tokenizer adds, and RMs never saw two.
@@ -169,5 +170,8 @@ def _cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
             kept.append(position)
     # Only where special tokens alone are too many is anything left to remove here.
     kept = kept[excess:]
-    ids, type_ids, removable = (tuple(field[position] for position in kept) for field in sequence)
-    return TokenSequence(ids, type_ids, tuple(map(bool, removable)))
+    return TokenSequence(
+        tuple(sequence.ids[position] for position in kept),
+        tuple(sequence.type_ids[position] for position in kept),
+        tuple(sequence.removable[position] for position in kept),
+    )

@@ -134,7 +134,7 @@ def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
 def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
     # Any id would do for a decoder; RoBERTa and its kin find padding, and with it positions, by this one.
     pad_id = model.config.get_text_config().pad_token_id
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = len(next(model.get_input_embeddings().parameters()))
     pad_id = pad_id if pad_id is not None and 0 <= pad_id < vocabulary else 0
     length = max(len(sequence.ids) for sequence in sequences)
     shape = (len(sequences), length)

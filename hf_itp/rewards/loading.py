@@ -35,8 +35,11 @@ def load_model(id_or_folder: str, **options: Any) -> PreTrainedModel:
     """
     # Mismatched shapes are let through to be reported by name below, instead of in a table in the log.
     options = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    place = _existing(id_or_folder)
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(_existing(id_or_folder), **options)
+        # What the checkpoint lacks is drawn at random before it can be refused, from the caller's generator.
+        with torch.random.fork_rng(devices=[]):
+            model, info = AutoModelForSequenceClassification.from_pretrained(place, **options)
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -61,9 +64,12 @@ def load_model(id_or_folder: str, **options: Any) -> PreTrainedModel:
 def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. A checkpoint without one is a `LoadError`."""
     remedy = "Pass `tokenizer=` with the tokenizer the reward model was trained with."
+    place = _existing(id_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_existing(id_or_folder), **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and not Path(place).is_dir():
+            raise _explained(error, id_or_folder) from None
         raise LoadError(
             f"The tokenizer of reward model '{id_or_folder}' could not be loaded: {_first_line(error)} {remedy}"
         ) from None
@@ -73,7 +79,18 @@ def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase
     return tokenizer
 
 
+def local_name(id_or_folder: str) -> str:
+    """The id or folder itself, or the folder `"embedded"` stands for."""
+    if id_or_folder != "embedded":
+        return id_or_folder
+    # Only now: building the embedded default takes packages that nothing else needs.
+    from hf_itp.embedded import reward_model_path
+
+    return str(reward_model_path())
+
+
 def _existing(id_or_folder: str) -> str:
+    id_or_folder = local_name(id_or_folder)
     path = Path(id_or_folder).expanduser()
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):

@@ -21,7 +21,7 @@ from hf_itp.errors import ArgumentError, ArgumentTypeError, LoadError
 from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.ensemble import RewardEnsemble
-from hf_itp.rewards.loading import load_tokenizer
+from hf_itp.rewards.loading import load_tokenizer, local_name
 from hf_itp.rewards.reward_model import RewardModel
 
 MAX_LOADED_MODELS = 4
@@ -126,14 +126,9 @@ def _from_name(name: str, options: dict[str, Any]) -> RewardModel:
         raise ArgumentError(
             "`reward_model` has to be a Hub id or a folder, but is empty. Pass for example 'org/name'."
         )
-    if name == "embedded":
-        # Only now: building the embedded default takes packages that nothing else needs.
-        from hf_itp.embedded import reward_model_path
-
-        name = str(reward_model_path())
     # The order of keywords is no difference; an unhashable option (a dict) means as much as it prints.
     described = ((key, value if _is_hashable(value) else repr(value)) for key, value in options.items())
-    key = (name, _state_of_folder(name), tuple(sorted(described, key=lambda item: item[0])))
+    key = (name, _state_of_folder(local_name(name)), tuple(sorted(described, key=lambda item: item[0])))
     # Held while loading, so that two threads asking for one model load it once.
     with _loading:
         if key not in _loaded:

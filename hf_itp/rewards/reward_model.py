@@ -124,8 +124,8 @@ class RewardModel(RewardFunction):
 
         Args:
             id_or_folder (`str`):
-                Hub id or local folder of an `AutoModelForSequenceClassification` checkpoint, or of an adapter that
-                brings its head.
+                Hub id, local folder or `"embedded"`, of an `AutoModelForSequenceClassification` checkpoint or of an
+                adapter that brings its head.
             revision (`str`, *optional*):
                 Branch, tag or commit on the Hub.
             dtype (`str` or `torch.dtype`, *optional*):
