@@ -98,7 +98,9 @@ def plot_pool(
             point = float(rewards[index, candidate]), float(probabilities[index, candidate])
             _draw_winner(figure, panel, name, place, point, height=below)
         if labels is not None:
-            panel.set_title("\n".join(textwrap.wrap(labels[index], 56, max_lines=2)), fontsize=10, loc="left")
+            # A dollar sign would begin a formula.
+            label = textwrap.wrap(labels[index].replace("$", r"\$"), 56, max_lines=2)
+            panel.set_title("\n".join(label), fontsize=10, loc="left")
         panel.set_xlabel("reward")
         panel.set_ylabel("probability of being returned")
         panel.margins(x=0.08)

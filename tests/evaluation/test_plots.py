@@ -91,3 +91,9 @@ def test_missing_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r"pip install \"hf-itp\[plots\]\""):
         plot_pool(REWARDS, PROBABILITIES)
+
+
+def test_dollar_signs_in_a_prompt_begin_no_formula(tmp_path):
+    figure = plot_pool(REWARDS[:1], PROBABILITIES[:1], labels=[r"Is $\frac of it worth $2?"])
+    figure.savefig(tmp_path / "pool.png")
+    assert figure.axes[0].get_title(loc="left") == r"Is \$\frac of it worth \$2?"

@@ -1,0 +1,103 @@
+"""The `hf-itp` program: its commands, and how its errors and warnings reach the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hf_itp._version import __version__
+from hf_itp.cli.demo import demo
+from hf_itp.cli.generate import generate
+from hf_itp.cli.strategies import strategies
+from hf_itp.errors import ItpError, ItpWarning
+
+app = typer.Typer(
+    name="hf-itp",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(generate)
+app.command()(strategies)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf-itp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """
+    Spend compute at inference without being fooled by the reward model: a
+    policy draws N candidates, a reward model scores them, a strategy picks.
+
+    [bold]Start here[/bold]
+
+      hf-itp demo                                  see it work, offline
+      hf-itp generate "Why is the moon bright?"    one better response
+      hf-itp strategies                            what can pick, and how
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 all is well,
+    1 an error while working, 2 a command that does not parse, 130 interrupted.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Runs the program and exits.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): What follows the program's name; defaults to the process's own.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _readable_warnings():
+            app(arguments, prog_name="hf-itp")
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        # An error of another library carries no remedy, so at least its kind is said, and where to see more.
+        ours = isinstance(error, ItpError)
+        message = str(error) if ours else f"{type(error).__name__}: {error}\nRun again with --debug to see where."
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/bold red] {escape(message)}")
+        sys.exit(1)
+
+
+@contextmanager
+def _readable_warnings() -> Iterator[None]:
+    """Warnings meant for the user come as a line of their own, without file name and source line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("default", category=ItpWarning)
+        show_others = warnings.showwarning
+        shown: set[str] = set()
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, ItpWarning):
+                # From prompt to prompt only the figures differ: one of its kind is enough.
+                kind = re.sub(r"[\d.]+(e-?\d+)?", "", str(message))
+                if kind in shown:
+                    return
+                shown.add(kind)
+                console = Console(stderr=True, soft_wrap=True, highlight=False)
+                console.print(f"[yellow]Warning:[/yellow] {escape(str(message))}")
+            else:
+                show_others(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield

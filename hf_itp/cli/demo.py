@@ -1,0 +1,159 @@
+"""`hf-itp demo`: one pool of candidates per prompt, and what each rule makes of it."""
+
+from __future__ import annotations
+
+import json as json_lines
+import time
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hf_itp.cli import options
+from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models
+from hf_itp.cli.prompts import as_conversations
+from hf_itp.cli.records import record_of, to_json
+from hf_itp.cli.tables import PLAIN, print_pool, print_summary
+from hf_itp.errors import LoadError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def demo(
+    model: options.Model = EMBEDDED,
+    reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
+    device: options.Device = None,
+    num_candidates: options.NumCandidates = 16,
+    max_new_tokens: options.MaxNewTokens = 64,
+    temperature: Annotated[float, typer.Option(help=options.TEMPERATURE_HELP, rich_help_panel=options.DRAWING)] = 0.7,
+    seed: options.Seed = 0,
+    beta: Annotated[float, typer.Option(help=options.BETA_HELP, rich_help_panel=options.SELECTING)] = 0.1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture goes.", rich_help_panel=options.OUTPUT)
+    ] = Path("outputs/demo.png"),
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON document instead of tables.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Show what plain sampling, best_of_n and pessimism make of the same candidates.
+
+    One pool is drawn for each of four real prompts; tables and a picture show
+    its rewards, who can be returned and who was. Without options it runs on
+    the embedded default, a language model of 135 million parameters and a
+    reward model trained on human preferences: no account, no network.
+
+    [bold]Examples[/bold]
+
+      hf-itp demo
+      hf-itp demo --num-candidates 64 --beta 0.05
+      hf-itp demo -m org/policy -r org/reward-model --max-new-tokens 128
+    """
+    import torch
+
+    from hf_itp import get_strategy
+
+    started = time.perf_counter()
+    pessimism, best_of_n = get_strategy("pessimism", beta=beta), get_strategy("best_of_n")
+    progress = Console(stderr=True, highlight=False)
+    progress.print(f"Loading policy {model!r} and reward model {', '.join(map(repr, reward_model))} ...")
+    policy = load_policy(model, device=device)
+    reward = load_reward_models(reward_model, device=device)
+    loading = time.perf_counter() - started
+
+    questions = _questions()
+    prompts = as_conversations(questions, has_template=policy.tokenizer.chat_template is not None, system=None)
+    progress.print(f"Drawing {num_candidates} candidates for each of {len(prompts)} prompts ...")
+    result = policy.generate(
+        prompts,
+        strategy=pessimism,
+        reward_model=reward,
+        num_candidates=num_candidates,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    assert result.candidate_rewards is not None and result.probabilities is not None
+    assert result.selected is not None and result.diagnostics is not None
+    # The pool is there: any other rule is replayed on its rewards and costs nothing more.
+    laws = {"best_of_n": best_of_n.probabilities(result.candidate_rewards), "pessimism": result.probabilities}
+    ties = torch.Generator().manual_seed(seed)
+    winners = {
+        # The first candidate is what plain sampling would have returned.
+        PLAIN: result.selected.new_zeros(len(prompts)),
+        "best_of_n": best_of_n.select(result.candidate_rewards, generator=ties)[:, 0],
+        "pessimism": result.selected[:, 0],
+    }
+    picture = _draw(
+        output,
+        result.candidate_rewards,
+        result.probabilities,
+        normalizer=result.diagnostics["normalizer"],
+        winners=winners,
+        labels=questions,
+        title=f"Pessimism never returns what scores below the normalizer ({num_candidates} candidates, beta {beta:g})",
+    )
+    records = [
+        _replayed(record_of(result, row, prompt, policy.decode, all_candidates=True), row, laws, winners)
+        for row, prompt in enumerate(prompts)
+    ]
+    summary = {
+        "mean_rewards": {
+            name: result.candidate_rewards.gather(1, chosen[:, None]).mean().item() for name, chosen in winners.items()
+        },
+        "num_tokens": int(result.diagnostics["num_tokens"].sum()),
+        "path": result.diagnostics["path"],
+        "seconds": {"loading": loading, **result.diagnostics["seconds"], "total": time.perf_counter() - started},
+        "picture": picture,
+    }
+    if json:
+        print(to_json({**summary, "prompts": records}, indent=2))
+        return
+    console = Console(highlight=False)
+    for question, record in zip(questions, records, strict=True):
+        print_pool(console, question, record)
+    print_summary(console, summary)
+
+
+def _questions() -> list[str]:
+    lines = files("hf_itp.cli").joinpath("demo_prompts.jsonl").read_text("utf-8").splitlines()
+    return [json_lines.loads(line)["prompt"] for line in lines]
+
+
+def _replayed(
+    record: dict[str, Any], row: int, laws: Mapping[str, torch.Tensor], winners: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """The record of one prompt with every rule's law and winner in place of pessimism's alone."""
+    candidates = [
+        {
+            "response": candidate["response"],
+            "num_tokens": candidate["num_tokens"],
+            "reward": candidate["reward"],
+            "probabilities": {name: law[row, index].item() for name, law in laws.items()},
+        }
+        for index, candidate in enumerate(record["candidates"])
+    ]
+    diagnostics = {name: value for name, value in record["diagnostics"].items() if name != "seconds"}
+    returned = {name: chosen[row].item() for name, chosen in winners.items()}
+    return {"prompt": record["prompt"], "candidates": candidates, "returned": returned, "diagnostics": diagnostics}
+
+
+def _draw(path: Path, rewards: torch.Tensor, probabilities: torch.Tensor, **details: Any) -> str | None:
+    """Where the picture was written, `None` without matplotlib."""
+    from hf_itp.evaluation import plot_pool
+
+    try:
+        figure = plot_pool(rewards, probabilities, **details)
+    except MissingDependencyError:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"`--output` {str(path)!r} could not be written: {error}. Name a .png file.") from error
+    return str(path)

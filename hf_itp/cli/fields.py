@@ -1,0 +1,39 @@
+"""A strategy's own settings as words of a command line: `--set name=value`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+
+def parse_fields(assignments: Sequence[str], **common: Any) -> dict[str, Any]:
+    """
+    The fields from `--set`, values read as JSON where they are JSON and else as text, and from options of their own.
+
+    Raises:
+        `typer.BadParameter`: If an assignment has no `=`, or a field is given twice.
+
+    Examples:
+
+    ```python
+    >>> parse_fields(["pool=fresh", "reward_bound=1"], beta=0.2)
+    {'beta': 0.2, 'pool': 'fresh', 'reward_bound': 1}
+
+    ```
+    """
+    fields = {name: value for name, value in common.items() if value is not None}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"{assignment!r} is not of the form name=value.", param_hint="'--set'")
+        if name in fields:
+            raise typer.BadParameter(f"{name} is given twice.", param_hint="'--set'")
+        try:
+            fields[name] = json.loads(text)
+        except json.JSONDecodeError:
+            fields[name] = text
+    return fields

@@ -1,0 +1,152 @@
+"""A policy with its tokenizer, and reward models, from what the user wrote after `--model` and `--reward-model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from hf_itp.errors import ArgumentError, LoadError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+    from hf_itp.output import StrategyOutput
+    from hf_itp.rewards import RewardModel
+    from hf_itp.rewards.base import Prompt
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model and the tokenizer saved beside it, set up to continue prompts in batches."""
+
+    # A `PreTrainedModel` that generates, for which transformers has no type.
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    def generate(self, prompts: Sequence[Prompt], **arguments: Any) -> StrategyOutput:
+        """`generate` on the prompts as one batch, all chats or all text, with what it needs beside `arguments`."""
+        return self.model.generate(
+            **self._encode(list(prompts)),
+            prompts=list(prompts),
+            tokenizer=self.tokenizer,
+            pad_token_id=self.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            **arguments,
+        )
+
+    def decode(self, response: torch.Tensor) -> str:
+        """A response's text, without special tokens."""
+        return str(self.tokenizer.decode(response, skip_special_tokens=True)).strip()
+
+    def _encode(self, prompts: list[Any]) -> BatchEncoding:
+        form: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
+        if isinstance(prompts[0], str):
+            return self.tokenizer(prompts, **form).to(self.model.device)
+        inputs = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **form)
+        return cast("BatchEncoding", inputs).to(self.model.device)
+
+
+def load_policy(
+    model_id: str, *, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> Policy:
+    """
+    Raises:
+        `LoadError`: If there is no model or no tokenizer under that id.
+        `ArgumentError`: If there is no such device.
+    """
+    from transformers import AutoTokenizer
+
+    place = _device(device)
+    source = _source(model_id, "policy_path")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        auto_class = _auto_class(source, trust_remote_code)
+        model = auto_class.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        # The first line says what is wrong; transformers goes on with advice for other situations.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise LoadError(
+            f"`--model` {model_id!r} could not be loaded: {reason}. Check the spelling, that a folder holds both "
+            "weights and tokenizer, and for a model from the Hub that you are online and have access to it."
+        ) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Policy(model.to(place).eval(), tokenizer)
+
+
+def load_reward_models(
+    model_ids: Sequence[str],
+    *,
+    device: str | None = None,
+    label: str | None = None,
+    trust_remote_code: bool = False,
+) -> RewardModel | list[RewardModel]:
+    """One reward model, or a list of them: an ensemble. `label` is a name or an index in digits."""
+    from hf_itp.rewards import RewardModel
+
+    models = [
+        RewardModel.from_pretrained(
+            _source(model_id, "reward_model_path"),
+            device=_device(device),
+            label=int(label) if label is not None and label.isdigit() else label,
+            trust_remote_code=trust_remote_code,
+        )
+        for model_id in model_ids
+    ]
+    return models[0] if len(models) == 1 else models
+
+
+@contextmanager
+def loading_bars(shown: bool) -> Iterator[None]:
+    """Hides transformers' bars of downloads and weights within, where they are not to be shown."""
+    from transformers.utils import logging
+
+    if shown or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def _source(model_id: str, embedded_path: str) -> str:
+    if model_id != EMBEDDED:
+        return model_id
+    from hf_itp import embedded
+
+    return str(getattr(embedded, embedded_path)())
+
+
+def _auto_class(source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        # A folder with nothing but an adapter has no config; the causal class finds the base model by itself.
+        return AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ArgumentError(
+            f"`--device` has to name a device of this machine, but is {name!r}. Use cpu, or leave it out."
+        ) from error
+    return device

@@ -1,0 +1,74 @@
+"""What one prompt's answer looks like as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_itp.output import StrategyOutput
+    from hf_itp.rewards.base import Prompt
+
+
+def record_of(
+    output: StrategyOutput,
+    row: int,
+    prompt: Prompt,
+    decode: Callable[[torch.Tensor], str],
+    *,
+    all_candidates: bool = False,
+) -> dict[str, Any]:
+    """
+    One prompt of a [`StrategyOutput`] as plain values: `prompt`, `responses`, `rewards`, the `probabilities` each had
+    of being returned first (`None` where that is not known), `diagnostics`, and on request `candidates`: all drawn.
+    """
+    assert output.selected is not None and output.candidate_rewards is not None
+    assert output.candidates is not None and output.diagnostics is not None
+    selected = output.selected[row].tolist()
+    rewards = output.candidate_rewards[row].tolist()
+    law = [None] * len(rewards) if output.probabilities is None else output.probabilities[row].tolist()
+    pool = output.candidates[row]
+    record = {
+        "prompt": prompt,
+        "responses": [decode(pool[index]) for index in selected],
+        "rewards": [rewards[index] for index in selected],
+        "probabilities": [law[index] for index in selected],
+        "diagnostics": {
+            name: _of_row(value, row, len(output.candidates)) for name, value in output.diagnostics.items()
+        },
+    }
+    if all_candidates:
+        record["candidates"] = [
+            {"response": decode(ids), "reward": reward, "probability": probability, "num_tokens": len(ids)}
+            for ids, reward, probability in zip(pool, rewards, law, strict=False)
+        ]
+    return record
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as the standard has it: `null` for what is not a finite number, letters of every script as they are."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _of_row(value: Any, row: int, num_rows: int) -> Any:
+    """A diagnostic of one prompt: its entry where there is one per prompt, else the value for the whole call."""
+    if isinstance(value, Mapping):
+        return {name: _of_row(entry, row, num_rows) for name, entry in value.items()}
+    if hasattr(value, "tolist"):
+        value = value[row] if value.ndim > 0 and len(value) == num_rows else value
+        return value.tolist()
+    return value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

@@ -1,0 +1,71 @@
+"""A pool of candidates on the terminal: who is in it, what each rule gives them, and who was returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+PLAIN = "plain sampling"
+# The shapes the picture uses, in its order.
+_MARKS = {PLAIN: "▼", "best_of_n": "★", "pessimism": "◆"}
+
+
+def print_pool(console: Console, prompt: str, record: Mapping[str, Any]) -> None:
+    """
+    The candidates of one prompt from best to worst, then the responses returned, then the diagnostics.
+
+    Args:
+        console (`Console`): Where to print.
+        prompt (`str`): The prompt, for the heading.
+        record (`Mapping`): `candidates`, each with `response`, `reward`, `num_tokens` and `probabilities` by rule;
+            `returned`, the index of a candidate by rule; `diagnostics`.
+    """
+    candidates, returned = record["candidates"], record["returned"]
+    console.print(Rule(Text(prompt, style="bold"), align="left"))
+    table = Table(expand=True, box=None, padding=(0, 1), header_style="bold")
+    table.add_column("", width=3, no_wrap=True)
+    table.add_column("candidate", ratio=1, no_wrap=True, overflow="ellipsis")
+    for heading in ("tokens", "reward", *candidates[0]["probabilities"]):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for index in sorted(range(len(candidates)), key=lambda index: -candidates[index]["reward"]):
+        candidate = candidates[index]
+        marks = "".join(mark for name, mark in _MARKS.items() if returned[name] == index)
+        chances = [f"{chance:.1%}" if chance > 0 else "-" for chance in candidate["probabilities"].values()]
+        text = " ".join(candidate["response"].split())
+        row = [marks, escape(text), str(candidate["num_tokens"]), f"{candidate['reward']:.3f}", *chances]
+        table.add_row(*row, style=None if candidate["probabilities"]["pessimism"] > 0 else "dim")
+    console.print(table)
+    console.print()
+    for index in dict.fromkeys(returned[name] for name in _MARKS):
+        names = [f"{_MARKS[name]} {name}" for name in _MARKS if returned[name] == index]
+        heading = Text(f"{', '.join(names)} returned (reward {candidates[index]['reward']:.3f}):", style="bold")
+        console.print(heading)
+        console.print(Text(candidates[index]["response"]))
+        console.print()
+    console.print(Text(_diagnostics(record["diagnostics"], len(candidates)), style="italic"))
+    console.print()
+
+
+def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """What the pools have in common: `mean_rewards` by rule, `num_tokens`, `path`, `seconds`, `picture`."""
+    means = ", ".join(f"{_MARKS[name]} {name} {mean:.3f}" for name, mean in summary["mean_rewards"].items())
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())
+    console.print(Text(f"Mean reward returned: {means}."))
+    console.print(Text(f"{summary['num_tokens']} tokens drawn ({summary['path']}). Seconds: {seconds}."))
+    picture = summary["picture"]
+    console.print(Text(f"Picture: {picture}" if picture else "No picture: it needs matplotlib (hf-itp[plots])."))
+
+
+def _diagnostics(diagnostics: Mapping[str, Any], num_candidates: int) -> str:
+    return (
+        f"Pessimism's normalizer {diagnostics['normalizer']:.3f}; "
+        f"acceptance rate {diagnostics['acceptance_rate']:.2f}; "
+        f"effective sample size {diagnostics['effective_sample_size']:.1f} of {num_candidates}; "
+        f"{sum(diagnostics['num_tokens'])} tokens drawn."
+    )

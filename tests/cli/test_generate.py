@@ -1,0 +1,194 @@
+"""`hf-itp generate` on tiny models: what it writes is what the library returns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_itp.rewards import RewardModel
+from tests.tiny import saved_policy, tiny_tokenizer
+
+PROMPT = "how do i bake bread"
+CHAT = [{"role": "user", "content": PROMPT}]
+
+
+def records(ended):
+    assert ended.code == 0, ended.err
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+def test_json_holds_what_the_library_returns(generate, policy, reward_model):
+    [record] = records(generate("--json", "--all-candidates", "-k", 2, "--seed", 3, "--beta", 0.5, PROMPT))
+
+    tokenizer = tiny_tokenizer()
+    inputs = tokenizer.apply_chat_template([CHAT], add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    output = AutoModelForCausalLM.from_pretrained(policy).generate(
+        **inputs,
+        strategy="pessimism",
+        beta=0.5,
+        reward_model=RewardModel.from_pretrained(str(reward_model)),
+        prompts=[CHAT],
+        tokenizer=tokenizer,
+        num_candidates=4,
+        num_return_sequences=2,
+        seed=3,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+    )
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in output.candidates[0]]
+    assert record["prompt"] == CHAT
+    assert record["responses"] == [texts[index] for index in output.selected[0]]
+    assert record["rewards"] == pytest.approx(output.rewards[0].tolist())
+    assert record["probabilities"] == pytest.approx(output.probabilities[0, output.selected[0]].tolist())
+    assert record["diagnostics"]["normalizer"] == pytest.approx(output.diagnostics["normalizer"].item())
+    assert [candidate["response"] for candidate in record["candidates"]] == texts
+    assert [candidate["reward"] for candidate in record["candidates"]] == pytest.approx(
+        output.candidate_rewards[0].tolist()
+    )
+
+
+def test_candidates_are_left_out_unless_asked_for(generate):
+    [record] = records(generate("--json", PROMPT))
+    assert set(record) == {"prompt", "responses", "rewards", "probabilities", "diagnostics"}
+    assert len(record["responses"]) == 1
+
+
+def test_best_of_n_returns_the_highest_reward(generate):
+    [record] = records(generate("--json", "--all-candidates", "-s", "best_of_n", "-n", 8, PROMPT))
+    assert record["rewards"] == [max(candidate["reward"] for candidate in record["candidates"])]
+
+
+def test_single_prompt_prints_its_response_and_nothing_else(generate):
+    [record] = records(generate("--json", PROMPT))
+    assert generate(PROMPT).out == record["responses"][0] + "\n"
+
+
+def test_several_responses_stand_under_headings_with_their_rewards(generate):
+    written = records(generate("--json", PROMPT, "what is\nit"))
+    expected = "".join(
+        f"### {heading}  (reward {record['rewards'][0]:.3f})\n\n{record['responses'][0]}\n\n"
+        for heading, record in zip((PROMPT, "what is it"), written, strict=True)
+    )
+    assert generate(PROMPT, "what is\nit").out == expected
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 8, 100])
+def test_prompt_gets_the_same_answer_alone_and_among_others(generate, batch_size):
+    def answer(record):
+        return [record["prompt"], record["responses"], [round(reward, 3) for reward in record["rewards"]]]
+
+    prompts = [PROMPT, "what is it", "so you can rest and see it"]
+    size = () if batch_size is None else ("--batch-size", batch_size)
+    alone = [answer(records(generate("--json", prompt))[0]) for prompt in prompts]
+    assert [answer(record) for record in records(generate("--json", *size, *prompts))] == alone
+
+
+def test_seed_changes_the_candidates(generate):
+    drawn = [
+        [
+            c["response"]
+            for c in records(generate("--json", "--all-candidates", "--seed", seed, PROMPT))[0]["candidates"]
+        ]
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_file_and_stdin_give_what_arguments_give(generate, tmp_path):
+    expected = [record["responses"] for record in records(generate("--json", PROMPT, "what is it"))]
+    text = f"{PROMPT}\nwhat is it\n"
+    rows = [{"prompt": PROMPT}, {"messages": [{"role": "user", "content": "what is it"}]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "prompts.txt").write_text(text)
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    (tmp_path / "prompts.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    ways = [generate("--json", "-f", file) for file in sorted(tmp_path.iterdir())]
+    ways += [generate("--json", stdin=text), generate("--json", "-f", "-", stdin=lines)]
+    for ended in ways:
+        assert [record["responses"] for record in records(ended)] == expected
+
+
+def test_system_message_is_part_of_the_prompt(generate):
+    [record] = records(generate("--json", "--system", "ask me", PROMPT))
+    assert record["prompt"] == [{"role": "system", "content": "ask me"}, *CHAT]
+    assert record["responses"] != records(generate("--json", PROMPT))[0]["responses"]
+
+
+def test_plain_prompt_stays_text(generate):
+    [record] = records(generate("--json", "--plain", PROMPT))
+    assert record["prompt"] == PROMPT
+
+
+def test_fields_of_the_strategy_come_by_set(generate):
+    [record] = records(generate("--json", "--set", "pool=fresh", "--set", "beta=0.5", PROMPT))
+    assert record["probabilities"] == [None]
+    assert "fallbacks" in record["diagnostics"]
+
+
+def test_sampling_options_reach_the_sampler(generate):
+    def distinct(*options):
+        [record] = records(generate("--json", "--all-candidates", "-n", 12, *options, PROMPT))
+        return len({candidate["response"] for candidate in record["candidates"]})
+
+    assert distinct() > 3
+    greedy = [("--top-k", 1), ("--top-p", 1e-6), ("--min-p", 1.0), ("--temperature", 1e-4)]
+    assert [distinct(*option) for option in greedy] == [1, 1, 1, 1]
+
+
+def test_several_reward_models_are_an_ensemble(generate, reward_model):
+    options = ("--json", "--all-candidates", PROMPT)
+    [alone] = records(generate(*options))
+    [ensemble] = records(generate("-r", reward_model, *options))
+    # The same model twice: the mean is its own reward.
+    assert [c["reward"] for c in ensemble["candidates"]] == pytest.approx([c["reward"] for c in alone["candidates"]])
+
+
+def test_encoder_decoder_answers_too(run, reward_model, tmp_path):
+    folder = saved_policy(tmp_path, "t5")
+    ended = run("generate", "-m", folder, "-r", reward_model, "-n", 2, "--max-new-tokens", 4, "--json", PROMPT)
+    assert len(records(ended)[0]["responses"]) == 1
+
+
+def test_dtype_is_the_one_asked_for(generate):
+    [half], [full] = (records(generate("--json", "--dtype", dtype, PROMPT)) for dtype in ("bfloat16", "auto"))
+    assert half["rewards"] != full["rewards"] or half["responses"] == full["responses"]
+
+
+def test_progress_goes_to_stderr_and_quiet_switches_it_off(generate):
+    several = ("--json", "-s", "best_of_n", PROMPT, "what is it")
+    spoken, quiet = generate(*several), generate("--quiet", *several)
+    assert len(records(spoken)) == len(records(quiet)) == 2
+    assert "Loading weights" in spoken.err
+    assert quiet.err == ""
+    assert "Loading weights" in generate(PROMPT).err
+
+
+def test_chat_for_a_policy_without_template_is_refused(generate, run, reward_model, policy, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    folder = saved_policy(tmp_path)
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    tokenizer.save_pretrained(folder)
+    ended = run("generate", "-m", folder, "-r", reward_model, stdin=json.dumps({"messages": CHAT}))
+    assert ended.code == 1
+    assert "choose a policy with a chat template" in ended.err
+
+
+# transformers draws the missing head before anyone can refuse it.
+@pytest.mark.uses_global_rng
+def test_reward_model_without_head_is_refused_before_anything_is_drawn(run, policy):
+    ended = run("generate", "-m", policy, "-r", policy, PROMPT)
+    assert ended.code == 1
+    assert "so its rewards would be random" in ended.err
+    assert ended.out == ""
+
+
+def test_global_random_numbers_are_left_alone(generate):
+    before = torch.get_rng_state()
+    generate(PROMPT)
+    assert torch.equal(torch.get_rng_state(), before)
