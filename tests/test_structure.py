@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hf_itp"
 FILES = sorted(PACKAGE.rglob("*.py"))
-OUTER = ("strategies", "training", "evaluation", "generation", "hub", "cli")
+SECOND_RING = ("sampling", "rewards", "calibration")
 REGISTRY = ("hf_itp.strategies", "hf_itp.strategies.registry")
 
 
@@ -78,10 +78,16 @@ def test_formulas_import_torch_and_errors_only(file):
     assert {name for name in imported(file) if not within(name, *allowed)} == set()
 
 
-@pytest.mark.parametrize("file", files_in("sampling", "rewards", "calibration"), ids=as_ids)
+@pytest.mark.parametrize("file", files_in(*SECOND_RING), ids=as_ids)
 def test_second_ring_imports_nothing_further_out(file):
-    outer = [f"hf_itp.{name}" for name in OUTER]
-    assert {name for name in imported(file) if within(name, *outer)} == set()
+    inner = [f"hf_itp.{name}" for name in ("errors", "functional", "embedded", *SECOND_RING)]
+    assert {name for name in imported(file) if within(name, "hf_itp") and not within(name, *inner)} == set()
+
+
+@pytest.mark.parametrize("file", files_in("embedded"), ids=as_ids)
+def test_embedded_default_knows_nothing_of_what_it_is_used_for(file):
+    ours = {name for name in imported(file) if within(name, "hf_itp")}
+    assert {name for name in ours if not within(name, "hf_itp.errors", "hf_itp.embedded")} == set()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""
+The same keyword through what else calls `generate`: pipelines, PEFT, compiled models, tokenized chats.
+"""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from tests.sampling.drawing import rows_of
+from tests.tiny import PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer
+
+ARGUMENTS = {"strategy": "best_of_n", "num_candidates": 6, "seed": 0, "max_new_tokens": 8}
+CHAT = [{"role": "user", "content": "one two three"}]
+
+
+@pytest.fixture
+def policy(policy_folder):
+    folder = policy_folder("llama")
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def test_chat_as_in_the_readme(policy):
+    model, tokenizer = policy
+    inputs = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    reward = PromptBoundReward()
+    output = model.generate(**inputs, reward_model=reward, prompts=[CHAT], return_dict_in_generate=True, **ARGUMENTS)
+    [(prompts, completions)] = reward.calls
+    assert prompts == [CHAT] * 6
+    best = max(completions, key=lambda completion: reward.reward(CHAT, completion))
+    assert (
+        tokenizer.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        == best[0]["content"]
+    )
+
+
+@pytest.mark.parametrize("num_return_sequences", [1, 3])
+def test_pipeline_with_a_chat(policy, num_return_sequences):
+    model, tokenizer = policy
+    reward = PromptBoundReward()
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    results = generator(
+        CHAT, reward_model=reward, prompts=[CHAT], num_return_sequences=num_return_sequences, **ARGUMENTS
+    )
+    rewards = [reward.reward(CHAT, [result["generated_text"][-1]]) for result in results]
+    assert len(rewards) == num_return_sequences
+    drawn = sorted((reward.reward(CHAT, completion) for completion in reward.calls[0][1]), reverse=True)
+    assert rewards == drawn[:num_return_sequences]
+
+
+def test_pipeline_with_text_and_a_full_output(policy):
+    model, tokenizer = policy
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    arguments = {"reward_model": PromptBoundReward(), "prompts": ["one two"], **ARGUMENTS}
+    [plain] = generator("one two", **arguments)
+    [full] = generator("one two", return_dict_in_generate=True, **arguments)
+    assert full["generated_text"] == plain["generated_text"]
+
+
+@pytest.mark.uses_global_rng
+def test_lora_policy_uses_its_adapter():
+    model, batch, tokenizer = tiny_model("llama"), left_padded_batch([7, 5, 9]), tiny_tokenizer()
+    arguments = {
+        "reward_model": PromptBoundReward(), "prompts": list("abc"), "tokenizer": tokenizer,
+        "return_dict_in_generate": True, **ARGUMENTS,
+    }  # fmt: skip
+    base = model.generate(**batch, **arguments)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).eval()
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(0))
+    tuned = wrapped.generate(**batch, **arguments)
+    assert not tuned.candidate_rewards.equal(base.candidate_rewards)
+    with wrapped.disable_adapter():
+        assert wrapped.generate(**batch, **arguments).candidate_rewards.equal(base.candidate_rewards)
+    merged = wrapped.merge_and_unload()
+    assert merged.generate(**batch, **arguments).sequences.equal(tuned.sequences)
+    alone = wrapped.generate(**rows_of(batch, [1]), **{**arguments, "prompts": ["b"]})
+    assert alone.rewards.equal(tuned.rewards[1:2])
+
+
+# peft says so for plain `generate` as well.
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_virtual_tokens_come_before_the_prompt(kind):
+    """Greedy, so that plain `generate` of the same wrapped model says what is right."""
+    model, batch = tiny_model("llama"), left_padded_batch([7, 5])
+    config = {
+        "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    }[kind]
+    with torch.random.fork_rng(devices=[]):
+        wrapped = peft.get_peft_model(model, config).eval()
+    plain = wrapped.generate(**batch, max_new_tokens=8, do_sample=False)
+    arguments = ARGUMENTS | {"num_candidates": 1, "do_sample": False}
+    ours = wrapped.generate(
+        **batch, reward_model=PromptBoundReward(), prompts=list("ab"), tokenizer=tiny_tokenizer(), **arguments
+    )
+    assert ours.equal(plain)
+
+
+def test_compiled_policy():
+    model, batch = tiny_model("llama"), left_padded_batch([7, 5])
+    arguments = {
+        "reward_model": PromptBoundReward(),
+        "prompts": list("ab"),
+        "tokenizer": tiny_tokenizer(),
+        **ARGUMENTS,
+    }
+    expected = model.generate(**batch, **arguments)
+    assert torch.compile(model, backend="eager").generate(**batch, **arguments).equal(expected)
+
+
+def test_bfloat16_policy():
+    model, batch = tiny_model("llama").to(torch.bfloat16), left_padded_batch([7, 5])
+    arguments = {
+        "reward_model": PromptBoundReward(),
+        "prompts": list("ab"),
+        "tokenizer": tiny_tokenizer(),
+        **ARGUMENTS,
+    }
+    assert model.generate(**batch, **arguments).equal(model.generate(**batch, **arguments))
