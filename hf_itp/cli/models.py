@@ -62,7 +62,7 @@ def load_policy(
     from transformers import AutoTokenizer
 
     place = _device(device)
-    source = _source(model_id, "policy_path")
+    source = _policy_folder() if model_id == EMBEDDED else model_id
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         auto_class = _auto_class(source, trust_remote_code)
@@ -92,7 +92,7 @@ def load_reward_models(
 
     models = [
         RewardModel.from_pretrained(
-            _source(model_id, "reward_model_path"),
+            model_id,
             device=_device(device),
             label=int(label) if label is not None and label.isdigit() else label,
             trust_remote_code=trust_remote_code,
@@ -117,12 +117,10 @@ def loading_bars(shown: bool) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _source(model_id: str, embedded_path: str) -> str:
-    if model_id != EMBEDDED:
-        return model_id
-    from hf_itp import embedded
+def _policy_folder() -> str:
+    from hf_itp.embedded import policy_path
 
-    return str(getattr(embedded, embedded_path)())
+    return str(policy_path())
 
 
 def _auto_class(source: str, trust_remote_code: bool) -> Any:
