@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -37,7 +36,7 @@ def loop_pessimism(rewards: list[float], beta: float) -> tuple[list[float], floa
     total, kept, previous, normalizer = sum(exact, Fraction()), size, None, Fraction()
     for index, reward in enumerate(ascending):
         normalizer = (total - size * Fraction(beta)) / kept
-        if (previous is None or previous <= normalizer) and normalizer < reward or index == size - 1:
+        if ((previous is None or previous <= normalizer) and normalizer < reward) or index == size - 1:
             break
         total, kept, previous = total - reward, kept - 1, reward
     weights = [float(max(Fraction(), (reward - normalizer) / Fraction(beta))) for reward in exact]

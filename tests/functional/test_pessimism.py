@@ -9,8 +9,8 @@ import torch
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
 from hf_itp.functional import (
-    beta_for_effective_sample_size,
     best_of_n_law,
+    beta_for_effective_sample_size,
     effective_sample_size,
     pessimism,
     weights_beyond_pool,
