@@ -76,6 +76,7 @@ def _zscore(rewards: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
     span = highest - lowest
     unit = torch.where(span > 0, span, 1)
     pool = (pool - lowest) / unit
-    deviation, mean = torch.std_mean(pool, dim=-1, keepdim=True, correction=0)
+    mean = pool.mean(dim=-1, keepdim=True)
+    deviation = (pool - mean).square().mean(dim=-1, keepdim=True).sqrt()
     scores = ((rewards - lowest) / unit - mean) / torch.where(span > 0, deviation, 1)
     return torch.where(span > 0, scores, 0)

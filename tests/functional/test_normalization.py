@@ -60,7 +60,7 @@ def test_reference_gives_the_scale():
 
 
 def test_unknown_scale_is_refused():
-    with pytest.raises(ArgumentError, match="'none', 'zscore', 'quantile', but is 'rank'. Choose one of them"):
+    with pytest.raises(ArgumentError, match=r"'none', 'zscore', 'quantile', but is 'rank'\. Choose one of them"):
         normalize_rewards(torch.tensor([1.0]), "rank")
 
 

@@ -175,7 +175,7 @@ def test_low_precision_rewards_are_solved_in_double_precision():
 def test_regret_stays_under_its_bound_on_random_finite_problems():
     """
     For every comparator: regret <= sqrt(C) eps + beta C / 2 + eps^2 / (2 beta), with C its coverage and eps^2 the mean
-    squared error of the reward model. A pool of the policy's responses stands for the policy: uniform, exact normalizer.
+    squared error of the reward model. The pool stands for the policy: uniform, exact normalizer.
     """
     generator = torch.Generator().manual_seed(6)
     for size in (2, 5, 40):

@@ -1,4 +1,4 @@
-"""Drawing without replacement: the exact law, the order of what has no probability, and whose random numbers it uses."""
+"""Drawing without replacement: the exact law, the order of what has no probability, whose random numbers are used."""
 
 from __future__ import annotations
 
