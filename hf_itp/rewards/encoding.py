@@ -55,8 +55,7 @@ class PairEncoder:
             )
         self.tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
-        adds_separator = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add()
-        self.pairs = pairs and adds_separator
+        self.pairs = pairs
         self.max_length = max_length
         self.append_eos = append_eos
 

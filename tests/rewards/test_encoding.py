@@ -56,8 +56,8 @@ def test_text_prompt_and_response_are_concatenated_for_a_decoder():
     assert encoded(plain_tokenizer(), "how do i bake", " so") == ids_of("<s> how do i bake so")
 
 
-def test_tokenizer_that_marks_no_pairs_gets_the_text_behind_the_prompt():
-    assert encoded(tiny_tokenizer_without_template(), "how ", "so", pairs=True) == ids_of("how so")
+def test_text_pair_needs_no_separators():
+    assert encoded(tiny_tokenizer_without_template(), "how", "so", pairs=True) == ids_of("how so")
 
 
 def tiny_tokenizer_without_template():
