@@ -128,8 +128,8 @@ def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Te
         size (`float` or `torch.Tensor` of shape `(...)`): Effective sample size, at least 1 and below `N`.
 
     Returns:
-        `torch.Tensor` of shape `(...)`, float64: The largest such beta; 0 where more than `size` candidates tie for the
-        best, because no beta concentrates the law further.
+        `torch.Tensor` of shape `(...)`, float64: The largest such beta; 0 where more than `size` candidates tie
+        for the best, because no beta concentrates the law further.
 
     Raises:
         `ValueError`: If `size` is not in `[1, N)`.
@@ -161,7 +161,8 @@ def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Te
     tied = entries <= 0  # in the support from the start
     sizes = torch.where(tied, counts, (1 / counts + variations / entries.square()).reciprocal())
     # The margin settles where rounding would: at the size of the ties for the best, which a range of beta gives.
-    applies = torch.where(tied | (sizes <= size * (1 + 1e-12)), counts, 1).amax(dim=-1, keepdim=True)  # the k that applies
+    in_reach = tied | (sizes <= size * (1 + 1e-12))
+    applies = torch.where(in_reach, counts, 1).amax(dim=-1, keepdim=True)  # the k that applies
     variation = variations.gather(-1, applies.long() - 1)
     excess = 1 / size - 1 / applies
     return torch.where(excess > 0, (variation / excess).sqrt() / num_candidates, 0).squeeze(-1)
