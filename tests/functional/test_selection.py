@@ -72,10 +72,10 @@ def test_ties_in_preference_come_in_random_order(then_by):
 
 def test_tie_at_the_edge_of_what_is_returned_is_broken_at_random():
     """Fails wrongly with odds below 1e-6."""
-    law = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(20_000, 4)
-    then_by = torch.tensor([0.0, 5.0, 2.0, 2.0]).expand(20_000, 4)
+    law = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).expand(30_000, 6)
+    then_by = torch.tensor([0.0, 5.0, 2.0, 2.0, 2.0, 2.0]).expand(30_000, 6)
     picks = sample_without_replacement(law, 3, seeded(), then_by=then_by)
-    assert_follows(map(tuple, picks.tolist()), {(0, 1, 2): 0.5, (0, 1, 3): 0.5})
+    assert_follows(map(tuple, picks.tolist()), {(0, 1, last): 0.25 for last in (2, 3, 4, 5)})
 
 
 def test_tiny_probabilities_do_not_underflow():
