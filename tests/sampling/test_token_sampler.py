@@ -1,5 +1,5 @@
 """
-Which processors run, on which rows: fused where the four usual ones are asked for, exactly transformers' list otherwise.
+Which processors run, on which rows: fused for the four usual ones, exactly transformers' list otherwise.
 """
 
 from __future__ import annotations

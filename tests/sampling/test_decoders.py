@@ -1,0 +1,104 @@
+"""
+What a decoder does to the rows it carries, beyond what the tokens show.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_itp.sampling.decoders import ExpandedCacheDecoder, RepeatedPromptDecoder, make_decoder, select_rows
+from tests.tiny import left_padded_batch, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def as_inside_generate():
+    with torch.no_grad():
+        yield
+
+
+def prepared(model, batch, **settings):
+    """What `generate` hands to a decoding method."""
+    caught = {}
+
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        caught.update(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs)
+        return input_ids
+
+    model.generate(**batch, custom_generate=decode, max_new_tokens=8, **settings)
+    return caught
+
+
+@pytest.fixture
+def decoder():
+    model = tiny_model("llama")
+    return make_decoder(model, **prepared(model, left_padded_batch([7, 5])))
+
+
+def test_rows_are_expanded_and_compacted_alike():
+    arguments = {
+        "attention_mask": torch.arange(6).view(2, 3),
+        "position_ids": torch.arange(18).view(3, 2, 3),
+        "encoder_outputs": BaseModelOutput(last_hidden_state=torch.arange(2.0)[:, None]),
+        "pixel_values": torch.zeros(5, 3),
+        "use_cache": True,
+        "scalar": torch.tensor(3),
+    }
+    expanded = select_rows(arguments, torch.tensor([0, 0, 1]), num_rows=2)
+    assert expanded["attention_mask"].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+    assert expanded["position_ids"].shape == (3, 3, 3)
+    assert expanded["encoder_outputs"].last_hidden_state.tolist() == [[0], [0], [1]]
+    assert expanded["pixel_values"].shape == (5, 3), "no row of the batch"
+    assert expanded["use_cache"] is True and expanded["scalar"] == 3
+    assert arguments["attention_mask"].shape == (2, 3)
+
+
+def test_prompt_is_run_once_however_many_batches_start(decoder):
+    passes = []
+    decoder._model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(1), with_kwargs=True)
+    first = decoder.start(torch.tensor([0, 0, 1]))
+    again = decoder.start(torch.tensor([0, 1, 1]))
+    assert passes == []
+    assert first[0].equal(again[0]) and first[2].equal(again[1])
+
+
+def test_batches_do_not_leak_into_each_other(decoder):
+    ids = decoder._input_ids
+    decoder.start(torch.tensor([0, 1]))
+    expected = decoder.advance(torch.cat([ids, torch.tensor([[9], [9]])], dim=1))
+    decoder.start(torch.tensor([0, 1]))
+    assert decoder.advance(torch.cat([ids, torch.tensor([[9], [9]])], dim=1)).equal(expected)
+
+
+def test_memory_of_a_row_grows_with_its_length(decoder):
+    # Keys and values of 2 layers, 2 heads of 8 numbers of 4 bytes: 256 bytes a token, and a mask and positions.
+    assert 256 * 100 <= decoder.bytes_per_row(100) <= 300 * 100
+    assert decoder.bytes_per_row(200) == pytest.approx(2 * decoder.bytes_per_row(100), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "kind"),
+    [
+        ("llama", {}, ExpandedCacheDecoder),
+        ("t5", {}, ExpandedCacheDecoder),
+        ("mamba", {}, ExpandedCacheDecoder),
+        ("llama", {"use_cache": False}, RepeatedPromptDecoder),
+        ("llama", {"cache_implementation": "static"}, RepeatedPromptDecoder),
+        ("recurrent_gemma", {}, RepeatedPromptDecoder),
+    ],
+    ids=str,
+)
+def test_prompt_is_paid_for_once_wherever_rows_can_be_copied(architecture, settings, kind):
+    model = tiny_model(architecture)
+    chosen = make_decoder(model, **prepared(model, left_padded_batch([7, 5]), **settings))
+    assert isinstance(chosen, kind)
+    assert chosen.rows_can_leave == (kind is ExpandedCacheDecoder)
+
+
+def test_cache_of_the_caller_is_not_written_to():
+    model, cache = tiny_model("llama"), DynamicCache(config=tiny_model("llama").config)
+    arguments = prepared(model, left_padded_batch([7, 5]), past_key_values=cache)
+    make_decoder(model, **arguments).start(torch.tensor([0, 0, 1]))
+    assert cache.get_seq_length() == 0
