@@ -60,7 +60,7 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
         )
     decoding = StrategyDecoding(
         strategy=strategy,
-        reward=as_reward_function(ours["reward_model"]),
+        reward=as_reward_function(ours["reward_model"], device=model.device),
         num_return_sequences=num_return_sequences,
         tokenizer=tokenizer,
         streamer=arguments.pop("streamer", None),
