@@ -28,7 +28,7 @@ def demo(
     reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
     device: options.Device = None,
     num_candidates: options.NumCandidates = 16,
-    max_new_tokens: options.MaxNewTokens = 64,
+    max_new_tokens: options.MaxNewTokens = 48,
     temperature: Annotated[float, typer.Option(help=options.TEMPERATURE_HELP, rich_help_panel=options.DRAWING)] = 0.7,
     seed: options.Seed = 0,
     beta: Annotated[float, typer.Option(help=options.BETA_HELP, rich_help_panel=options.SELECTING)] = 0.1,
