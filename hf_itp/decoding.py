@@ -25,10 +25,11 @@ from hf_itp.candidates import CandidatePools
 from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.output import StrategyOutput
 from hf_itp.policies import check_generation_config, check_model, check_model_kwargs, policy_tokenizer
-from hf_itp.prompts import check_prompts, decoded_prompts, unpadded
+from hf_itp.prompts import check_prompts, decoded_prompts
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
 from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.streams import PromptKey, fresh_seed, prompt_keys, selection_generator
 from hf_itp.strategies import Strategy
 

@@ -19,9 +19,9 @@ from hf_itp.decoding import StrategyDecoding
 from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.patching import KEYWORDS
 from hf_itp.policies import check_generation_config, check_model, policy_tokenizer
-from hf_itp.prompts import unpadded
 from hf_itp.recommendation import recommended_arguments
 from hf_itp.rewards import as_reward_function
+from hf_itp.sampling.padding import unpadded
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning
@@ -54,24 +53,6 @@ def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTraine
         stacklevel=2,
     )
     return list(tokenizer.batch_decode([list(ids) for ids in token_prompts], skip_special_tokens=True))
-
-
-def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
-    """
-    The tokens of each row without its padding.
-
-    Examples:
-
-    ```python
-    >>> import torch
-    >>> unpadded(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]))
-    [[5, 6]]
-
-    ```
-    """
-    if attention_mask is None:
-        return input_ids.tolist()
-    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
 
 
 def _is_message(message: object) -> bool:

@@ -17,6 +17,9 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, LinearAttention
 from transformers.generation import utils as generation_utils
 from transformers.utils import ModelOutput
 
+from hf_itp.sampling.shared_prefix import SharedPrefixDecoder, can_share_prefix
+from hf_itp.sampling.shared_prefix.cache import CannotShare
+
 
 class Decoder(Protocol):
     """Decodes rows that continue some of the prompts it was made for. Belongs to one call of `generate`."""
@@ -135,6 +138,11 @@ def make_decoder(
 ) -> Decoder:
     """The decoder for these prompts: the prompt is paid for once wherever the model's cache allows it."""
     arguments = (model, input_ids, generation_config, model_kwargs)
+    if can_share_prefix(model, input_ids, model_kwargs):
+        try:
+            return SharedPrefixDecoder(*arguments)
+        except CannotShare:
+            pass
     if model_kwargs.get("use_cache") and not any(_is_fixed(value) for value in model_kwargs.values()):
         # Some models make their cache only now, so whether its rows can be copied shows after the prompt pass.
         expanded = ExpandedCacheDecoder(*arguments)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_itp.prompts import unpadded
 from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.streams import prompt_keys
 
 Pools = list[list[list[int]]]

@@ -19,7 +19,13 @@ from tests.tiny import (
 )
 
 # The way of paying for the prompt that each architecture takes: see `hf_itp.sampling.decoders`.
-PATHS = dict.fromkeys(ARCHITECTURES, "expanded") | {"recurrent_gemma": "repeated"}
+# Not shared: attention of their own (bloom, falcon), keys made after the cache (deepseek_v3), states, encoders and
+# pictures.
+SHARED = (
+    *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "cohere", "olmo2", "smollm3", "gpt2"),
+    *("opt", "gpt_neox", "mixtral", "qwen3_moe", "gpt_oss"),
+)
+PATHS = dict.fromkeys(ARCHITECTURES, "expanded") | dict.fromkeys(SHARED, "shared") | {"recurrent_gemma": "repeated"}
 NUM_CANDIDATES = 4
 
 

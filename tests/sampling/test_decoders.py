@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_itp.sampling.decoders import ExpandedCacheDecoder, RepeatedPromptDecoder, make_decoder, select_rows
+from hf_itp.sampling.shared_prefix import SharedPrefixDecoder
 from tests.tiny import left_padded_batch, tiny_model
 
 
@@ -31,10 +32,12 @@ def prepared(model, batch, **settings):
     return caught
 
 
-@pytest.fixture
-def decoder():
-    model = tiny_model("llama")
-    return make_decoder(model, **prepared(model, left_padded_batch([7, 5])))
+@pytest.fixture(params=["llama", "bloom"], ids=["shared", "expanded"])
+def decoder(request):
+    model = tiny_model(request.param)
+    made = make_decoder(model, **prepared(model, left_padded_batch([7, 5])))
+    made.model = model
+    return made
 
 
 def test_rows_are_expanded_and_compacted_alike():
@@ -57,7 +60,7 @@ def test_rows_are_expanded_and_compacted_alike():
 
 def test_prompt_is_run_once_however_many_batches_start(decoder):
     passes = []
-    decoder._model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(1), with_kwargs=True)
+    decoder.model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(1), with_kwargs=True)
     first = decoder.start(torch.tensor([0, 0, 1]))
     again = decoder.start(torch.tensor([0, 1, 1]))
     assert passes == []
@@ -65,23 +68,33 @@ def test_prompt_is_run_once_however_many_batches_start(decoder):
 
 
 def test_batches_do_not_leak_into_each_other(decoder):
-    ids = decoder._input_ids
+    ids = torch.cat([left_padded_batch([7, 5])["input_ids"], torch.tensor([[9], [9]])], dim=1)
     decoder.start(torch.tensor([0, 1]))
-    expected = decoder.advance(torch.cat([ids, torch.tensor([[9], [9]])], dim=1))
+    expected = decoder.advance(ids)
     decoder.start(torch.tensor([0, 1]))
-    assert decoder.advance(torch.cat([ids, torch.tensor([[9], [9]])], dim=1)).equal(expected)
+    assert decoder.advance(ids).equal(expected)
 
 
-def test_memory_of_a_row_grows_with_its_length(decoder):
-    # Keys and values of 2 layers, 2 heads of 8 numbers of 4 bytes: 256 bytes a token, and a mask and positions.
-    assert 256 * 100 <= decoder.bytes_per_row(100) <= 300 * 100
-    assert decoder.bytes_per_row(200) == pytest.approx(2 * decoder.bytes_per_row(100), rel=0.01)
+def test_memory_of_a_row_on_the_expanded_cache_grows_with_its_length():
+    model = tiny_model("bloom")
+    decoder = make_decoder(model, **prepared(model, left_padded_batch([7, 5])))
+    # Keys and values of 2 layers, 4 heads of 8 numbers of 4 bytes: 512 bytes a token, and a mask.
+    assert 512 * 100 <= decoder.bytes_per_row(100) <= 560 * 100
+
+
+@pytest.mark.parametrize("lengths", [[7, 5], [70, 5]])
+def test_memory_of_a_row_on_a_shared_prefix_is_that_of_its_response(lengths):
+    model = tiny_model("llama")
+    decoder = make_decoder(model, **prepared(model, left_padded_batch(lengths)))
+    # Keys and values of 2 layers, 2 heads of 8 numbers of 4 bytes: 256 bytes a token, twice while the buffer grows.
+    assert decoder.bytes_per_row(max(lengths) + 100) == 2 * 256 * 100
 
 
 @pytest.mark.parametrize(
     ("architecture", "settings", "kind"),
     [
-        ("llama", {}, ExpandedCacheDecoder),
+        ("llama", {}, SharedPrefixDecoder),
+        ("bloom", {}, ExpandedCacheDecoder),
         ("t5", {}, ExpandedCacheDecoder),
         ("mamba", {}, ExpandedCacheDecoder),
         ("llama", {"use_cache": False}, RepeatedPromptDecoder),
@@ -94,7 +107,7 @@ def test_prompt_is_paid_for_once_wherever_rows_can_be_copied(architecture, setti
     model = tiny_model(architecture)
     chosen = make_decoder(model, **prepared(model, left_padded_batch([7, 5]), **settings))
     assert isinstance(chosen, kind)
-    assert chosen.rows_can_leave == (kind is ExpandedCacheDecoder)
+    assert chosen.rows_can_leave == (kind is not RepeatedPromptDecoder)
 
 
 def test_cache_of_the_caller_is_not_written_to():

@@ -1,0 +1,25 @@
+"""
+Prompts of one batch without the padding that made them equally long.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """
+    The tokens of each row without its padding.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> unpadded(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]))
+    [[5, 6]]
+
+    ```
+    """
+    if attention_mask is None:
+        return input_ids.tolist()
+    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]

@@ -1,0 +1,166 @@
+"""
+Keys and values in two parts: each prompt's once, and each row's own after it.
+
+To the model it is a cache; the attention that reads it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from hf_itp.functional.attention import attend, merge_attention
+
+ATTENTION = "hf_itp_shared_prefix"
+# Room for so many tokens is added at once to each row's own keys and values.
+_BLOCK = 64
+
+Rows = slice | torch.Tensor
+
+_active: ContextVar[SharedPrefixCache] = ContextVar("hf_itp_shared_prefix_cache")
+
+
+class CannotShare(Exception):
+    """The model attends in a way that two parts of keys cannot serve."""
+
+
+@dataclass
+class SharedLayer:
+    """
+    One layer's keys and values.
+
+    Args:
+        prefixes (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values `(1, H, L, D)` of each prompt; of a
+            sliding-window layer the last ones.
+    """
+
+    prefixes: list[tuple[torch.Tensor, torch.Tensor]]
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    length: int = 0
+
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds a token `(R, H, 1, D)` to every row's own; all of these so far, as views."""
+        if self.keys is None or self.values is None or self.length == self.keys.shape[2]:
+            self.keys, self.values = _grown(self.keys, key), _grown(self.values, value)
+        self.keys[:, :, self.length] = key[:, :, 0]
+        self.values[:, :, self.length] = value[:, :, 0]
+        self.length += 1
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def keep(self, index: torch.Tensor) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[index], self.values[index]
+
+
+def _grown(buffer: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    rows, heads, _, width = like.shape
+    length = 0 if buffer is None else buffer.shape[2]
+    grown = like.new_empty(rows, heads, length + _BLOCK, width)
+    if buffer is not None:
+        grown[:, :, :length] = buffer
+    return grown
+
+
+@dataclass
+class SharedPrefixCache(Cache):
+    """
+    What a batch of rows has read so far.
+
+    Args:
+        layers (`list[SharedLayer]`): One per layer of the model.
+        groups (`list[tuple[int, Rows]]`): Prompt and the rows that continue it.
+    """
+
+    layers: list[Any]
+    groups: list[tuple[int, Rows]]
+    _pending: SharedLayer | None = field(default=None, init=False)
+    _key: torch.Tensor | None = field(default=None, init=False)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._pending is not None or key_states.shape[2] != 1:
+            raise CannotShare("keys were cached and not attended to")
+        self._pending = self.layers[layer_idx]
+        self._key, value = self._pending.append(key_states, value_states)
+        return self._key, value
+
+    def take(self, key: torch.Tensor) -> SharedLayer:
+        """The layer whose keys have just been returned by [`update`]."""
+        layer, self._pending = self._pending, None
+        if layer is None or key is not self._key:
+            raise CannotShare("the keys attended to are not the ones that were cached")
+        return layer
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(keys.shape[2] for keys, _ in self.layers[layer_idx].prefixes) + self.layers[layer_idx].length
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The step's attention reads this cache inside, in this thread alone."""
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+        if self._pending is not None:
+            raise CannotShare("keys were cached and not attended to")
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    A decoding step of transformers' attention interface: one query per row over its prompt's keys and its own.
+
+    The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head, so no
+    key is repeated and none is read twice.
+    """
+    cache = _active.get()
+    layer = cache.take(key)
+    rows, heads, _, width = query.shape
+    key_heads = key.shape[1]
+    scaling = width**-0.5 if scaling is None else scaling
+    grouped = query.view(rows, key_heads, heads // key_heads, width)
+    hidden = 0 if sliding_window is None else max(0, layer.length - sliding_window)
+    own, own_lse = attend(grouped, key[:, :, hidden:], value[:, :, hidden:], scaling, softcap)
+
+    shared = torch.zeros_like(own)
+    shared_lse = torch.full_like(own_lse, -torch.inf)
+    for prompt, members in cache.groups:
+        prompt_key, prompt_value = layer.prefixes[prompt]
+        if sliding_window is not None:
+            hidden = max(0, prompt_key.shape[2] + layer.length - sliding_window)
+            prompt_key, prompt_value = prompt_key[:, :, hidden:], prompt_value[:, :, hidden:]
+        if prompt_key.shape[2] == 0:
+            continue
+        folded = grouped[members].transpose(0, 1).reshape(1, key_heads, -1, width)
+        output, lse = attend(folded, prompt_key, prompt_value, scaling, softcap)
+        shared[members] = output.view(key_heads, -1, heads // key_heads, output.shape[-1]).transpose(0, 1)
+        shared_lse[members] = lse.view(key_heads, -1, heads // key_heads).transpose(0, 1)
+
+    sink = None if s_aux is None else s_aux.view(1, key_heads, -1)
+    merged = merge_attention([own, shared], [own_lse, shared_lse], sink)
+    return merged.reshape(rows, 1, heads, -1), None
+
+
+# No mask goes with the name: transformers then prepares none, and there is no padding to hide.
+AttentionInterface.register(ATTENTION, shared_prefix_attention)

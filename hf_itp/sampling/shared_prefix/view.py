@@ -1,0 +1,47 @@
+"""
+A second face of a model: the same parameters behind modules of their own, whose configuration names our attention.
+
+`set_attn_implementation` would change the model for everyone who uses it meanwhile. A view leaves it alone, so calls
+on one model run side by side. Making one copies no tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+
+def attention_view(module: torch.nn.Module, attention: str) -> Any:
+    """
+    A copy of `module` down to its leaves that shares every parameter, buffer and hook, with `attention` in place of
+    the attention implementation of its configurations.
+    """
+    return _view(module, attention, {})
+
+
+def can_be_viewed(module: torch.nn.Module) -> bool:
+    """
+    Whether a view behaves like the module. A `forward` set on an instance (by accelerate's hooks, by torch.compile) is
+    bound to the module it was made for and would run that instead.
+    """
+    return not any("forward" in vars(child) or isinstance(child, torch.jit.ScriptModule) for child in module.modules())
+
+
+def _view(original: Any, attention: str, seen: dict[int, Any]) -> Any:
+    if id(original) in seen:
+        return seen[id(original)]
+    view = seen[id(original)] = copy.copy(original)
+    if isinstance(original, PreTrainedConfig):
+        # Not the public setter, which also writes to the configurations of parts that the original still holds.
+        view._attn_implementation_internal = attention
+    # `copy.copy` of a module shares the dict of its children.
+    for name, value in vars(original).items():
+        if name == "_modules":
+            children = {key: child and _view(child, attention, seen) for key, child in value.items()}
+            view.__dict__["_modules"] = children
+        elif isinstance(value, PreTrainedConfig):
+            view.__dict__[name] = _view(value, attention, seen)
+    return view
