@@ -84,7 +84,7 @@ def test_line_that_holds_no_prompt_is_named(line, remedy):
         ("folder", "folder", "Is a directory.*Name a text file"),
         ("latin.txt", b"caf\xe9", "Name a text file in UTF-8"),
         ("not_packed.jsonl.gz", b'{"prompt": "how"}', "Not a gzipped file"),
-        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "how"}')[:-9], "Name a text file in UTF-8, or a .jsonl"),
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "how"}', mtime=0)[:-9], "Name a text file in UTF-8, or a .jsonl"),
     ],
 )
 def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name, content, remedy):
