@@ -11,9 +11,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_itp.sampling.packed_linear import packed_linears
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.shared_prefix.cache import ATTENTION, CannotShare, SharedLayer, SharedPrefixCache
-from hf_itp.sampling.shared_prefix.view import attention_view, can_be_viewed
+from hf_itp.sampling.shared_prefix.view import can_be_viewed, model_view
 
 # What a plain text prompt is prepared as. Anything beside it (pictures, virtual tokens) is not for this decoder.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
@@ -68,19 +69,21 @@ class SharedPrefixDecoder:
         self._prompt_index = self._positions = torch.empty(0, dtype=torch.long)
         self._lengths: list[int] = []
         self._forward_kwargs = {name: model_kwargs[name] for name in ("logits_to_keep",) if name in model_kwargs}
+        packed = packed_linears(model)
+        prompt_view = model_view(model, replacements=packed)
         caches, logits = [], []
         for ids in unpadded(input_ids, model_kwargs.get("attention_mask")):
             prompt = torch.tensor([ids], device=self._device)
             cache = copy.deepcopy(model_kwargs["past_key_values"])
             positions = torch.arange(len(ids), device=self._device)[None]
             prepared = {"past_key_values": cache, "use_cache": True, "position_ids": positions, **self._forward_kwargs}
-            outputs = model._prefill(prompt, generation_config, prepared)
+            outputs = prompt_view._prefill(prompt, generation_config, prepared)
             logits.append(outputs.logits[:, -1].to(dtype=torch.float32, copy=True))
             caches.append(outputs.past_key_values)
             self._lengths.append(len(ids))
         self._prefixes = _by_layer(caches)
         self._prompt_logits = torch.cat(logits)
-        self._view = attention_view(model, ATTENTION)
+        self._view = model_view(model, ATTENTION, packed)
         self._try_a_step(input_ids[:1])
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 """
-A second face of a model: the same parameters behind modules of their own, whose configuration names our attention.
+A second face of a model: the same parameters behind modules of their own, which may differ in how they compute.
 
 `set_attn_implementation` would change the model for everyone who uses it meanwhile. A view leaves it alone, so calls
 on one model run side by side. Making one copies no tensor.
@@ -14,12 +14,20 @@ import torch
 from transformers import PreTrainedConfig
 
 
-def attention_view(module: torch.nn.Module, attention: str) -> Any:
+def model_view(
+    model: torch.nn.Module,
+    attention: str | None = None,
+    replacements: dict[torch.nn.Module, torch.nn.Module] | None = None,
+) -> Any:
     """
-    A copy of `module` down to its leaves that shares every parameter, buffer and hook, with `attention` in place of
-    the attention implementation of its configurations.
+    A copy of `model` down to its leaves that shares every parameter, buffer and hook.
+
+    Args:
+        model (`torch.nn.Module`): What to view.
+        attention (`str`, *optional*): The attention implementation its configurations name; their own without it.
+        replacements (`dict`, *optional*): Modules to put in place of others.
     """
-    return _view(module, attention, {})
+    return _view(model, attention, {id(old): new for old, new in (replacements or {}).items()})
 
 
 def can_be_viewed(module: torch.nn.Module) -> bool:
@@ -30,11 +38,11 @@ def can_be_viewed(module: torch.nn.Module) -> bool:
     return not any("forward" in vars(child) or isinstance(child, torch.jit.ScriptModule) for child in module.modules())
 
 
-def _view(original: Any, attention: str, seen: dict[int, Any]) -> Any:
+def _view(original: Any, attention: str | None, seen: dict[int, Any]) -> Any:
     if id(original) in seen:
         return seen[id(original)]
     view = seen[id(original)] = copy.copy(original)
-    if isinstance(original, PreTrainedConfig):
+    if isinstance(original, PreTrainedConfig) and attention is not None:
         # Not the public setter, which also writes to the configurations of parts that the original still holds.
         view._attn_implementation_internal = attention
     # `copy.copy` of a module shares the dict of its children.
