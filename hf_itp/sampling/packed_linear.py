@@ -63,8 +63,8 @@ def _can_be_packed(linear: nn.Linear) -> bool:
 
 def _packed_weight(linear: nn.Linear) -> torch.Tensor:
     weight = linear.weight.detach()
-    # What was packed before serves while the weights are the same, and only their values tell: writing through `.data`,
-    # as merging an adapter does, leaves no trace in the tensor's version. It costs one pass over them.
+    # What was packed before serves while the weights are the same. Only their values tell: a write through `.data`, as
+    # merging an adapter does, leaves no trace in the tensor's version. Telling costs one pass over them.
     fingerprint = weight @ _probe(weight.shape[1])
     with _lock:
         known = _packed.get(linear)
