@@ -373,3 +373,10 @@ def test_diagnostics_say_what_was_done(llama, tokenizer):
     assert all(seconds >= 0 for seconds in diagnostics["seconds"].values())
     fresh = run(llama, tokenizer, strategy_of("fresh")).diagnostics
     assert fresh["fallbacks"].shape == (3,)
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])
+def test_progress_bar_is_shown_when_asked_for_or_the_call_is_long(progress, shown, llama, tokenizer, capsys):
+    """Without a wish a call of milliseconds shows none."""
+    run(llama, tokenizer, "best_of_n", progress=progress)
+    assert ("Sampling" in capsys.readouterr().err) is shown

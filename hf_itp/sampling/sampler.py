@@ -93,7 +93,8 @@ class CandidateSampler:
             unit=" responses",
             leave=False,
             delay=0.0 if self.progress else _PROGRESS_DELAY_SECONDS,
-            disable=True if self.progress is False else None,
+            # On its own accord only where somebody watches.
+            disable=None if self.progress is None else not self.progress,
         )
         with bar:
             if self._token_sampler.rows_are_independent:
