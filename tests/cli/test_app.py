@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 
 import pytest
 
@@ -133,7 +134,8 @@ def test_warning_of_another_library_stays_what_it_was(run, monkeypatch):
 
 @pytest.mark.slow
 def test_results_come_one_by_one_and_interrupting_loses_none(policy, reward_model):
-    prompts = "".join(f"how do i bake bread {'and bread ' * index}\n" for index in range(60))
+    # More than a machine of any speed gets through before it is interrupted.
+    prompts = "".join(f"how do i bake bread {'and bread ' * (index % 60)}\n" for index in range(600))
     command = [*MAIN, "generate", "--json", "-m", policy, "-r", reward_model, "-n", "32", "--max-new-tokens", "40"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
@@ -141,10 +143,14 @@ def test_results_come_one_by_one_and_interrupting_loses_none(policy, reward_mode
         process.stdin.close()
         first = process.stdout.readline()
         assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        while process.poll() is None:
+            # Again if need be: Python drops an interrupt that lands in a finalizer.
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
         rest, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130
-    assert first.startswith('{"prompt"') and len(rest.splitlines()) < 59
+    assert first.startswith('{"prompt"') and len(rest.splitlines()) < 599
     assert "Traceback" not in errors
 
 
