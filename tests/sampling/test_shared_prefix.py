@@ -87,7 +87,7 @@ def test_model_is_not_touched_while_it_is_viewed():
     )
     _, path = draw(model, batch, 3)
     assert path == "shared"
-    assert (ATTENTION, "eager") in seen, "ours inside the view, the model's own outside"
+    assert (ATTENTION, model.config._attn_implementation) in seen, "ours inside the view, the model's own outside"
     assert all(vars(module) == contents for module, contents in before)
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == weights
 
@@ -113,6 +113,14 @@ def test_plain_generate_runs_undisturbed_beside_it():
         thread.join()
     assert len(results["plain"]) == 8 and all(sequences.equal(plain) for sequences in results["plain"])
     assert results["shared"] == [shared] * 8
+
+
+def test_soft_cap_the_models_own_attention_drops_stays_dropped(expanded):
+    model, batch = tiny_model("gemma2"), left_padded_batch([7, 5])
+    model.config._attn_implementation = "sdpa"
+    pools, path = draw(model, batch, 4)
+    assert path == "expanded"
+    assert pools == expanded(model, batch, 4)
 
 
 @pytest.mark.parametrize("reason", ["own attention", "instance forward", "custom positions"])

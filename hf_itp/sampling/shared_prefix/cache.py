@@ -77,10 +77,13 @@ class SharedPrefixCache(Cache):
     Args:
         layers (`list[SharedLayer]`): One per layer of the model.
         groups (`list[tuple[int, Rows]]`): Prompt and the rows that continue it.
+        honours_softcap (`bool`): Whether the model's own attention does: sdpa drops a soft cap without a word, and the
+            policy is what the model computes.
     """
 
     layers: list[Any]
     groups: list[tuple[int, Rows]]
+    honours_softcap: bool = True
     _pending: SharedLayer | None = field(default=None, init=False)
     _key: torch.Tensor | None = field(default=None, init=False)
 
@@ -136,6 +139,8 @@ def shared_prefix_attention(
     """
     cache = _active.get()
     layer = cache.take(key)
+    if softcap is not None and not cache.honours_softcap:
+        raise CannotShare("the model asks for a soft cap that its own attention drops")
     rows, heads, _, width = query.shape
     key_heads = key.shape[1]
     scaling = width**-0.5 if scaling is None else scaling

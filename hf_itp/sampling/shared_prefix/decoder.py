@@ -66,6 +66,7 @@ class SharedPrefixDecoder:
         model_kwargs: dict[str, Any],
     ):
         self._device = input_ids.device
+        self._honours_softcap = model.config._attn_implementation != "sdpa"
         self._prompt_index = self._positions = torch.empty(0, dtype=torch.long)
         self._lengths: list[int] = []
         self._forward_kwargs = {name: model_kwargs[name] for name in ("logits_to_keep",) if name in model_kwargs}
@@ -87,7 +88,8 @@ class SharedPrefixDecoder:
         self._try_a_step(input_ids[:1])
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
-        self._cache = SharedPrefixCache([SharedLayer(prefixes) for prefixes in self._prefixes], groups=[])
+        layers = [SharedLayer(prefixes) for prefixes in self._prefixes]
+        self._cache = SharedPrefixCache(layers, groups=[], honours_softcap=self._honours_softcap)
         self._assign(prompt_index, torch.tensor(self._lengths, device=self._device)[prompt_index, None])
         return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
 
