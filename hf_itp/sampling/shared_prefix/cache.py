@@ -77,8 +77,8 @@ class SharedPrefixCache(Cache):
     Args:
         layers (`list[SharedLayer]`): One per layer of the model.
         groups (`list[tuple[int, Rows]]`): Prompt and the rows that continue it.
-        honours_softcap (`bool`): Whether the model's own attention does. The sdpa of transformers 5.17 drops a soft cap
-            without a word (5.23's refuses), and the policy is what the model computes.
+        honours_softcap (`bool`): Whether the model's own attention does. The sdpa of transformers 5.17 drops a soft
+            cap without a word (5.23's refuses), and the policy is what the model computes.
     """
 
     layers: list[Any]
