@@ -5,6 +5,8 @@
 #   make test-fast   the tests that take less than five seconds each
 #   make quality     lint, format and types
 #   make format      mend what lint and format can mend by themselves
+#   make bench       side by side with what a user would run instead; hours (BENCH_OPTIONS="--only p600-n16-t96")
+#   make bench-quick a subset in under five minutes
 #   make clean       remove the environment and everything built
 #
 # PYTHON=/path/to/python3.12 make ... chooses the interpreter the environment is created with.
@@ -15,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-fast quality format clean
+.PHONY: demo test test-fast quality format bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -36,6 +38,12 @@ quality: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
+
+bench-quick: $(INSTALLED)
+	$(BIN)/python -m benchmarks --quick $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist outputs *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,61 @@
+"""
+How many operations a task needs, and how many this machine does in a second: together, how much of it is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_SUSTAINED_SECONDS = 1.0
+
+
+def operations_needed(model: Any, prompt_tokens: int, response_tokens: Sequence[int], with_head: bool = True) -> int:
+    """
+    Multiplications and additions for one prompt, run once, and all responses to it.
+
+    Two for each weight of the body and token, two for each weight of the output head and token drawn, and in every
+    layer four for each channel of the queries and token attended to.
+    """
+    config = model.config.get_text_config()
+    embeddings = model.get_input_embeddings().weight.numel()
+    head = model.get_output_embeddings().weight if with_head else None
+    tied = head is not None and head is model.get_input_embeddings().weight
+    head_size = 0 if head is None else head.numel()
+    body = sum(parameter.numel() for parameter in model.parameters()) - embeddings - (0 if tied else head_size)
+    tokens = sum(response_tokens)
+    width = config.num_attention_heads * (getattr(config, "head_dim", None) or _head_size(config))
+    attended = prompt_tokens * (prompt_tokens + 1) // 2
+    attended += sum(length * prompt_tokens + length * (length + 1) // 2 for length in response_tokens)
+    attention = 4 * config.num_hidden_layers * width * attended
+    return 2 * body * (prompt_tokens + tokens) + 2 * head_size * tokens + attention
+
+
+def bytes_per_token(model: Any) -> int:
+    """Keys and values of one token in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or _head_size(config)
+    return 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of `torch.mm` on large square matrices, over about a second."""
+    size = 2048 if device.type == "cpu" else 8192
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
+    out = torch.mm(left, right)
+    products, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < _SUSTAINED_SECONDS:
+        torch.mm(left, right, out=out)
+        products += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return products * 2 * size**3 / seconds
+
+
+def _head_size(config: Any) -> int:
+    return config.hidden_size // config.num_attention_heads
