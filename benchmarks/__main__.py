@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     progress = Console(stderr=True, highlight=False)
 
     def say(line: str) -> None:
-        progress.print(f"{time.monotonic() - started:7.0f} s  {line}", markup=False)
+        progress.print(f"{time.monotonic() - started:7.0f} s  {line}", markup=False, soft_wrap=True)
 
     turns = Turns(
         options,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any
 from benchmarks.workloads import PACKAGES, Workload
 
 _ROOT = Path(__file__).parent.parent
+_TIME_IS_UP = "the time was up"
 
 
 @dataclass
@@ -60,24 +62,21 @@ class Turns:
         """One entry per contestant; the machine's own rate is measured in each round as well."""
         self._say(f"{workload.name}: starting {', '.join(contestants)}")
         entries = {name: Entry(name) for name in contestants}
-        expected_round = 0.0
+        expected = {name: self._expected_seconds(name, workload) for name in (*contestants, "machine")}
         for name, entry in entries.items():
-            expected = self._expected_seconds(name, workload)
-            if self._time_is_up(0):
-                entry.skipped = "the time was up"
+            if self._time_is_up(expected[name]):
+                entry.skipped = _TIME_IS_UP
             elif find_spec(PACKAGES.get(name, "benchmarks")) is None:
                 entry.skipped = f"the package {PACKAGES[name]} is not installed"
-            elif expected > self._patience:
-                entry.skipped = f"about {expected:.0f} s a pass, more than --patience {self._patience:g}"
-            else:
-                expected_round += expected
+            elif expected[name] > self._patience:
+                entry.skipped = f"about {expected[name]:.0f} s a pass, more than --patience {self._patience:g}"
         children = {name: Child(name, workload, self._options) for name, entry in entries.items() if not entry.skipped}
         try:
             for name, child in children.items():
                 self._exchange(entries[name], child, None)
             if children:
                 entries["machine"], children["machine"] = Entry("machine"), self._machine(workload)
-                self._take_turns(workload, entries, children, expected_round)
+                self._take_turns(workload, entries, children, expected)
         finally:
             for name, child in children.items():
                 if name != "machine":
@@ -93,7 +92,7 @@ class Turns:
             self._machine_child.close()
 
     def _machine(self, workload: Workload) -> Child:
-        if self._machine_child is None:
+        if self._machine_child is None or not self._machine_child.is_alive():
             self._machine_child = Child("machine", workload, self._options)
             self._machine_child.answer(None)
         return self._machine_child
@@ -102,18 +101,18 @@ class Turns:
         return self._deadline is not None and time.monotonic() + seconds > self._deadline
 
     def _take_turns(
-        self, workload: Workload, entries: dict[str, Entry], children: dict[str, Child], expected_round: float
+        self, workload: Workload, entries: dict[str, Entry], children: dict[str, Child], expected: dict[str, float]
     ) -> None:
-        longest_round = expected_round
+        longest_round = 0.0
         for repeat in range(self._repeats):
-            if self._time_is_up(longest_round):
+            if repeat > 0 and self._time_is_up(longest_round):
                 self._say(f"{workload.name}: {repeat} of {self._repeats} repeats, the time is up")
-                for entry in entries.values():
-                    entry.skipped = entry.skipped or ("" if entry.passes else "the time was up")
                 return
             started = time.monotonic()
             for name, child in children.items():
                 entry = entries[name]
+                if not entry.skipped and repeat == 0 and self._time_is_up(expected[name]):
+                    entry.skipped = _TIME_IS_UP
                 if entry.skipped:
                     continue
                 self._exchange(entry, child, {"seed": repeat})
@@ -168,9 +167,17 @@ class Child:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
-        return {"error": f"the process ended with code {self._process.wait()} (-9: killed, mostly for its memory)"}
+        code = self._process.wait()
+        reason = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        hint = ", mostly for want of memory" if code == -signal.SIGKILL else ""
+        return {"error": f"the process was ended {reason}{hint}"}
+
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
 
     def close(self) -> None:
+        """Ends it at once."""
         self._process.kill()  # it has nothing to save
         self._process.communicate()
 

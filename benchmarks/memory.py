@@ -4,8 +4,11 @@ Peak memory of this process, or of its accelerator, since a moment of one's choi
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +19,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def reset_peak(device: torch.device) -> None:
     """Measures from now on. Where the system cannot forget a process's peak, from its start."""
+    give_back_freed()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
@@ -36,9 +40,17 @@ def peak_bytes(device: torch.device) -> int:
 
 def used_bytes(device: torch.device) -> int:
     """What is in use now."""
+    give_back_freed()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
+
+
+def give_back_freed() -> None:
+    """Lets go of what is free but kept for reuse; counted as in use, it would hide as much of what comes."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # of the C library of Linux alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -6,7 +6,6 @@ The first request names the contestant, its workload and the options; each furth
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -47,12 +46,10 @@ def _serve(job: dict[str, Any], answers: TextIO) -> None:
         _answer(answers, {"not_possible": str(reason)})
         return
     contestant.warm_up()
-    gc.collect()
     contestant.synchronize()
     accelerator = torch.cuda.get_device_name(contestant.device) if contestant.device.type == "cuda" else None
     _answer(answers, {"resident_bytes": used_bytes(contestant.device), "accelerator": accelerator})
     for line in sys.stdin:
-        gc.collect()
         reset_peak(contestant.device)
         _answer(answers, contestant.run(json.loads(line)["seed"]))
 

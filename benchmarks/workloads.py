@@ -118,11 +118,10 @@ FULL: Sequence[str] = (
 )
 
 QUICK: Sequence[str] = (
-    "p600-n16-t32",
-    "p40-n16-t32",
     "select-b10000-n1000",
+    "p40-n16-t24",
+    "p600-n4-t24",
+    "p600-n16-t24",
     "score-p300-n16-t50",
-    "b4-p300-n4-t32",
-    "p600-n4-t32",
-    "p40-n4-t32",
+    "p40-n4-t24",
 )
