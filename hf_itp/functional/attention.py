@@ -12,6 +12,10 @@ from collections.abc import Sequence
 import torch
 
 
+# Queries attended to at once where no fused kernel does it.
+_BLOCK = 512
+
+
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,8 +24,8 @@ def attend(
 
     Args:
         query (`torch.Tensor` of shape `(B, H, Q, D)`).
-        key (`torch.Tensor` of shape `(B, H, K, D)`): `K >= 1`.
-        value (`torch.Tensor` of shape `(B, H, K, E)`).
+        key (`torch.Tensor` of shape `(B, H / R, K, D)`): `K >= 1`; each head serves the queries of `R` heads.
+        value (`torch.Tensor` of shape `(B, H / R, K, E)`).
         scaling (`float`): Multiplies the products of queries and keys.
         softcap (`float`, *optional*): Bends them to `softcap * tanh(x / softcap)`.
 
@@ -38,14 +42,103 @@ def attend(
 
     ```
     """
-    # The fused kernel takes no soft cap, values of another width, or gradients it would have to prepare.
-    if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
+    if _is_fused(query, value, softcap):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, scale=scaling)
-    logits = (query @ key.transpose(-1, -2)).float() * scaling
+    return _attend_in_blocks(query, key, value, scaling, softcap, window=None)
+
+
+def attend_causally(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Each query over the keys up to its own position, the last query standing at the last key.
+
+    Args:
+        query (`torch.Tensor` of shape `(B, H, Q, D)`).
+        key (`torch.Tensor` of shape `(B, H / R, K, D)`): `K >= Q >= 1`.
+        value (`torch.Tensor` of shape `(B, H / R, K, E)`).
+        scaling (`float`): Multiplies the products of queries and keys.
+        softcap (`float`, *optional*): Bends them to `softcap * tanh(x / softcap)`.
+        window (`int`, *optional*): How many keys a query sees at most, its own position's included.
+
+    Returns:
+        The outputs `(B, H, Q, E)` and the log-sum-exp `(B, H, Q)`, float32.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> ones = torch.ones(1, 1, 3, 2)
+    >>> attend_causally(ones, ones, torch.arange(6.0).view(1, 1, 3, 2), scaling=1.0, window=2)[0]
+    tensor([[[[0., 1.],
+              [1., 2.],
+              [3., 4.]]]])
+
+    ```
+    """
+    length = key.shape[2]
+    window = length if window is None else window
+    # The fused kernel counts positions from the first key.
+    if query.shape[2] == length <= window and _is_fused(query, value, softcap):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scaling)
+    return _attend_in_blocks(query, key, value, scaling, softcap, window)
+
+
+def _is_fused(query: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
+    # The fused kernel takes no soft cap, values of another width, or gradients it would have to prepare.
+    return query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]
+
+
+def _attend_in_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block of queries at a time, so that the memory does not grow with their number. Causal where `window` is."""
+    length, shift = key.shape[2], key.shape[2] - query.shape[2]
+    outputs, lses = [], []
+    for start in range(0, query.shape[2], _BLOCK):
+        block = query[:, :, start : start + _BLOCK]
+        first, last, visible = 0, length, None
+        if window is not None:
+            position = torch.arange(start + shift, start + shift + block.shape[2], device=query.device)[:, None]
+            first, last = max(0, start + shift - window + 1), start + shift + block.shape[2]
+            column = torch.arange(first, last, device=query.device)
+            visible = (column <= position) & (column > position - window)  # (block, keys)
+        output, lse = _attend_block(
+            block, key[:, :, first:last], value[:, :, first:last], scaling, softcap, visible
+        )
+        outputs.append(output)
+        lses.append(lse)
+    return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
+
+
+def _attend_block(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    visible: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads, length, width = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, width)  # the heads of one key head as queries of one product
+    logits = (folded @ key.transpose(-1, -2)).float().view(batch, heads, length, -1) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -torch.inf)
     lse = logits.logsumexp(dim=-1)
-    return (logits - lse.unsqueeze(-1)).exp().to(value.dtype) @ value, lse
+    weights = (logits - lse.unsqueeze(-1)).exp().to(value.dtype)
+    return (weights.view(*folded.shape[:3], -1) @ value).view(batch, heads, length, -1), lse
 
 
 def merge_attention(

@@ -6,6 +6,7 @@ Knows nothing of models: the work is a function of a batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -22,11 +23,18 @@ _TOKENS_PER_AUTO_BATCH = 16_384
 """Padded tokens per forward under `"auto"`: 32 conversations of 512 tokens keep an accelerator busy."""
 
 
+def scoring_bar(count: int, progress: bool) -> tqdm:
+    """A bar over `count` responses, shown if `progress`, unless transformers' are disabled."""
+    shown = progress and logging.is_progress_bar_enabled()
+    return tqdm(total=count, desc="Scoring", unit="response", disable=not shown)
+
+
 def map_batches(
     function: Callable[[Sequence[TokenSequence]], torch.Tensor],
     sequences: Sequence[TokenSequence],
     batch_size: BatchSize = "auto",
-    progress: bool = False,
+    bar: tqdm | None = None,
+    max_padding: int | None = None,
 ) -> torch.Tensor:
     """
     `function` of every sequence, in order, computed over batches of at most `batch_size` sequences.
@@ -38,7 +46,8 @@ def map_batches(
         function (`Callable`): From a batch of `b` sequences to a tensor of shape `(b,)`.
         sequences (`Sequence[TokenSequence]`): At least one.
         batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`): `"auto"` bounds the padded tokens instead.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a bar, unless transformers' are disabled.
+        bar (`tqdm`, *optional*): Moved on by each batch.
+        max_padding (`int`, *optional*): Padding tokens that a batch under `"auto"` may hold; no limit without it.
 
     Returns:
         `torch.Tensor` of shape `(len(sequences),)`.
@@ -46,30 +55,33 @@ def map_batches(
     order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].ids))
     results = torch.empty(len(sequences))
     shrink, done = 1, 0
-    with tqdm(
-        total=len(order), desc="Scoring", unit="response", disable=not (progress and logging.is_progress_bar_enabled())
-    ) as bar:
-        while done < len(order):
-            size = _size(batch_size, len(sequences[order[done]].ids), shrink)
-            batch = order[done : done + size]
-            try:
-                results[batch] = function([sequences[position] for position in batch])
-            except RuntimeError as error:
-                if len(batch) == 1 or not should_reduce_batch_size(error):
-                    raise
-                out_of_memory = True
-            else:
-                out_of_memory = False
-            # Outside `except`: there the traceback still holds the tensors that are to be freed.
-            if out_of_memory:
-                shrink *= 2
-                clear_device_cache(garbage_collection=True)
-                continue
-            done += len(batch)
+    while done < len(order):
+        lengths = [len(sequences[position].ids) for position in order[done:]]
+        batch = order[done : done + _size(batch_size, lengths, shrink, max_padding)]
+        try:
+            results[batch] = function([sequences[position] for position in batch])
+        except RuntimeError as error:
+            if len(batch) == 1 or not should_reduce_batch_size(error):
+                raise
+            out_of_memory = True
+        else:
+            out_of_memory = False
+        # Outside `except`: there the traceback still holds the tensors that are to be freed.
+        if out_of_memory:
+            shrink *= 2
+            clear_device_cache(garbage_collection=True)
+            continue
+        done += len(batch)
+        if bar is not None:
             bar.update(len(batch))
     return results
 
 
-def _size(batch_size: BatchSize, length: int, shrink: int) -> int:
-    size = max(1, _TOKENS_PER_AUTO_BATCH // length) if batch_size == "auto" else batch_size
-    return max(1, size // shrink)
+def _size(batch_size: BatchSize, lengths: list[int], shrink: int, max_padding: int | None) -> int:
+    if batch_size != "auto":
+        return max(1, batch_size // shrink)
+    size = max(1, _TOKENS_PER_AUTO_BATCH // lengths[0] // shrink)
+    if max_padding is None:
+        return size
+    padding = itertools.accumulate(lengths[0] - length for length in lengths[:size])
+    return sum(1 for tokens in padding if tokens <= max_padding)

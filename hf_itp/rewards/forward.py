@@ -40,7 +40,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = False
         try:
             # `no_grad`, not `inference_mode`: buffers a model updates meanwhile have to stay usable in training.
-            with torch.no_grad(), torch.autocast(_input_device(model).type, enabled=False):
+            with torch.no_grad(), torch.autocast(input_device(model).type, enabled=False):
                 yield
         finally:
             for module in training:
@@ -65,6 +65,7 @@ def logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.
     Returns:
         `torch.Tensor` of shape `(len(sequences), num_labels)`, float32, on the CPU.
     """
+    check_ids(model, sequences)
     inputs = _padded(model, sequences)
     if pools_last_token(model):
         outputs = _last_token_logits(model, **inputs)
@@ -85,9 +86,13 @@ def _last_token_logits(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True, **inputs
     ).last_hidden_state  # (b, L, D)
     last = (attention_mask.sum(dim=-1) - 1).to(hidden.device)
-    pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (b, D)
+    return score_hidden(model, hidden[torch.arange(len(hidden), device=hidden.device), last])
+
+
+def score_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The head of a model that pools the last token, in float32, on that token's hidden states `(b, D)`."""
     head = _in_float32(model.get_submodule("score"))
-    return head(pooled.to(next(head.parameters()).device, torch.float32))
+    return head(hidden.to(next(head.parameters()).device, torch.float32))
 
 
 def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
@@ -134,7 +139,7 @@ def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
 def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
     # Any id would do for a decoder; RoBERTa and its kin find padding, and with it positions, by this one.
     pad_id = model.config.get_text_config().pad_token_id
-    vocabulary = len(next(model.get_input_embeddings().parameters()))
+    vocabulary = _vocabulary_size(model)
     pad_id = pad_id if pad_id is not None and 0 <= pad_id < vocabulary else 0
     length = max(len(sequence.ids) for sequence in sequences)
     shape = (len(sequences), length)
@@ -145,18 +150,28 @@ def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[
         input_ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
         attention_mask[row, : len(sequence.ids)] = 1
         type_ids[row, : len(sequence.ids)] = torch.tensor(sequence.type_ids)
-    if int(input_ids.max()) >= vocabulary:
-        raise RewardModelError(
-            f"The tokenizer's ids have to be below the reward model's vocabulary size ({vocabulary}), but one is "
-            f"{int(input_ids.max())}. Pass the `tokenizer` the reward model was trained with."
-        )
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = type_ids
-    device = _input_device(model)
+    device = input_device(model)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def _input_device(model: nn.Module) -> torch.device:
+def check_ids(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
+    """Refuses what the model has no embedding for."""
+    vocabulary, largest = _vocabulary_size(model), max(max(sequence.ids) for sequence in sequences)
+    if largest >= vocabulary:
+        raise RewardModelError(
+            f"The tokenizer's ids have to be below the reward model's vocabulary size ({vocabulary}), but one is "
+            f"{largest}. Pass the `tokenizer` the reward model was trained with."
+        )
+
+
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    return len(next(model.get_input_embeddings().parameters()))
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its ids."""
     embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else model
     return next(embeddings.parameters()).device

@@ -1,8 +1,8 @@
 """
 Rewards of a sequence-classification model, from the Hub, a folder or memory.
 
-Text becomes tokens in `encoding`, tokens become logits in `forward`, and `batching` decides what goes through the
-model together; this file ties them. Knows nothing of policies.
+Text becomes tokens in `encoding`, and tokens become logits in `scoring`, the prompt's once however many responses
+follow it; this file ties them. Knows nothing of policies.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.rewards import forward
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.batching import BatchSize, map_batches
+from hf_itp.rewards.batching import BatchSize
 from hf_itp.rewards.encoding import PairEncoder
 from hf_itp.rewards.loading import load_model, load_tokenizer
+from hf_itp.rewards.scoring import label_logits
 
 
 class RewardModel(RewardFunction):
@@ -90,6 +91,7 @@ class RewardModel(RewardFunction):
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.label = _label_index(model.config, label)
+        self.unbatched = unbatched
         self.batch_size: BatchSize = 1 if unbatched else batch_size
         self.progress = progress
         self._encoder = PairEncoder(
@@ -192,13 +194,9 @@ class RewardModel(RewardFunction):
     ) -> torch.Tensor:
         sequences = self._encoder.encode(prompts, responses)
         distinct = list(dict.fromkeys(sequences))
-        with forward.evaluating(self.model):
-            rewards = map_batches(
-                lambda batch: forward.logits(self.model, batch)[:, self.label],
-                distinct,
-                self.batch_size,
-                self.progress,
-            )
+        rewards = label_logits(
+            self.model, distinct, self.label, self.batch_size, share_prefixes=not self.unbatched, progress=self.progress
+        )
         index = {sequence: position for position, sequence in enumerate(distinct)}
         return rewards[[index[sequence] for sequence in sequences]]
 

@@ -1,0 +1,107 @@
+"""
+A causal model's hidden states for sequences that begin alike, the common beginning run once.
+
+Knows nothing of text, heads or rewards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from hf_itp.rewards.packing import ATTENTION, CannotPack, Packing
+from hf_itp.sampling.shared_prefix.view import can_be_viewed, model_view
+
+# Enough for rows of several tokens; wrong positions or a leak show from the second token on.
+_PROBED_TOKENS = 12
+
+_follows: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+class SharedPrefix:
+    """
+    A prefix that a model has run once, and what continues it.
+
+    Args:
+        body (`PreTrainedModel`): The view of the model's body that [`packing_body`] makes.
+        ids (`torch.LongTensor` of shape `(P,)`): The prefix.
+    """
+
+    def __init__(self, body: Any, ids: torch.Tensor) -> None:
+        self._body, self._length = body, len(ids)
+        self._windows = _windows(body.config)
+        packing = Packing([len(ids)], self._windows)
+        self._run(ids, 0, packing)
+        self._prefix = packing.kept
+
+    def last_hidden(self, suffixes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The hidden states `(len(suffixes), D)` at the last token of each suffix, itself of shape `(T,)`, `T >= 1`."""
+        lengths = [len(suffix) for suffix in suffixes]
+        hidden = self._run(
+            torch.cat(list(suffixes)), self._length, Packing(lengths, self._windows, self._prefix)
+        )
+        return hidden[torch.tensor(lengths, device=hidden.device).cumsum(0) - 1]
+
+    def _run(self, ids: torch.Tensor, start: int, packing: Packing) -> torch.Tensor:
+        positions = torch.cat([torch.arange(start, start + length) for length in packing.lengths]).to(ids.device)
+        with packing.active():
+            outputs = self._body(input_ids=ids[None], position_ids=positions[None], use_cache=False, return_dict=True)
+        return outputs.last_hidden_state[0]
+
+
+def packing_body(model: PreTrainedModel, ids: torch.Tensor) -> Any | None:
+    """
+    A view of the model's body for [`SharedPrefix`], or `None` where the model cannot take one.
+
+    Anything that passes from token to token other than by attention (a recurrent state, positions counted along the
+    batch) would leak between the rows. What a model says of itself is checked at every use, and once per model what it
+    makes of a few of the tokens `ids` of shape `(L,)`.
+    """
+    if not _says_it_can(model):
+        return None
+    body = model_view(model, ATTENTION).base_model
+    if model not in _follows:
+        _follows[model] = _agrees(model.base_model, body, ids)
+    return body if _follows[model] else None
+
+
+def _says_it_can(model: PreTrainedModel) -> bool:
+    try:
+        _windows(model.base_model.config)
+    except CannotPack:
+        return False
+    return (
+        bool(model.base_model._supports_attention_backend)
+        and "position_ids" in inspect.signature(model.base_model.forward).parameters
+        and can_be_viewed(model)
+    )
+
+
+def _windows(config: Any) -> list[int | None]:
+    layers = DynamicCache(config=config).layers
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        raise CannotPack("a layer keeps something other than keys and values")
+    return [getattr(layer, "sliding_window", None) for layer in layers]
+
+
+def _agrees(plain: Any, body: Any, ids: torch.Tensor) -> bool:
+    ids = ids[:_PROBED_TOKENS]
+    cut = (len(ids) + 1) // 2
+    suffixes = [ids[cut:], ids[:cut], ids[:1]]
+    try:
+        packed = SharedPrefix(body, ids[:cut]).last_hidden(suffixes)
+    except CannotPack:
+        return False
+    for hidden, suffix in zip(packed, suffixes, strict=True):
+        row = torch.cat([ids[:cut], suffix])[None]
+        expected = plain(input_ids=row, use_cache=False, return_dict=True).last_hidden_state[0, -1]
+        tolerance = max(1e-3, 16 * torch.finfo(expected.dtype).eps)
+        if not bool((hidden - expected).norm() <= tolerance * expected.norm()):
+            return False
+    return True
