@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 
-
 # Queries attended to at once where no fused kernel does it.
 _BLOCK = 512
 
@@ -113,9 +112,7 @@ def _attend_in_blocks(
             first, last = max(0, start + shift - window + 1), start + shift + block.shape[2]
             column = torch.arange(first, last, device=query.device)
             visible = (column <= position) & (column > position - window)  # (block, keys)
-        output, lse = _attend_block(
-            block, key[:, :, first:last], value[:, :, first:last], scaling, softcap, visible
-        )
+        output, lse = _attend_block(block, key[:, :, first:last], value[:, :, first:last], scaling, softcap, visible)
         outputs.append(output)
         lses.append(lse)
     return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)

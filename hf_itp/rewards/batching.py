@@ -19,9 +19,6 @@ from hf_itp.rewards.encoding import TokenSequence
 
 BatchSize = int | Literal["auto"]
 
-_TOKENS_PER_AUTO_BATCH = 16_384
-"""Padded tokens per forward under `"auto"`: 32 conversations of 512 tokens keep an accelerator busy."""
-
 
 def scoring_bar(count: int, progress: bool) -> tqdm:
     """A bar over `count` responses, shown if `progress`, unless transformers' are disabled."""
@@ -34,6 +31,7 @@ def map_batches(
     sequences: Sequence[TokenSequence],
     batch_size: BatchSize = "auto",
     bar: tqdm | None = None,
+    max_tokens: int = 16_384,
     max_padding: int | None = None,
 ) -> torch.Tensor:
     """
@@ -45,9 +43,10 @@ def map_batches(
     Args:
         function (`Callable`): From a batch of `b` sequences to a tensor of shape `(b,)`.
         sequences (`Sequence[TokenSequence]`): At least one.
-        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`): `"auto"` bounds the padded tokens instead.
+        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`): `"auto"` goes by their lengths.
         bar (`tqdm`, *optional*): Moved on by each batch.
-        max_padding (`int`, *optional*): Padding tokens that a batch under `"auto"` may hold; no limit without it.
+        max_tokens (`int`, *optional*, defaults to 16384): Tokens of a batch under `"auto"`, padding included.
+        max_padding (`int`, *optional*): Padding tokens of a batch under `"auto"`; no limit without it.
 
     Returns:
         `torch.Tensor` of shape `(len(sequences),)`.
@@ -57,7 +56,7 @@ def map_batches(
     shrink, done = 1, 0
     while done < len(order):
         lengths = [len(sequences[position].ids) for position in order[done:]]
-        batch = order[done : done + _size(batch_size, lengths, shrink, max_padding)]
+        batch = order[done : done + _size(batch_size, lengths, shrink, max_tokens, max_padding)]
         try:
             results[batch] = function([sequences[position] for position in batch])
         except RuntimeError as error:
@@ -77,10 +76,10 @@ def map_batches(
     return results
 
 
-def _size(batch_size: BatchSize, lengths: list[int], shrink: int, max_padding: int | None) -> int:
+def _size(batch_size: BatchSize, lengths: list[int], shrink: int, max_tokens: int, max_padding: int | None) -> int:
     if batch_size != "auto":
         return max(1, batch_size // shrink)
-    size = max(1, _TOKENS_PER_AUTO_BATCH // lengths[0] // shrink)
+    size = max(1, max_tokens // lengths[0] // shrink)
     if max_padding is None:
         return size
     padding = itertools.accumulate(lengths[0] - length for length in lengths[:size])

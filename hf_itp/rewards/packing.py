@@ -105,7 +105,7 @@ def packed_attention(
         parts.append(attend_causally(row_query, row_key, row_value, scaling, softcap, sliding_window))
     outputs = [torch.cat([output for output, _ in parts], dim=2)]
     lses = [torch.cat([lse for _, lse in parts], dim=2)]
-    if prefix is not None and not slides:
+    if prefix is not None and not slides and prefix[0].shape[2] > 0:
         # Packed as they are, the rows are one long query already.
         output, lse = attend(query, *prefix, scaling, softcap)
         outputs.append(output)

@@ -6,6 +6,7 @@ Knows nothing of models.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -46,7 +47,7 @@ def shared_prefixes(sequences: Sequence[TokenSequence], min_saved: int) -> list[
     """
     order = sorted(range(len(sequences)), key=lambda position: sequences[position].ids)
     ids = [sequences[position].ids for position in order]
-    shared = [_num_shared(first, second) for first, second in zip(ids, ids[1:], strict=False)]
+    shared = [_num_shared(first, second) for first, second in itertools.pairwise(ids)]
     # Runs of neighbours that share `length` tokens, each inside the one below it; the lowest holds all.
     runs = [_Run(length=0, first=0)]
     for last, length in enumerate([*shared, 0], start=1):

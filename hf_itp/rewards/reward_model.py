@@ -29,8 +29,9 @@ class RewardModel(RewardFunction):
 
     Prompt and response are rendered with the reward model's own chat template. Without a template an encoder reads
     them as a text pair and a decoder one behind the other. The reward of a response does not depend on what else is
-    scored with it: identical pairs are scored once, sequences are padded on the right and pooled by attention mask,
-    and the head runs in float32. In bfloat16 or on an accelerator kernels still differ in the last bits between batch
+    scored with it: identical pairs are scored once, what the responses to a prompt have in common runs once where the
+    model's layers are all causal attention, and the rest is padded on the right and pooled by attention mask. The head
+    runs in float32. In bfloat16 or on an accelerator kernels still differ in the last bits between batch
     sizes; `unbatched=True` removes that too.
 
     Args:
@@ -49,7 +50,7 @@ class RewardModel(RewardFunction):
             Whether to end each sequence in the end token where the rendering does not. Set it for models that TRL's
             `RewardTrainer` trained on plain text.
         unbatched (`bool`, *optional*, defaults to `False`):
-            Whether to score one response at a time.
+            Whether to score one response at a time, each with its whole prompt.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -195,7 +196,12 @@ class RewardModel(RewardFunction):
         sequences = self._encoder.encode(prompts, responses)
         distinct = list(dict.fromkeys(sequences))
         rewards = label_logits(
-            self.model, distinct, self.label, self.batch_size, share_prefixes=not self.unbatched, progress=self.progress
+            self.model,
+            distinct,
+            self.label,
+            self.batch_size,
+            share_prefixes=not self.unbatched,
+            progress=self.progress,
         )
         index = {sequence: position for position, sequence in enumerate(distinct)}
         return rewards[[index[sequence] for sequence in sequences]]

@@ -8,7 +8,7 @@ Knows nothing of text.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -16,12 +16,26 @@ from transformers import PreTrainedModel
 from hf_itp.rewards import forward
 from hf_itp.rewards.batching import BatchSize, map_batches, scoring_bar
 from hf_itp.rewards.encoding import TokenSequence
+from hf_itp.rewards.packing import CannotPack
 from hf_itp.rewards.prefixes import PrefixGroup, shared_prefixes
 from hf_itp.rewards.shared_prefix import SharedPrefix, packing_body
 
-# Tokens a forward pass could take along in the time it costs by itself: what sharing has to save, and padding may waste.
-_PASS_COST_CPU = 64
-_PASS_COST_ACCELERATOR = 2_048
+
+class Budget(NamedTuple):
+    """
+    Args:
+        tokens (`int`): Of a forward pass.
+        pass_cost (`int`): Tokens it could take along in the time it costs by itself: what a shared prefix has to save,
+            and what padding may waste.
+    """
+
+    tokens: int
+    pass_cost: int
+
+
+# A CPU's caches hold the activations of some 2,000 tokens; 32 conversations of 512 keep an accelerator busy.
+_ON_CPU = Budget(tokens=2_048, pass_cost=64)
+_ON_ACCELERATOR = Budget(tokens=16_384, pass_cost=2_048)
 
 Logits = Callable[[Sequence[TokenSequence]], torch.Tensor]
 
@@ -49,21 +63,23 @@ def label_logits(
     Returns:
         `torch.Tensor` of shape `(len(sequences),)`, float32, on the CPU.
     """
-    on_cpu = forward.input_device(model).type == "cpu"
-    pass_cost = _PASS_COST_CPU if on_cpu else _PASS_COST_ACCELERATOR
+    budget = _ON_CPU if forward.input_device(model).type == "cpu" else _ON_ACCELERATOR
     results = torch.empty(len(sequences))
     rest = set(range(len(sequences)))
     with forward.evaluating(model), scoring_bar(len(sequences), progress) as bar:
-        for group, body in _shared(model, sequences, pass_cost) if share_prefixes else []:
+        for group, body in _shared(model, sequences, budget.pass_cost) if share_prefixes else []:
             members = list(group.members)
-            logits, suffixes = _behind_prefix(model, body, group, [sequences[position] for position in members])
-            results[members] = map_batches(_of_label(logits, label), suffixes, batch_size, bar)
+            try:
+                logits, suffixes = _behind_prefix(model, body, group, [sequences[position] for position in members])
+            except CannotPack:  # the model has been changed since it was first seen
+                break
+            results[members] = map_batches(_of_label(logits, label), suffixes, batch_size, bar, budget.tokens)
             rest.difference_update(members)
         if rest:
             remaining = sorted(rest)
             whole = [sequences[position] for position in remaining]
             plain = _of_label(lambda batch: forward.logits(model, batch), label)
-            results[remaining] = map_batches(plain, whole, batch_size, bar, max_padding=pass_cost)
+            results[remaining] = map_batches(plain, whole, batch_size, bar, *budget)
     return results
 
 
@@ -93,7 +109,9 @@ def _behind_prefix(
         hidden = prefix.last_hidden([_tensor(model, suffix.ids) for suffix in suffixes])
         return forward.score_hidden(model, hidden).float().cpu()
 
-    return logits, [TokenSequence(*(part[group.length :] for part in sequence)) for sequence in sequences]
+    start = group.length
+    rest = [TokenSequence(ids[start:], types[start:], removable[start:]) for ids, types, removable in sequences]
+    return logits, rest
 
 
 def _tensor(model: PreTrainedModel, ids: tuple[int, ...]) -> torch.Tensor:

@@ -21,6 +21,8 @@ from hf_itp.sampling.shared_prefix.view import can_be_viewed, model_view
 # Enough for rows of several tokens; wrong positions or a leak show from the second token on.
 _PROBED_TOKENS = 12
 
+_KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+
 _follows: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
 
@@ -41,11 +43,9 @@ class SharedPrefix:
         self._prefix = packing.kept
 
     def last_hidden(self, suffixes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The hidden states `(len(suffixes), D)` at the last token of each suffix, itself of shape `(T,)`, `T >= 1`."""
+        """The hidden states `(len(suffixes), D)` at the last token of each suffix `(T,)`, `T >= 1`."""
         lengths = [len(suffix) for suffix in suffixes]
-        hidden = self._run(
-            torch.cat(list(suffixes)), self._length, Packing(lengths, self._windows, self._prefix)
-        )
+        hidden = self._run(torch.cat(list(suffixes)), self._length, Packing(lengths, self._windows, self._prefix))
         return hidden[torch.tensor(lengths, device=hidden.device).cumsum(0) - 1]
 
     def _run(self, ids: torch.Tensor, start: int, packing: Packing) -> torch.Tensor:
@@ -72,19 +72,24 @@ def packing_body(model: PreTrainedModel, ids: torch.Tensor) -> Any | None:
 
 
 def _says_it_can(model: PreTrainedModel) -> bool:
+    body: Any = model.base_model
+    attention = body.config._attn_implementation
+    if not (body._supports_attention_backend and attention in _KNOWN_ATTENTION and can_be_viewed(model)):
+        return False
+    if attention == "sdpa" and getattr(body.config, "attn_logit_softcapping", None) is not None:
+        return False  # which sdpa drops or refuses, and the reward is what the model computes
     try:
-        _windows(model.base_model.config)
+        _windows(body.config)
     except CannotPack:
         return False
-    return (
-        bool(model.base_model._supports_attention_backend)
-        and "position_ids" in inspect.signature(model.base_model.forward).parameters
-        and can_be_viewed(model)
-    )
+    return "position_ids" in inspect.signature(body.forward).parameters
 
 
 def _windows(config: Any) -> list[int | None]:
-    layers = DynamicCache(config=config).layers
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, KeyError, TypeError):
+        raise CannotPack("the configuration names no layers that are known") from None
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         raise CannotPack("a layer keeps something other than keys and values")
     return [getattr(layer, "sliding_window", None) for layer in layers]
@@ -96,7 +101,8 @@ def _agrees(plain: Any, body: Any, ids: torch.Tensor) -> bool:
     suffixes = [ids[cut:], ids[:cut], ids[:1]]
     try:
         packed = SharedPrefix(body, ids[:cut]).last_hidden(suffixes)
-    except CannotPack:
+    except Exception:
+        # Whatever it is that the model does not take, its own way is open.
         return False
     for hidden, suffix in zip(packed, suffixes, strict=True):
         row = torch.cat([ids[:cut], suffix])[None]

@@ -60,3 +60,15 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes do not match"):
         map_batches(broken, SEQUENCES, 4)
     assert calls == [4]
+
+
+def test_batch_ends_before_padding_costs_more_than_a_pass():
+    batches = []
+    assert map_batches(recording(batches), SEQUENCES, "auto", max_padding=64).tolist() == LENGTHS
+    assert batches == [[8000], [4000], [900], [20, 7, 5, 3, 1]]
+
+
+def test_tokens_of_a_batch_can_be_bounded():
+    batches = []
+    map_batches(recording(batches), SEQUENCES[:3], "auto", max_tokens=1000)
+    assert batches == [[900], [5, 3]]
