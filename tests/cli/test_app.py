@@ -138,7 +138,12 @@ def test_results_come_one_by_one_and_interrupting_loses_none(policy, reward_mode
     prompts = "".join(f"how do i bake bread {'and bread ' * (index % 60)}\n" for index in range(600))
     command = [*MAIN, "generate", "--json", "-m", policy, "-r", reward_model, "-n", "32", "--max-new-tokens", "40"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+
+    def listen() -> None:
+        # A shell starts what it runs in the background deaf to interrupts, and children inherit that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, preexec_fn=listen) as process:
         process.stdin.write(prompts)
         process.stdin.close()
         first = process.stdout.readline()
