@@ -8,6 +8,8 @@ import math
 
 import torch
 
+_NUCLEUS_SIZES = (64, 512, 4096)
+
 
 def warp_logits(
     logits: torch.Tensor,
@@ -47,11 +49,27 @@ def warp_logits(
         smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
     if top_p < 1.0:
-        ascending, order = logits.sort(dim=-1)
-        removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        removed[..., -1] = False
-        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+        logits = logits.masked_fill(_outside_nucleus(logits.softmax(dim=-1), top_p), -torch.inf)
     if min_p > 0.0:
         # p_i < min_p * p_max, said in logits.
         logits = logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits
+
+
+def _outside_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Where no token is in the smallest set of most probable ones with mass of at least `top_p`."""
+    vocabulary = probabilities.shape[-1]
+    rows = probabilities.reshape(-1, vocabulary)
+    removed = torch.ones_like(rows, dtype=torch.bool)
+    waiting = torch.arange(len(rows), device=rows.device)
+    # Most nuclei are small, and finding the largest few is many times cheaper than sorting the vocabulary.
+    for count in (*(count for count in _NUCLEUS_SIZES if count < vocabulary), vocabulary):
+        largest, tokens = rows[waiting].topk(count, dim=-1)
+        before = largest.double().cumsum(dim=-1) - largest
+        outside = before >= top_p
+        outside[:, 0] = False
+        removed[waiting] = removed[waiting].scatter(-1, tokens, outside)
+        waiting = waiting[~outside[:, -1]]
+        if len(waiting) == 0:
+            break
+    return removed.view_as(probabilities)

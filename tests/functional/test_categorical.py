@@ -1,5 +1,5 @@
 """
-Draws from a softmax: the exact law for heads and tails of every size, whatever the rows around.
+Draws from a softmax: the exact law for vocabularies and tails of every size, whatever the rows around.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def test_draws_follow_the_softmax(name):
     assert_follows(grouped(draws.tolist(), logits), law)
 
 
-@pytest.mark.parametrize("nats", [0.0, 1.0, 100.0])
-def test_law_does_not_depend_on_where_the_head_ends(nats, monkeypatch):
-    monkeypatch.setattr(categorical, "_HEAD_NATS", nats)
-    logits = torch.tensor([0.0, -0.4, -1.3, -2.0, -2.0])
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 64])
+def test_law_does_not_depend_on_the_blocks(block, monkeypatch):
+    """Blocks of one entry, blocks the vocabulary does not divide into, a block with nothing to draw."""
+    monkeypatch.setattr(categorical, "_BLOCK", block)
+    logits = torch.tensor([0.0, -0.4, -torch.inf, -torch.inf, -1.3, -2.0, -2.0])
     draws = sample_categorical(logits.expand(NUM_DRAWS, -1), torch.arange(NUM_DRAWS), step=0)
     assert_follows(draws.tolist(), dict(enumerate(logits.double().softmax(-1).tolist())))
 

@@ -40,6 +40,20 @@ def test_warped_logits_equal_the_reference(settings, with_ties):
         torch.testing.assert_close(warped, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_nuclei_of_every_size_equal_the_reference(top_p):
+    """From one token to thousands, so that some rows need every further look at the vocabulary and some need none."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([40.0, 10.0, 4.0, 2.0, 1.0, 0.5, 0.0])[:, None]
+    logits = spread * torch.randn(7, 6000, dtype=torch.float64, generator=generator)
+    logits[-1] += 1e-6 * torch.arange(6000)
+    expected = torch.stack([warper(top_p=top_p)(row) for row in logits])
+    sizes = expected.isfinite().sum(-1)
+    assert sizes.min() < 64 and sizes.max() > 1000
+    torch.testing.assert_close(warp_logits(logits, top_p=top_p), expected, rtol=1e-12, atol=0)
+    assert warp_logits(logits[None], top_p=top_p).equal(warp_logits(logits, top_p=top_p)[None])
+
+
 def test_one_token_always_stays():
     warped = warp_logits(
         torch.randn(50, 20, generator=torch.Generator().manual_seed(0)), top_k=1, top_p=0.0, min_p=1.0
