@@ -162,11 +162,12 @@ def merge_attention(
 
     ```
     """
-    parts = torch.stack(list(lses))
-    total = parts.logsumexp(dim=0)
+    merged, total = outputs[0], lses[0]
+    for output, lse in zip(outputs[1:], lses[1:], strict=True):
+        # e^a / (e^a + e^b), which for b = -inf is exactly 1.
+        share = torch.sigmoid(total - lse).unsqueeze(-1)
+        merged = torch.lerp(output.to(share.dtype), merged.to(share.dtype), share)
+        total = torch.logaddexp(total, lse)
     if sink is not None:
-        total = torch.logaddexp(total, sink.to(total.dtype))
-    weights = (parts - total).exp().unsqueeze(-1)
-    merged = sum(weight * output for weight, output in zip(weights, outputs, strict=True))
-    assert isinstance(merged, torch.Tensor)
+        merged = merged * torch.sigmoid(total - sink.to(total.dtype)).unsqueeze(-1)
     return merged.to(outputs[0].dtype)

@@ -148,8 +148,7 @@ def shared_prefix_attention(
     hidden = 0 if sliding_window is None else max(0, layer.length - sliding_window)
     own, own_lse = attend(grouped, key[:, :, hidden:], value[:, :, hidden:], scaling, softcap)
 
-    shared = torch.zeros_like(own)
-    shared_lse = torch.full_like(own_lse, -torch.inf)
+    shared, shared_lse = torch.zeros_like(own), torch.full_like(own_lse, -torch.inf)
     for prompt, members in cache.groups:
         prompt_key, prompt_value = layer.prefixes[prompt]
         if sliding_window is not None:
@@ -159,8 +158,12 @@ def shared_prefix_attention(
             continue
         folded = grouped[members].transpose(0, 1).reshape(1, key_heads, -1, width)
         output, lse = attend(folded, prompt_key, prompt_value, scaling, softcap)
-        shared[members] = output.view(key_heads, -1, heads // key_heads, output.shape[-1]).transpose(0, 1)
-        shared_lse[members] = lse.view(key_heads, -1, heads // key_heads).transpose(0, 1)
+        output = output.view(key_heads, -1, heads // key_heads, output.shape[-1]).transpose(0, 1)
+        lse = lse.view(key_heads, -1, heads // key_heads).transpose(0, 1)
+        if len(cache.groups) == 1:
+            shared, shared_lse = output, lse
+        else:
+            shared[members], shared_lse[members] = output, lse
 
     sink = None if s_aux is None else s_aux.view(1, key_heads, -1)
     merged = merge_attention([own, shared], [own_lse, shared_lse], sink)
