@@ -10,8 +10,8 @@ import torch
 
 from hf_itp.functional.random import gumbel
 
-# A row is drawn block by block, then entry by entry: near the square root of a language model's vocabulary, so that few
-# random numbers are needed for either. Any size gives the same law.
+# Entries in a block: near the square root of a language model's vocabulary, so that few random numbers are needed for
+# the race of the blocks and for the one inside the winner. Any size gives the same law.
 _BLOCK = 256
 
 

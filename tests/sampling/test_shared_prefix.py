@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 
+import peft
 import pytest
 import torch
 from transformers import AttentionInterface
@@ -183,3 +184,45 @@ def test_part_without_keys_counts_for_nothing():
     output, lse = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, -2.0])
     merged = merge_attention([output, torch.zeros(2, 3)], [lse, torch.full((2,), -torch.inf)])
     assert merged.equal(output)
+
+
+def test_attention_asked_for_what_it_does_not_know_is_noticed(expanded):
+    """A model that tilts its attention by an argument of its own: the first step tells, the other path is taken."""
+    model, batch = tiny_model("llama"), left_padded_batch([7, 5])
+    model.set_attn_implementation("sdpa")
+    plain = AttentionInterface._global_mapping["sdpa"]
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, kwargs | {"tilt": 2.0}), with_kwargs=True
+        )
+
+    def tilted(module, query, *args, tilt=1.0, **kwargs):
+        return plain(module, query * tilt, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(AttentionInterface._global_mapping, "sdpa", tilted)
+        pools, path = draw(model, batch, 4)
+        assert path == "expanded"
+        assert pools == expanded(model, batch, 4)
+
+
+def test_dropout_of_a_model_in_training_takes_the_other_path():
+    model, batch = tiny_model("llama", attention_dropout=0.1), left_padded_batch([7, 5])
+    assert draw(model.eval(), batch, 2)[1] == "shared"
+    with torch.random.fork_rng(devices=[]):
+        assert draw(model.train(), batch, 2)[1] == "expanded"
+
+
+@pytest.mark.uses_global_rng
+def test_lora_policy_shares_and_draws_what_the_fallback_draws(expanded):
+    wrapped = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(0))
+    batch = left_padded_batch([7, 5])
+    pools, path = draw(wrapped.eval(), batch, 6)
+    assert path == "shared"
+    assert pools == expanded(wrapped, batch, 6)
+    with wrapped.disable_adapter():
+        assert draw(wrapped, batch, 6)[0] != pools

@@ -39,9 +39,11 @@ class SharedLayer:
     Args:
         prefixes (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values `(1, H, L, D)` of each prompt; of a
             sliding-window layer the last ones.
+        window (`int`, *optional*): How many tokens a sliding-window layer keeps in sight.
     """
 
     prefixes: list[tuple[torch.Tensor, torch.Tensor]]
+    window: int | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     length: int = 0
@@ -141,6 +143,11 @@ def shared_prefix_attention(
     layer = cache.take(key)
     if softcap is not None and not cache.honours_softcap:
         raise CannotShare("the model asks for a soft cap that its own attention drops")
+    if attention_mask is not None or dropout > 0.0:
+        raise CannotShare("the model attends with a mask of its own or with dropout")
+    if layer.window not in (None, sliding_window):
+        # Chunked attention, for one, keeps its keys as a window does and hides them otherwise.
+        raise CannotShare("the model keeps a window of keys and does not attend to a window")
     rows, heads, _, width = query.shape
     key_heads = key.shape[1]
     scaling = width**-0.5 if scaling is None else scaling

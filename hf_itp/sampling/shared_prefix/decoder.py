@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from hf_itp.sampling.packed_linear import packed_linears
 from hf_itp.sampling.padding import unpadded
@@ -18,6 +21,12 @@ from hf_itp.sampling.shared_prefix.view import can_be_viewed, model_view
 
 # What a plain text prompt is prepared as. Anything beside it (pictures, virtual tokens) is not for this decoder.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+# How far a step's logits may be from the model's own, as a share of the largest: rounding, not another attention.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_HALF_TOLERANCE = 0.1
+
+# What the first pass of each model showed, under the attention and in the mode it had then.
+_verdicts: WeakKeyDictionary[Any, tuple[tuple[str, bool], bool]] = WeakKeyDictionary()
 
 
 def can_share_prefix(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
@@ -33,13 +42,23 @@ def can_share_prefix(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str
         and model_kwargs.get("position_ids") is not None
         and _positions_are_usual(input_ids, model_kwargs)
         and "prepare_inputs_for_generation" not in vars(model)  # peft's virtual tokens come in there
+        # Sharded weights are gathered by the modules a view would go around, in equally many passes everywhere.
+        and not is_deepspeed_zero3_enabled()
+        and not is_fsdp_managed_module(model)
         and can_be_viewed(model)
+        and _verdicts.get(model) != (_mode(model), False)
     )
+
+
+def _mode(model: Any) -> tuple[str, bool]:
+    return model.config._attn_implementation, model.training
 
 
 def _positions_are_usual(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
+    if bool((mask.sum(-1) == 0).any()):
+        return False  # an empty prompt has no keys to share
     usual = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
     positions = model_kwargs["position_ids"]
     return positions.shape == usual.shape and bool(((positions == usual) | (mask == 0)).all())
@@ -65,6 +84,20 @@ class SharedPrefixDecoder:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
     ):
+        try:
+            self._run_prompts(model, input_ids, generation_config, model_kwargs)
+        except CannotShare:
+            _verdicts[model] = (_mode(model), False)
+            raise
+        _verdicts[model] = (_mode(model), True)
+
+    def _run_prompts(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ) -> None:
         self._device = input_ids.device
         self._honours_softcap = model.config._attn_implementation != "sdpa"
         self._prompt_index = self._positions = torch.empty(0, dtype=torch.long)
@@ -83,12 +116,13 @@ class SharedPrefixDecoder:
             caches.append(outputs.past_key_values)
             self._lengths.append(len(ids))
         self._prefixes = _by_layer(caches)
+        self._windows = [getattr(layer, "sliding_window", None) for layer in caches[0].layers]
         self._prompt_logits = torch.cat(logits)
         self._view = model_view(model, ATTENTION, packed)
-        self._try_a_step(input_ids[:1])
+        self._try_a_step(model, input_ids[:1, -1:], caches[0])
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
-        layers = [SharedLayer(prefixes) for prefixes in self._prefixes]
+        layers = [SharedLayer(*layer) for layer in zip(self._prefixes, self._windows, strict=True)]
         self._cache = SharedPrefixCache(layers, groups=[], honours_softcap=self._honours_softcap)
         self._assign(prompt_index, torch.tensor(self._lengths, device=self._device)[prompt_index, None])
         return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
@@ -125,10 +159,29 @@ class SharedPrefixDecoder:
         self._prompt_index, self._positions = prompt_index, positions
         self._cache.groups = _groups(prompt_index)
 
-    def _try_a_step(self, input_ids: torch.Tensor) -> None:
-        """One token after the first prompt: what a model does with its keys shows only when it attends."""
+    def _try_a_step(self, model: Any, token: torch.Tensor, cache: Cache) -> None:
+        """
+        One token after the first prompt: what a model does with its keys shows only when it attends. The first time,
+        its own step has to agree: no list of what attention may be asked for is complete.
+        """
+        positions = torch.full_like(token, self._lengths[0])
         self.start(torch.zeros(1, dtype=torch.long, device=self._device))
-        self.advance(input_ids)
+        ours = self.advance(token)
+        if _verdicts.get(model) == (_mode(model), True):
+            return
+        # `update` concatenates into new tensors, so the prompt's own stay as they are.
+        outputs = model(
+            input_ids=token,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+            **self._forward_kwargs,
+        )
+        theirs = outputs.logits[:, -1]
+        allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE) * theirs.float().abs().max()
+        if not bool((ours - theirs.float()).abs().max() <= allowed):
+            raise CannotShare("a step does not agree with the model's own")
 
 
 def _by_layer(caches: list[Cache]) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
