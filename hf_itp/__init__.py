@@ -13,12 +13,15 @@ from hf_itp.errors import ItpError, ItpWarning
 from hf_itp.patching import disable, enable, enable_with_transformers
 
 if TYPE_CHECKING:
+    from hf_itp.calibration import CalibratedReward, RewardCalibrator
     from hf_itp.decoding import StrategyDecoding
     from hf_itp.output import StrategyOutput
     from hf_itp.rewards import RewardFunction, RewardModel
     from hf_itp.strategies import Strategy, get_strategy, list_strategies
 
 _HOMES = {
+    "CalibratedReward": "hf_itp.calibration",
+    "RewardCalibrator": "hf_itp.calibration",
     "StrategyDecoding": "hf_itp.decoding",
     "StrategyOutput": "hf_itp.output",
     "RewardFunction": "hf_itp.rewards",
@@ -29,8 +32,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "CalibratedReward",
     "ItpError",
     "ItpWarning",
+    "RewardCalibrator",
     "RewardFunction",
     "RewardModel",
     "Strategy",

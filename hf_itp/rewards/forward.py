@@ -95,6 +95,17 @@ def score_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     return head(hidden.to(next(head.parameters()).device, torch.float32))
 
 
+def features(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """
+    Mean of the last hidden states over the tokens of each sequence, `(len(sequences), D)`, float32, on the CPU.
+    """
+    check_ids(model, sequences)
+    inputs = _padded(model, sequences)
+    hidden = model.base_model(**inputs, return_dict=True).last_hidden_state.float()
+    mask = inputs["attention_mask"].to(hidden.device)[..., None].float()
+    return ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).cpu()
+
+
 def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     own_class = type(model).forward.__module__.startswith("transformers.")
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())

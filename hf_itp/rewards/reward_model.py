@@ -187,6 +187,14 @@ class RewardModel(RewardFunction):
         """Tokens of prompt and response together that the model sees, `None` without a limit."""
         return self._encoder.max_length
 
+    def prompt_features(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """
+        How the model reads each prompt, whatever the response: mean last hidden state `(n, D)`, float32, on the CPU.
+        """
+        sequences = self._encoder.encode(prompts, [""] * len(prompts))
+        with forward.evaluating(self.model):
+            return torch.cat([forward.features(self.model, [sequence]) for sequence in sequences])
+
     def score(
         self,
         prompts: Sequence[Prompt],

@@ -56,3 +56,8 @@ def _digest(*parts: bytes) -> bytes:
 
 def _as_int64(digest: bytes) -> int:
     return signed64(int.from_bytes(digest[:8], "little"))
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for a purpose: references must not be the very responses that are calibrated with them."""
+    return int.from_bytes(_digest(b"purpose", purpose.encode(), str(seed).encode())[:7], "little")

@@ -1,0 +1,56 @@
+"""
+A reward model on the reference policy's own scale, to be used wherever a reward is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_itp.calibration.calibrator import RewardCalibrator
+from hf_itp.calibration.fingerprints import reward_identity
+from hf_itp.rewards import RewardFunction, as_reward_function
+from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.resolve import RewardLike
+
+
+class CalibratedReward(RewardFunction):
+    """
+    Rewards in `[0, 1]`: the share of reference responses to the same prompt that a response beats.
+
+    With it the `beta` of pessimism means the same for every prompt and reward model: on a calibrated reward `beta` of
+    at most 1/2 keeps the best `sqrt(2 beta)` of the policy's mass, at a win rate of `1 - sqrt(2 beta) / 3`.
+
+    Args:
+        reward_model: What [`~rewards.as_reward_function`] takes.
+        calibrator ([`RewardCalibrator`]): Fitted with it.
+
+    Raises:
+        `ArgumentError`: If the calibrator is of another reward model.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> def length(prompts, completions, **kwargs):
+    ...     return [float(len(completion)) for completion in completions]
+    >>> calibrator = RewardCalibrator(["Why?"], torch.tensor([[2.0, 4.0, 6.0, 8.0]]))
+    >>> CalibratedReward(length, calibrator)(["Why?"], ["Because."])
+    tensor([0.8750])
+
+    ```
+    """
+
+    def __init__(self, reward_model: RewardLike, calibrator: RewardCalibrator):
+        self._reward, self._calibrator = as_reward_function(reward_model), calibrator
+        calibrator.check_belongs(reward_model=reward_identity(self._reward))
+        self.name = f"calibrated({self._reward.name})"
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        return self._calibrator.calibrate(prompts, self._reward(prompts, responses, response_ids))

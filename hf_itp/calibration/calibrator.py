@@ -1,0 +1,350 @@
+"""
+Rewards on the scale of the reference policy: where each stands among those of reference responses to its own prompt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_itp._version import __version__
+from hf_itp.calibration import storage
+from hf_itp.calibration.fingerprints import are_different, model_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.predictor import QuantilePredictor
+from hf_itp.calibration.reference_pool import read_pool
+from hf_itp.calibration.references import check_lengths, draw_references
+from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.functional.checks import check_rewards
+from hf_itp.policies import policy_tokenizer
+from hf_itp.prompts import check_prompts
+from hf_itp.rewards import RewardFunction, as_reward_function
+from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.resolve import RewardLike
+from hf_itp.sampling.drawing import sampling_settings
+
+_UNKNOWN = {"name": "", "revision": None, "dtype": None, "weights": None}
+
+
+class RewardCalibrator:
+    r"""
+    Sorted rewards of `K` reference responses per prompt, and the quantile of any reward among them.
+
+    The first step of CTRL ([InfAlign](https://huggingface.co/papers/2412.19792)): under the reference policy the
+    calibrated reward is uniform on `[0, 1]` whatever the prompt and the reward model,
+
+    $$ \hat{C}(x, y) = \frac{1}{K} \sum_k \mathbb{1}[r(x, y) > r(x, z_k)]
+    + \tfrac{1}{2} \mathbb{1}[r(x, y) = r(x, z_k)], \quad z_k \sim \pi_{ref}(\cdot | x) $$
+
+    Args:
+        prompts (`list[str]` or `list[list[dict]]`): The prompts, or their fingerprints as `fingerprints=`.
+        reference_rewards (`torch.Tensor` of shape `(P, K)`): Rewards of each prompt's reference responses, any order.
+        policy, reward_model, sampling (`dict`, *optional*): What they were drawn and scored with.
+        seed (`int`, *optional*): Of the draw.
+        predictor ([`QuantilePredictor`], *optional*): For prompts that have no references.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> calibrator = RewardCalibrator(["Why?"], torch.tensor([[0.0, 1.0, 1.0, 2.0]]))
+    >>> calibrator.calibrate(["Why?", "Why?"], torch.tensor([1.0, 9.0]))
+    tensor([0.5000, 1.0000])
+
+    ```
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt] | None = None,
+        reference_rewards: torch.Tensor | None = None,
+        *,
+        fingerprints: Sequence[str] | None = None,
+        policy: dict[str, Any] | None = None,
+        reward_model: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
+        seed: int | None = None,
+        predictor: QuantilePredictor | None = None,
+    ):
+        if reference_rewards is None or (prompts is None) == (fingerprints is None):
+            raise ArgumentError(
+                "`prompts` and `reference_rewards` have to be given, but one is not. Use RewardCalibrator.fit to draw "
+                "the references."
+            )
+        if fingerprints is None:
+            fingerprints = [prompt_fingerprint(prompt) for prompt in check_prompts(prompts or [])]
+        check_rewards(reference_rewards, "reference_rewards")
+        if reference_rewards.dim() != 2 or len(reference_rewards) != len(fingerprints):
+            raise ArgumentError(
+                f"`reference_rewards` has to have shape ({len(fingerprints)}, K), one row per prompt, but has "
+                f"{tuple(reference_rewards.shape)}. Give each prompt its row."
+            )
+        self.reference_rewards = reference_rewards.detach().to("cpu", torch.float32).sort(dim=-1).values
+        self.fingerprints = list(fingerprints)
+        self._rows = {fingerprint: row for row, fingerprint in enumerate(self.fingerprints)}
+        if len(self._rows) != len(self.fingerprints):
+            raise ArgumentError("`prompts` has to hold each prompt once, but some repeat. Drop the repeats.")
+        self.policy, self.reward_model = policy or dict(_UNKNOWN), reward_model or dict(_UNKNOWN)
+        self.sampling, self.seed, self.predictor = sampling or {}, seed, predictor
+        self._warn_of_constant_rewards()
+
+    @property
+    def num_reference(self) -> int:
+        """`K`: the reference responses of a prompt."""
+        return self.reference_rewards.shape[1]
+
+    @classmethod
+    def fit(
+        cls,
+        policy: PreTrainedModel,
+        reward_model: RewardLike,
+        prompts: Sequence[Prompt],
+        *,
+        num_reference: int = 100,
+        seed: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        output_dir: str | Path | None = None,
+        predict: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        **sampling: Any,
+    ) -> Self:
+        """
+        Draws `num_reference` responses per prompt from the policy and scores them.
+
+        Under `accelerate launch` the processes share the prompts. With `output_dir` the responses are kept there as a
+        pool file; a run that was killed goes on where it stopped and ends in the same bytes.
+
+        Args:
+            policy (`PreTrainedModel`): The reference policy.
+            reward_model: What [`~rewards.as_reward_function`] takes.
+            prompts (`list[str]` or `list[list[dict]]`): Equal ones are drawn for once.
+            num_reference (`int`, *optional*, defaults to 100): `K`. The error of a quantile is at most
+                `0.5 / sqrt(K)`.
+            seed (`int`, *optional*, defaults to 0): Names the draw.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's, loaded from beside it if absent.
+            output_dir (`str` or `Path`, *optional*): Where the pool and the calibration are written.
+            predict (`bool`, *optional*, defaults to `False`): Also fit a [`QuantilePredictor`] for other prompts.
+            batch_size (`int`, *optional*): Most responses decoded at once.
+            progress (`bool`, *optional*): Progress bars always or never.
+            sampling: Keywords of `generate`, `max_new_tokens` among them.
+
+        Raises:
+            `ArgumentError`: If there are no prompts, `num_reference` is below 2, a prompt is too long for the policy,
+                all rewards are equal, or `output_dir` holds another draw.
+            `RewardError`: If a reward is not finite.
+        """
+        prompts = _distinct(check_prompts(prompts))
+        if isinstance(num_reference, bool) or not isinstance(num_reference, int) or num_reference < 2:
+            raise ArgumentError(
+                f"`num_reference` has to be an integer of at least 2, but is {num_reference!r}. 100 is usual."
+            )
+        tokenizer = tokenizer or policy_tokenizer(policy)
+        reward = as_reward_function(reward_model, device=_device_of(reward_model, policy))
+        sampling = {"max_new_tokens": 256, **sampling}
+        check_lengths(policy, tokenizer, prompts, sampling["max_new_tokens"])
+        identities: dict[str, Any] = {"policy": model_identity(policy), "reward_model": reward_identity(reward)}
+        described = {
+            name: value for name, value in sampling_settings(policy, sampling).items() if name != "generation_config"
+        }
+        settings = {
+            **identities,
+            "sampling": described,
+            "num_reference": num_reference,
+            "seed": seed,
+            "prompts": [prompt_fingerprint(prompt) for prompt in prompts],
+        }
+        rows = draw_references(
+            policy, tokenizer, reward, prompts, num_reference, seed=seed, settings=settings, output_dir=output_dir,
+            batch_size=batch_size, progress=progress, **sampling,
+        )  # fmt: skip
+        rewards = torch.tensor([row["rewards"] for row in rows])
+        predictor = QuantilePredictor.fit(reward, prompts, rewards) if predict else None
+        calibrator = cls(prompts, rewards, **identities, sampling=described, seed=seed, predictor=predictor)
+        if output_dir is not None:
+            calibrator.save_pretrained(output_dir)
+        return calibrator
+
+    @classmethod
+    def from_pool(cls, path: str | Path, **identities: Any) -> Self:
+        """
+        A calibrator out of the rewards of an existing pool file, which any engine can write.
+
+        Args:
+            path (`str` or `Path`): `.jsonl`, `.jsonl.gz` or `.parquet`; a row has a `prompt` and `rewards`.
+            identities: `policy`, `reward_model`, `sampling` and `seed`, as the constructor takes them.
+
+        Raises:
+            `ArgumentError`: If a row is incomplete or has another number of rewards than the first.
+        """
+        rows = read_pool(Path(path))
+        count = len(rows[0]["rewards"]) if rows else 0
+        for number, row in enumerate(rows, start=1):
+            if len(row["rewards"]) != count:
+                raise ArgumentError(
+                    f"Every row of a pool has to have as many rewards as the first ({count}), but row {number} of "
+                    f"{path} has {len(row['rewards'])}. Draw the same number for every prompt."
+                )
+        return cls([row["prompt"] for row in rows], torch.tensor([row["rewards"] for row in rows]), **identities)
+
+    def calibrate(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:
+        """
+        The calibrated reward of each response, in `[0, 1]`.
+
+        Args:
+            prompts (`list[str]` or `list[list[dict]]`): One per row of `rewards`.
+            rewards (`torch.Tensor` of shape `(n,)` or `(n, N)`): Raw rewards of responses to them.
+
+        Returns:
+            `torch.Tensor`: Of the shape of `rewards`, float32.
+
+        Raises:
+            `ArgumentError`: If a prompt has no references and there is no predictor; names the remedies.
+        """
+        below, equal, total = self.counts(prompts, rewards)
+        return ((below + equal / 2) / total).to(torch.float32)
+
+    def counts(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """
+        How many reference rewards stand below and at each reward, and how many there are.
+
+        Returns:
+            `tuple`: `below` and `equal`, float64 of the shape of `rewards`, and `K`.
+        """
+        exact = check_rewards(rewards)
+        if len(prompts) != len(exact):
+            raise ArgumentError(
+                f"`prompts` has to hold one prompt per row of `rewards` ({len(exact)}), but holds {len(prompts)}."
+                " Repeat a prompt for each of its responses."
+            )
+        reference = self.references_of(prompts).to(torch.float64)
+        values = exact.reshape(len(exact), -1).contiguous()
+        below = torch.searchsorted(reference, values).double()
+        not_above = torch.searchsorted(reference, values, right=True).double()
+        return below.view_as(exact), (not_above - below).view_as(exact), self.num_reference
+
+    def references_of(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Sorted reference rewards `(n, K)` of each prompt, predicted where there are none and a predictor is."""
+        rows = [self._rows.get(prompt_fingerprint(prompt)) for prompt in prompts]
+        unseen = [position for position, row in enumerate(rows) if row is None]
+        if unseen and self.predictor is None:
+            raise ArgumentError(
+                f"`prompts` has to be ones the calibrator was fitted on, but {len(unseen)} of {len(prompts)} are not, "
+                f"the first {prompts[unseen[0]]!r:.80}. Fit a calibrator on them too, pass predict=True to "
+                "RewardCalibrator.fit for prompts without references, or leave them out."
+            )
+        found = self.reference_rewards[[0 if row is None else row for row in rows]]
+        if unseen and self.predictor is not None:
+            found[unseen] = self.predictor.predict([prompts[position] for position in unseen], self.num_reference)
+        return found
+
+    def check_belongs(self, policy: dict[str, Any] | None = None, reward_model: dict[str, Any] | None = None) -> None:
+        """
+        Raises:
+            `ArgumentError`: If the calibration is of another policy or reward model than these identities.
+        """
+        for name, given, own in (
+            ("policy", policy, self.policy),
+            ("reward_model", reward_model, self.reward_model),
+        ):
+            if given is not None and own["name"] and are_different(given, own):
+                raise ArgumentError(
+                    f"`calibrator` has to belong to this {name.replace('_', ' ')} ({given['name']}), but was fitted "
+                    f"with {own['name']}{' of other weights' if given['name'] == own['name'] else ''}. Fit one with "
+                    f"it: RewardCalibrator.fit(policy, reward_model, prompts)."
+                )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `calibration.safetensors` and `calibration.json`."""
+        tensors = {"reference_rewards": self.reference_rewards}
+        sidecar = {
+            "hf_itp_version": __version__,
+            "policy": self.policy,
+            "reward_model": self.reward_model,
+            "sampling": self.sampling,
+            "num_reference": self.num_reference,
+            "seed": self.seed,
+            "prompts": self.fingerprints,
+        }
+        if self.predictor is not None:
+            tensors |= self.predictor.tensors()
+            sidecar["predictor"] = self.predictor.description()
+        storage.save(Path(folder), tensors, sidecar)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        reward_model: RewardLike | None = None,
+    ) -> Self:
+        """
+        The calibrator of a folder or a Hub repository, a policy's among them.
+
+        Args:
+            reward_model (*optional*): Gives a stored predictor its features; needed for unseen prompts only.
+
+        Raises:
+            `LoadError`: If there is none, or it cannot be read.
+        """
+        tensors, sidecar = storage.load(id_or_folder, revision=revision, token=token)
+        predictor = None
+        if "predictor" in sidecar and reward_model is not None:
+            reward: RewardFunction = as_reward_function(reward_model)
+            predictor = QuantilePredictor.from_tensors(reward, tensors, sidecar["predictor"])
+        calibrator = cls(
+            reference_rewards=tensors["reference_rewards"],
+            fingerprints=sidecar["prompts"],
+            policy=sidecar["policy"],
+            reward_model=sidecar["reward_model"],
+            sampling=sidecar["sampling"],
+            seed=sidecar["seed"],
+            predictor=predictor,
+        )
+        if predictor is not None:
+            calibrator.check_belongs(reward_model=reward_identity(reward))
+        return calibrator
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+        """Creates the repository if need be and uploads both files in one commit; returns the commit's address."""
+        from tempfile import TemporaryDirectory
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Calibration")
+        return str(commit.commit_url)
+
+    def _warn_of_constant_rewards(self) -> None:
+        constant = self.reference_rewards[:, 0] == self.reference_rewards[:, -1]
+        if bool(constant.all()):
+            raise ArgumentError(
+                f"`reference_rewards` has to tell responses apart, but is {self.reference_rewards[0, 0].item()} for "
+                "every response to each prompt. Use a reward that differs between responses, or sample with a higher "
+                "temperature."
+            )
+        if bool(constant.any()):
+            warnings.warn(
+                f"All reference rewards are equal for {int(constant.sum())} of {len(constant)} prompts: whatever "
+                "equals them is calibrated to 0.5. Drop these prompts if they are to teach something.",
+                ItpWarning,
+                stacklevel=3,
+            )
+
+
+def _distinct(prompts: list[Prompt]) -> list[Prompt]:
+    if not prompts:
+        raise ArgumentError("`prompts` has to hold at least one prompt, but is empty. Pass those of the training.")
+    return list({prompt_fingerprint(prompt): prompt for prompt in prompts}.values())
+
+
+def _device_of(reward_model: RewardLike, policy: PreTrainedModel) -> Any:
+    return policy.device if isinstance(reward_model, (str, Path)) else None

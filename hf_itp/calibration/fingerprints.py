@@ -1,0 +1,82 @@
+"""
+What a calibration belongs to: fingerprints of prompts, policies and rewards, and what tells two of them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_itp.rewards.base import Prompt, RewardFunction
+
+# Values read of each parameter: enough that fine-tuning shows, few enough that it takes no time.
+_VALUES_PER_PARAMETER = 256
+# What peft adds to the names of the weights it wraps, and the weights that are its own.
+_WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer|^module\.|_orig_mod\.")
+_ADAPTERS = re.compile(r"lora_|ia3_|prompt_encoder|modules_to_save|original_module")
+
+
+def prompt_fingerprint(prompt: Prompt) -> str:
+    """
+    The same for equal prompts, in any process: of a text its characters, of a chat each message's role and content.
+
+    Examples:
+
+    ```python
+    >>> prompt_fingerprint("Why?") == prompt_fingerprint([{"role": "user", "content": "Why?"}])
+    False
+
+    ```
+    """
+    if isinstance(prompt, str):
+        content = json.dumps(["text", prompt])
+    else:
+        content = json.dumps(["chat", [[message["role"], message["content"]] for message in prompt]], default=str)
+    return blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def model_identity(model: nn.Module) -> dict[str, Any]:
+    """Where a model came from, what it computes in, and a fingerprint of its weights without adapters."""
+    config = getattr(model, "config", None)
+    parameters = list(model.parameters())
+    return {
+        "name": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "revision": getattr(config, "_commit_hash", None),
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
+        "weights": weights_fingerprint(model),
+    }
+
+
+def reward_identity(reward: RewardFunction) -> dict[str, Any]:
+    """Of a reward model its own identity, of any other reward its name."""
+    model = getattr(reward, "model", None)
+    if isinstance(model, nn.Module):
+        return {**model_identity(model), "name": reward.name}
+    return {"name": reward.name, "revision": None, "dtype": None, "weights": None}
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of some values of every weight, the same for an adapted model as for the one beneath."""
+    digest = blake2b(digest_size=16)
+    for name, parameter in sorted((_WRAPPERS.sub("", name), value) for name, value in model.named_parameters()):
+        if _ADAPTERS.search(name):
+            continue
+        values = parameter.detach().reshape(-1)
+        values = values[:: max(1, len(values) // _VALUES_PER_PARAMETER)].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def are_different(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """
+    Whether two identities are of different models: by their weights where both are known in one dtype, else by name.
+    A folder and the repository it was downloaded from are the same model.
+    """
+    if one["weights"] and other["weights"] and one["dtype"] == other["dtype"]:
+        return one["weights"] != other["weights"]
+    return one["name"] != other["name"]

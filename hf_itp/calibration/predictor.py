@@ -1,0 +1,157 @@
+"""
+Reference rewards of prompts nobody drew references for: predicted from how the reward model reads the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.calibration import calibrate_rewards
+from hf_itp.rewards import RewardFunction, RewardModel
+from hf_itp.rewards.base import Prompt
+
+_LEVELS = 32
+_FOLDS = 5
+_STRENGTHS = tuple(10.0**power for power in range(-3, 6))
+
+
+class QuantilePredictor:
+    r"""
+    Ridge regression from the reward model's features of a prompt to the quantiles of its reference rewards.
+
+    Made by [`~QuantilePredictor.fit`], which chooses the strength by cross-validation and reports what the prediction
+    is worth on prompts it did not see: `calibration_error`, the mean of $|\hat C(x, y) - C(x, y)|$ over held-out
+    prompts and their responses, beside `baseline_error`, that of the same quantiles for every prompt.
+
+    Args:
+        reward_model ([`RewardModel`]): Gives the features.
+        mean, scale (`torch.Tensor` of shape `(D,)`): Standardize the features.
+        weights (`torch.Tensor` of shape `(D + 1, Q)`): Of the regression, the constant last.
+        calibration_error, baseline_error (`float`): On held-out prompts, between 0 and 0.5.
+    """
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        mean: torch.Tensor,
+        scale: torch.Tensor,
+        weights: torch.Tensor,
+        calibration_error: float,
+        baseline_error: float,
+    ):
+        self._reward_model, self._mean, self._scale, self._weights = reward_model, mean, scale, weights
+        self.calibration_error, self.baseline_error = calibration_error, baseline_error
+
+    @classmethod
+    def fit(cls, reward: RewardFunction, prompts: Sequence[Prompt], reference_rewards: torch.Tensor) -> Self:
+        """
+        Args:
+            reward ([`RewardModel`]): The model that gave the rewards.
+            prompts: At least 10, of the kind that is to be predicted for.
+            reference_rewards (`torch.Tensor` of shape `(P, K)`): Their reference rewards.
+
+        Raises:
+            `ArgumentError`: If the reward has no features, or there are too few prompts.
+        """
+        if not isinstance(reward, RewardModel):
+            raise ArgumentError(
+                f"`predict` needs a reward model with features, but `reward_model` is {reward.name}. Leave `predict` "
+                "out, or use a RewardModel."
+            )
+        if len(prompts) < 2 * _FOLDS:
+            raise ArgumentError(
+                f"`predict` needs at least {2 * _FOLDS} prompts to learn from, but there are {len(prompts)}. Add "
+                "prompts, or leave `predict` out."
+            )
+        features = reward.prompt_features(prompts).double()
+        rewards = reference_rewards.double()
+        targets = torch.quantile(rewards, _levels(), dim=-1).T.contiguous()  # (P, Q)
+        folds = torch.arange(len(prompts)) % _FOLDS
+
+        def error(strength: float) -> float:
+            total = 0.0
+            for fold in range(_FOLDS):
+                mean, scale, weights = _ridge(features[folds != fold], targets[folds != fold], strength)
+                predicted = _predict(features[folds == fold], mean, scale, weights)
+                total += _error(predicted, rewards[folds == fold])
+            return total / len(prompts)
+
+        errors = {strength: error(strength) for strength in _STRENGTHS}
+        best = min(errors, key=lambda strength: errors[strength])
+        # Infinitely strong: the mean quantiles of the other prompts.
+        baseline = error(float("inf"))
+        return cls(reward, *_ridge(features, targets, best), calibration_error=errors[best], baseline_error=baseline)
+
+    def predict(self, prompts: Sequence[Prompt], num_reference: int) -> torch.Tensor:
+        """Predicted reference rewards `(n, num_reference)`, ascending, float32."""
+        features = self._reward_model.prompt_features(prompts).double()
+        quantiles = _predict(features, self._mean, self._scale, self._weights)
+        return _spread(quantiles, num_reference).float()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a saved predictor is made of."""
+        return {
+            "predictor.mean": self._mean,
+            "predictor.scale": self._scale,
+            "predictor.weights": self._weights,
+        }
+
+    def description(self) -> dict[str, Any]:
+        """What is known of its quality."""
+        return {"calibration_error": self.calibration_error, "baseline_error": self.baseline_error}
+
+    @classmethod
+    def from_tensors(
+        cls, reward: RewardFunction, tensors: dict[str, torch.Tensor], description: dict[str, Any]
+    ) -> Self:
+        """The inverse of [`tensors`] and [`description`]."""
+        if not isinstance(reward, RewardModel):
+            raise ArgumentError(
+                f"`reward_model` has to be the RewardModel the predictor was fitted with, but is {reward.name}. Pass "
+                "that one, or leave `reward_model` out."
+            )
+        mean, scale, weights = (tensors[f"predictor.{name}"] for name in ("mean", "scale", "weights"))
+        return cls(reward, mean, scale, weights, **description)
+
+
+def _levels() -> torch.Tensor:
+    return (torch.arange(_LEVELS, dtype=torch.float64) + 0.5) / _LEVELS
+
+
+def _ridge(
+    features: torch.Tensor, targets: torch.Tensor, strength: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mean, scale = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    standard, center = (features - mean) / scale, targets.mean(dim=0)
+    if strength == float("inf"):
+        slopes = torch.zeros(features.shape[1], targets.shape[1], dtype=torch.float64)
+    else:
+        # In the space of the prompts where they are fewer than the features; the solution is the same.
+        kernel = standard @ standard.T + strength * torch.eye(len(standard), dtype=torch.float64)
+        slopes = standard.T @ torch.linalg.solve(kernel, targets - center)
+    return mean, scale, torch.cat([slopes, center[None]])
+
+
+def _predict(features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    # Sorted: the quantiles of one law do not cross.
+    return (((features - mean) / scale) @ weights[:-1] + weights[-1]).sort(dim=-1).values
+
+
+def _spread(quantiles: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` values `(n, count)` with the given quantiles `(n, Q)`, straight lines between them."""
+    places = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * _LEVELS - 0.5).clamp(0, _LEVELS - 1)
+    below = places.floor().long().clamp(max=_LEVELS - 2)
+    share = places - below
+    return torch.lerp(quantiles[:, below], quantiles[:, below + 1], share)
+
+
+def _error(quantiles: torch.Tensor, rewards: torch.Tensor) -> float:
+    """Sum over prompts of the mean difference between quantiles by the prediction and by the true references."""
+    count = rewards.shape[-1]
+    predicted = calibrate_rewards(rewards, _spread(quantiles, count))
+    true = calibrate_rewards(rewards, rewards)
+    return float((predicted - true).abs().mean(dim=-1).sum())

@@ -1,0 +1,152 @@
+"""
+Reference responses on disk: a pool file that grows while they are drawn and survives a kill.
+
+Each process appends to a part of its own; when all prompts are there, the parts become one `reference_pool.jsonl`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_itp.errors import ArgumentError, LoadError, MissingDependencyError
+
+POOL = "reference_pool.jsonl"
+SETTINGS = "reference_pool.json"
+
+Row = dict[str, Any]
+"""One prompt of a pool: `index`, `prompt`, `responses`, `response_ids`, `rewards`."""
+
+
+class ReferencePool:
+    """
+    The rows of one calibration, found again where they were left.
+
+    Args:
+        folder (`Path`): Where the pool is written; created if need be.
+        settings (`dict`): All that decides what is drawn. A folder with other settings is refused.
+        part (`int`, *optional*, defaults to 0): Which process this is.
+
+    Raises:
+        `ArgumentError`: If the folder holds a pool with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], part: int = 0):
+        self.folder = folder
+        self._part = folder / f"reference_pool.part-{part}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings(settings)
+
+    def rows(self) -> dict[int, Row]:
+        """All rows that are complete, by their index. A line that a kill cut short is no row."""
+        whole = self.folder / POOL
+        files = [whole] if whole.exists() else sorted(self.folder.glob("reference_pool.part-*.jsonl"))
+        return {row["index"]: row for file in files for row in _complete_rows(file)}
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Writes rows to this process's part and to the disk."""
+        _cut_incomplete_line(self._part)
+        with self._part.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Joins the parts, in the order of the prompts. One process does this when all are done."""
+        rows = self.rows()
+        temporary = self.folder / f"{POOL}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in sorted(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / POOL)
+        for part in self.folder.glob("reference_pool.part-*.jsonl"):
+            part.unlink()
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        path = self.folder / SETTINGS
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if not path.exists():
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in settings if found.get(key) != json.loads(text)[key]]
+        if different:
+            key = different[0]
+            raise ArgumentError(
+                f"`output_dir` has to hold a pool of the same settings or none, but in {self.folder} `{key}` is "
+                f"{_short(found.get(key))} and is to be {_short(settings[key])}. Choose another folder, or delete "
+                "this one to draw anew."
+            )
+
+
+def read_pool(path: Path) -> list[Row]:
+    """
+    The rows of a pool file (`.jsonl`, `.jsonl.gz` or `.parquet`): each with a `prompt` and its `rewards`.
+
+    Raises:
+        `LoadError`: If there is no such file.
+        `MissingDependencyError`: If a Parquet file is to be read without `pyarrow`.
+        `ArgumentError`: If a row does not parse, or lacks prompt or rewards; names the row.
+    """
+    if not path.is_file():
+        raise LoadError(f"There is no pool at {path}. Give the path of a .jsonl, .jsonl.gz or .parquet file.")
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not row.get("prompt") or not row.get("rewards"):
+            raise ArgumentError(
+                f"Every row of a pool has to have a `prompt` and its `rewards`, but row {number} of {path} is "
+                f"{_short(row)}. Complete or remove it."
+            )
+    return rows
+
+
+def _json_rows(path: Path) -> list[Row]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        lines = [line for line in file if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ArgumentError(
+                f"Every row of a pool has to be a JSON object, but row {number} of {path} does not parse ({error}). "
+                "Correct or remove it."
+            ) from None
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependencyError(
+            "`pyarrow` is needed to read a Parquet pool. Install it with `pip install pyarrow`."
+        ) from error
+    return parquet.read_table(path).to_pylist()
+
+
+def _complete_rows(path: Path) -> list[Row]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line break was cut short
+    return [json.loads(line) for line in lines]
+
+
+def _cut_incomplete_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        with path.open("r+b") as file:
+            file.truncate(complete)
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.100}"

@@ -1,0 +1,48 @@
+"""Fits a calibrator in a folder: what the kill test runs. A reward slow enough to be killed in the middle."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from hf_itp import RewardCalibrator
+from tests.tiny import PromptBoundReward, tiny_model, tiny_tokenizer
+
+
+def main(folder: str, pause: float) -> None:
+    torch.set_num_threads(1)
+    scores = PromptBoundReward()
+
+    def prompt_bound_reward(prompts, completions, **kwargs):
+        time.sleep(pause)
+        return scores(prompts, completions)
+
+    words = [
+        "bread",
+        "cold",
+        "cook",
+        "day",
+        "eat",
+        "flour",
+        "good",
+        "jar",
+        "milk",
+        "mix",
+        "out",
+        "rest",
+        "rise",
+        "salt",
+        "water",
+        "way",
+    ]
+    prompts = [f"how do you {first} a {second}" for first in words for second in words[:2]]
+    RewardCalibrator.fit(
+        tiny_model("llama"), prompt_bound_reward, prompts, num_reference=24, seed=2, tokenizer=tiny_tokenizer(),
+        output_dir=folder, max_new_tokens=6, progress=False,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
