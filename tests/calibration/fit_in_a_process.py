@@ -34,8 +34,6 @@ def main(folder: str, pause: float) -> None:
         "rest",
         "rise",
         "salt",
-        "water",
-        "way",
     ]
     prompts = [f"how do you {first} a {second}" for first in words for second in words[:2]]
     RewardCalibrator.fit(
