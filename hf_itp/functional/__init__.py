@@ -11,7 +11,9 @@ from hf_itp.functional.best_of_n import (
     worst_of_n_law,
 )
 from hf_itp.functional.calibration import calibrate_rewards
+from hf_itp.functional.divergence import kl_k1, kl_k3, sequence_log_ratios
 from hf_itp.functional.ensembles import aggregate_rewards
+from hf_itp.functional.finite_tradeoff import FiniteTradeoff, finite_tradeoff
 from hf_itp.functional.normalization import normalize_rewards
 from hf_itp.functional.pessimism import beta_for_effective_sample_size, pessimism, weights_beyond_pool
 from hf_itp.functional.rejection import (
@@ -23,6 +25,9 @@ from hf_itp.functional.rejection import (
     rejection_law,
 )
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
+from hf_itp.functional.tradeoff import AlignmentTradeoff, alignment_tradeoff, beta_for_kl
+from hf_itp.functional.transforms import get_transform, list_transforms
+from hf_itp.functional.win_rates import Estimate, best_of_n_win_rate, win_rate, worst_of_n_win_rate
 
 __all__ = [
     # pessimism
@@ -47,6 +52,22 @@ __all__ = [
     "calibrate_rewards",
     "normalize_rewards",
     "aggregate_rewards",
+    # transforms of calibrated rewards, and what they buy
+    "get_transform",
+    "list_transforms",
+    "AlignmentTradeoff",
+    "alignment_tradeoff",
+    "beta_for_kl",
+    "FiniteTradeoff",
+    "finite_tradeoff",
+    # measured from samples
+    "Estimate",
+    "win_rate",
+    "best_of_n_win_rate",
+    "worst_of_n_win_rate",
+    "sequence_log_ratios",
+    "kl_k1",
+    "kl_k3",
     # drawing
     "effective_sample_size",
     "sample_without_replacement",

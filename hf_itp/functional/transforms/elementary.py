@@ -1,0 +1,145 @@
+"""Transforms with a formula: identity, logarithm, exponential, and whatever a user writes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import check_positive
+from hf_itp.functional.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class Identity(Transform):
+    r"""\\( \Phi(u) = u \\): the optimum where the policy is decoded plainly. Its estimate is unbiased."""
+
+    name: ClassVar[str] = "identity"
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return u
+
+    def log_partition(self, beta: float) -> float:
+        check_positive("beta", beta, "Pass the strength of the KL regularization.")
+        # log(beta (e^(1/beta) - 1)), without its overflow.
+        return math.log(beta) + 1 / beta + math.log(-math.expm1(-1 / beta))
+
+
+@dataclass(frozen=True)
+class Log(Transform):
+    r"""
+    \\( \Phi(u) = \log u \\), the transform that distilling best-of-n amounts to.
+
+    Its estimate is that of `max(u, 1/K)`: no estimate is unbiased, since none is unbounded.
+    """
+
+    name: ClassVar[str] = "log"
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.log(u)
+
+    def estimate(self, counts: torch.Tensor, num_reference: int, ties: torch.Tensor | None = None) -> torch.Tensor:
+        u = Identity().estimate(counts, num_reference, ties)
+        return u.clamp(min=1 / num_reference).log()
+
+    def log_partition(self, beta: float) -> float:
+        check_positive("beta", beta, "Pass the strength of the KL regularization.")
+        return math.log(beta / (1 + beta))
+
+
+@dataclass(frozen=True)
+class Exponential(Transform):
+    r"""
+    \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\): for best-of-n with `t > 0`, for worst-of-n with `t < 0`.
+
+    For `t > 0` its estimate is unbiased for the Taylor polynomial of degree `K`,
+    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\), whose error is below 1e-4 of the value from
+    `K = 3 |t|` on; for `t < 0` the mirror \\( e^{tu} = e^t e^{|t| (1 - u)} \\) is estimated, all terms positive.
+
+    Args:
+        t (`float`): Not 0, at most 50 in size. 5 is near the optimum for best-of-2, 10 for best-of-4.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> Exponential(5.0).estimate(torch.tensor([0, 16]), 16)
+    tensor([  1.0000, 148.4102], dtype=torch.float64)
+
+    ```
+    """
+
+    t: float
+    name: ClassVar[str] = "exponential"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.t, bool) or not isinstance(self.t, (int, float)) or not 0 < abs(self.t) <= 50:
+            raise ArgumentError(
+                f"`t` has to be a number other than 0 and at most 50 in size, but is {self.t!r}. 5 and 10 are usual "
+                "for best-of-n, -5 and -10 for worst-of-n."
+            )
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return math.copysign(1.0, self.t) * torch.exp(self.t * u)
+
+    def check_num_reference(self, num_reference: int) -> None:
+        super().check_num_reference(num_reference)
+        needed = math.ceil(3 * abs(self.t))
+        if num_reference < needed:
+            raise ArgumentError(
+                f"`num_reference` has to be at least {needed} for exponential(t={self.t}), 3 |t|, but is "
+                f"{num_reference}: no estimate from so few is free of bias. Draw {needed} or more references per "
+                "prompt, or choose a smaller t."
+            )
+
+    def _table(self, num_reference: int) -> torch.Tensor:
+        table = _taylor_table(num_reference, abs(float(self.t)))
+        return table if self.t > 0 else -math.exp(self.t) * table.flip(0)
+
+
+@functools.lru_cache(maxsize=32)
+def _taylor_table(num_reference: int, t: float) -> torch.Tensor:
+    counts = torch.arange(num_reference + 1, dtype=torch.float64)
+    term, total = torch.ones_like(counts), torch.ones_like(counts)
+    for j in range(1, num_reference + 1):
+        # Zero from j = S + 1 on: the falling factorial ends.
+        term = term * (t / j) * (counts - j + 1).clamp(min=0) / (num_reference - j + 1)
+        total = total + term
+    return total
+
+
+@dataclass(frozen=True)
+class Function(Transform):
+    """
+    A function of the user's own, estimated by its value at the estimated quantile.
+
+    Args:
+        function (`Callable[[torch.Tensor], torch.Tensor]`): Nondecreasing on `[0, 1]`, elementwise.
+    """
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    name: ClassVar[str] = "function"
+
+    def __post_init__(self) -> None:
+        values = self.function(torch.linspace(0, 1, 101, dtype=torch.float64)[1:])
+        if not isinstance(values, torch.Tensor) or values.shape != (100,) or not bool(values.isfinite().all()):
+            raise ArgumentError(
+                "`transform` has to map a tensor of quantiles to finite values, one each, but does not. Write it "
+                "elementwise, such as lambda u: u**2."
+            )
+        if bool((values.diff() < -1e-9).any()):
+            raise ArgumentError(
+                "`transform` has to be nondecreasing on [0, 1], but falls somewhere, so a better response would be "
+                "worth less. Use another function."
+            )
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return self.function(u)
+
+    def estimate(self, counts: torch.Tensor, num_reference: int, ties: torch.Tensor | None = None) -> torch.Tensor:
+        return self.function(Identity().estimate(counts, num_reference, ties))
