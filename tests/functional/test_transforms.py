@@ -25,11 +25,12 @@ INNER = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
 
 def binomial_mean(values, u, num_reference):
     """The mean of a function of the counts, written out."""
-    counts = range(num_reference + 1)
-    return torch.stack([
-        sum(values[s] * math.comb(num_reference, s) * p**s * (1 - p) ** (num_reference - s) for s in counts)
+    values, counts = values.tolist(), range(num_reference + 1)
+    means = [
+        sum(math.comb(num_reference, s) * (p**s * (1 - p) ** (num_reference - s)) * values[s] for s in counts)
         for p in u.tolist()
-    ])  # fmt: skip
+    ]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("t", [5.0, 10.0])
