@@ -18,9 +18,19 @@ if TYPE_CHECKING:
     from hf_itp.output import StrategyOutput
     from hf_itp.rewards import RewardFunction, RewardModel
     from hf_itp.strategies import Strategy, get_strategy, list_strategies
+    from hf_itp.training import (
+        CTRLArguments,
+        CTRLTrainer,
+        QuantileRegressionArguments,
+        QuantileRegressionTrainer,
+    )
 
 _HOMES = {
+    "CTRLArguments": "hf_itp.training",
+    "CTRLTrainer": "hf_itp.training",
     "CalibratedReward": "hf_itp.calibration",
+    "QuantileRegressionArguments": "hf_itp.training",
+    "QuantileRegressionTrainer": "hf_itp.training",
     "RewardCalibrator": "hf_itp.calibration",
     "StrategyDecoding": "hf_itp.decoding",
     "StrategyOutput": "hf_itp.output",
@@ -32,9 +42,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "CTRLArguments",
+    "CTRLTrainer",
     "CalibratedReward",
     "ItpError",
     "ItpWarning",
+    "QuantileRegressionArguments",
+    "QuantileRegressionTrainer",
     "RewardCalibrator",
     "RewardFunction",
     "RewardModel",

@@ -78,15 +78,16 @@ def best_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n
     Raises:
         `ArgumentError`: If a prompt has fewer than `n` responses of either.
     """
-    return Estimate.over_prompts(_win_rates(rewards, reference_rewards, n))
+    return Estimate.over_prompts(prompt_win_rates(rewards, reference_rewards, n))
 
 
 def worst_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> Estimate:
     """The same as [`best_of_n_win_rate`] for the worst of `n` responses of each."""
-    return Estimate.over_prompts(1 - _win_rates(-rewards, -reference_rewards, n))
+    return Estimate.over_prompts(1 - prompt_win_rates(-rewards, -reference_rewards, n))
 
 
-def _win_rates(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> torch.Tensor:
+def prompt_win_rates(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> torch.Tensor:
+    """The estimate of [`best_of_n_win_rate`] for each prompt `(P,)`, float64."""
     ours, theirs = check_rewards(rewards), check_rewards(reference_rewards, "reference_rewards")
     if ours.dim() != 2 or theirs.dim() != 2 or len(ours) != len(theirs) or len(ours) == 0:
         raise ArgumentError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
@@ -51,23 +51,46 @@ def draw_responses(
     Returns:
         `list[list[torch.LongTensor]]`: Per prompt its responses' tokens, the end token included, without padding.
     """
-    inputs = policy_inputs(tokenizer, prompts).to(policy.device)
-    draw = _Draw(num_candidates, seed, batch_size, progress)
-    policy.generate(**inputs, custom_generate=draw, **sampling_settings(policy, sampling))
-    return draw.responses
-
-
-def policy_inputs(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | list[dict]]) -> BatchEncoding:
-    """Left-padded `input_ids` and `attention_mask` of texts and chats, as the policy is to continue them."""
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), pad or 0)
+    return draw_continuations(
+        policy,
+        rows,
+        [num_candidates] * len(rows),
+        pad_token_id=tokenizer.pad_token_id,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+        **sampling_settings(policy, sampling),
+    )
+
+
+def draw_continuations(
+    policy: Any,
+    token_prompts: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    *,
+    pad_token_id: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> list[list[torch.Tensor]]:
+    """
+    [`draw_responses`] for prompts that are tokens already, with a number of responses for each.
+
+    Args:
+        settings: Keywords of `generate`, taken as they are.
+    """
+    width = max(len(row) for row in token_prompts)
+    input_ids = torch.full((len(token_prompts), width), pad_token_id or 0)
     attention_mask = torch.zeros_like(input_ids)
-    for position, row in enumerate(rows):
+    for position, row in enumerate(token_prompts):
         input_ids[position, width - len(row) :] = torch.tensor(row)
         attention_mask[position, width - len(row) :] = 1
-    return BatchEncoding({"input_ids": input_ids, "attention_mask": attention_mask})
+    draw = _Draw(num_candidates, seed, batch_size, progress)
+    inputs = {"input_ids": input_ids.to(policy.device), "attention_mask": attention_mask.to(policy.device)}
+    policy.generate(**inputs, custom_generate=draw, **settings)
+    return draw.responses
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
@@ -104,7 +127,7 @@ def sampling_settings(policy: PreTrainedModel, sampling: dict[str, Any]) -> dict
 class _Draw:
     """A decoding method that keeps what it draws, and returns its input."""
 
-    def __init__(self, num_candidates: int, seed: int, batch_size: int | None, progress: bool | None):
+    def __init__(self, num_candidates: Sequence[int], seed: int, batch_size: int | None, progress: bool | None):
         self._num_candidates, self._seed, self._batch_size = num_candidates, seed, batch_size
         self._progress = progress
         self.responses: list[list[torch.Tensor]] = []
@@ -130,7 +153,6 @@ class _Draw:
             batch_size=self._batch_size,
             progress=self._progress,
         )
-        count = self._num_candidates
-        drawn = sampler.draw([(row, index) for row in range(len(tokens)) for index in range(count)])
-        self.responses = [drawn[row * count : (row + 1) * count] for row in range(len(tokens))]
+        drawn = iter(sampler.draw([(row, i) for row, count in enumerate(self._num_candidates) for i in range(count)]))
+        self.responses = [[next(drawn) for _ in range(count)] for count in self._num_candidates]
         return input_ids

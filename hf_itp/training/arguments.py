@@ -1,0 +1,77 @@
+"""Arguments of the trainers: transformers' or TRL's own, and those of CTRL's objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from accelerate.state import PartialState
+from transformers import TrainingArguments
+from trl import RLOOConfig
+
+from hf_itp.errors import ArgumentError
+from hf_itp.training.objective import ObjectiveArguments
+
+
+@dataclass
+class CTRLArguments(ObjectiveArguments, RLOOConfig):
+    """
+    Arguments of [`CTRLTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of TRL's `RLOOConfig`,
+    whose `beta` they replace. vLLM, DeepSpeed and FSDP settings pass through.
+
+    Args:
+        shared_prefix_rollouts (`bool`, *optional*, defaults to `True`):
+            Draw responses with the sampler that runs a prompt once for all of them, where TRL would call `generate`.
+
+    Examples:
+
+    ```python
+    >>> args = CTRLArguments("outputs/ctrl", strategy="best_of_n", num_candidates=4, target_kl=0.5, report_to="none")
+
+    ```
+    """
+
+    _VALID_DICT_FIELDS = [*RLOOConfig._VALID_DICT_FIELDS, "strategy_fields"]  # noqa: RUF012  as in TRL
+
+    shared_prefix_rollouts: bool = field(
+        default=True, metadata={"help": "Run a prompt once for all its responses, where TRL would call generate."}
+    )
+
+    def __post_init__(self) -> None:
+        _settle_precision(self)
+        super().__post_init__()
+
+
+@dataclass
+class QuantileRegressionArguments(ObjectiveArguments, TrainingArguments):
+    """
+    Arguments of [`QuantileRegressionTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of
+    `transformers.TrainingArguments`.
+
+    Args:
+        partition (`str`, *optional*, defaults to `"exact"`):
+            Where `log Z` comes from: `exact`, the integral for rewards without ties; `empirical`, per prompt the mean
+            over its references, right with ties too.
+        max_completion_length (`int`, *optional*, defaults to 256):
+            Most tokens of a response, where references have to be drawn.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "strategy_fields"]  # noqa: RUF012
+
+    partition: str = field(default="exact", metadata={"help": "exact, or empirical where rewards tie."})
+    max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a drawn response."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.remove_unused_columns = False  # the columns are the trainer's own
+        if self.partition not in ("exact", "empirical"):
+            raise ArgumentError(
+                f"`partition` has to be exact or empirical, but is {self.partition!r}. Choose empirical where rewards "
+                "tie."
+            )
+
+
+def _settle_precision(args: CTRLArguments) -> None:
+    # TRL trains in bfloat16 where nothing is said, which transformers refuses where there is no accelerator.
+    if args.bf16 is None and PartialState(cpu=args.use_cpu).device.type == "cpu":
+        args.bf16 = False

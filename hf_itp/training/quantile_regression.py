@@ -1,0 +1,234 @@
+"""
+CTRL without rollouts: the log-ratio to the reference policy, regressed on what the optimum's is known to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.fingerprints import model_identity, reward_identity
+from hf_itp.calibration.reference_pool import POOL, Row, read_pool
+from hf_itp.errors import ArgumentError
+from hf_itp.rewards import as_reward_function
+from hf_itp.rewards.resolve import RewardLike
+from hf_itp.sampling.drawing import prompt_ids
+from hf_itp.training.arguments import QuantileRegressionArguments
+from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
+from hf_itp.training.objective import CTRLObjective
+
+
+class QuantileRegressionTrainer(CarriesCalibration, Trainer):
+    r"""
+    Trains a policy for the strategy it will be decoded with, from reference responses alone.
+
+    The optimum of CTRL's objective is \\( \pi \propto \pi_{ref} e^{\Phi(C) / \beta} \\), and its partition function is
+    known, since calibrated rewards are uniform under the reference policy. So the log-ratio can be regressed:
+
+    $$ L = E_{y \sim \pi_{ref}} \left[ \left( \frac{\hat\Phi(x, y)}{\beta} - \log Z
+    - \log \frac{\pi(y|x)}{\pi_{ref}(y|x)} \right)^2 \right] $$
+
+    as in [QRPO](https://huggingface.co/papers/2507.08068), with ties counted half, the exact partition function of
+    every transform, and a target that is unbiased where the transform's estimate is: the gradient is linear in it. No
+    rollouts, no second model in memory; each response is calibrated among the other references of its prompt.
+
+    Args:
+        model (`PreTrainedModel`):
+            The reference policy, which is trained.
+        reward_model:
+            What [`~rewards.as_reward_function`] takes.
+        args ([`QuantileRegressionArguments`]):
+            Objective and training.
+        train_dataset (`datasets.Dataset`, *optional*):
+            With a column `prompt`. Its references are drawn when training begins, into `output_dir/calibration`.
+        pool (`str` or `Path`, *optional*):
+            Instead of a dataset, a folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with
+            `prompt`, `responses` and `rewards`.
+        processing_class (`PreTrainedTokenizerBase`):
+            The policy's tokenizer.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapters to train instead of the whole model.
+
+    Raises:
+        `ArgumentError`: If neither or both of `train_dataset` and `pool` are given, or there are too few references
+            for the transform.
+    """
+
+    _tag_names = ["hf-itp", "ctrl", "quantile-regression"]  # noqa: RUF012  as in TRL
+
+    def __init__(
+        self,
+        model: Any,
+        reward_model: RewardLike,
+        args: QuantileRegressionArguments,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        train_dataset: Any = None,
+        pool: str | Path | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        if (train_dataset is None) == (pool is None):
+            raise ArgumentError(
+                "One of `train_dataset` and `pool` has to be given: prompts to draw references for, or references. "
+                "Pass exactly one."
+            )
+        check_strategy(args)
+        reward = as_reward_function(reward_model)
+        self._reward, self.reward_name = reward, reward.name
+        self._identity = model_identity(model)
+        self._prompts = None if train_dataset is None else [row["prompt"] for row in train_dataset]
+        self._pool = None if pool is None else _pool_file(pool)
+        self.calibrator = None
+        # A response is no reference of its own: K - 1 are left.
+        self._read_pool = None if self._pool is None else read_pool(self._pool)
+        count = args.num_reference if self._read_pool is None else len(self._read_pool[0]["rewards"])
+        self.objective = CTRLObjective.from_arguments(args, count - 1)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": []}),
+            processing_class=processing_class,
+            data_collator=self._collate,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self._log_ratios: list[float] = []
+        self.add_callback(ArtefactsBeforePush(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws the references where they are not there yet, works out the targets, and trains."""
+        rows = self._references()
+        examples = self._examples(rows)
+        self.train_dataset = Dataset.from_list(self._with_reference_logprobs(examples))
+        return super().train(*args, **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        log_ratios = _response_logprobs(model, inputs) - inputs["ref_logprob"]
+        loss = (inputs["target"] - log_ratios).square().mean()
+        self._log_ratios += log_ratios.detach().float().tolist()
+        return (loss, log_ratios) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the KL to the reference policy in nats, by importance weights."""
+        if self._log_ratios:
+            ratios = torch.tensor(self._log_ratios, dtype=torch.float64)
+            logs["kl"] = float((ratios.softmax(dim=0) * ratios).sum() - ratios.logsumexp(0) + torch.log(
+                torch.tensor(float(len(ratios)), dtype=torch.float64)))  # fmt: skip
+            self._log_ratios = []
+        super().log(logs, start_time)
+
+    def _references(self) -> list[Row]:
+        tokenizer: Any = self.processing_class
+        if self._read_pool is None:
+            folder = Path(self.args.output_dir) / "calibration"
+            policy: Any = self.accelerator.unwrap_model(self.model)
+            RewardCalibrator.fit(
+                policy.eval(),
+                self._reward,
+                self._prompts or [],
+                num_reference=self.args.num_reference,
+                seed=self.args.seed,
+                tokenizer=tokenizer,
+                output_dir=folder,
+                max_new_tokens=self.args.max_completion_length,
+            )
+            self._pool = folder / POOL
+            self._read_pool = read_pool(self._pool)
+        if self._pool is not None and (self._pool.parent / "calibration.json").exists():
+            self.calibrator = RewardCalibrator.from_pretrained(self._pool.parent)
+            self.calibrator.check_belongs(policy=self._identity, reward_model=reward_identity(self._reward))
+        else:
+            rewards = torch.tensor([row["rewards"] for row in self._read_pool])
+            identities: dict[str, Any] = {
+                "policy": self._identity,
+                "reward_model": reward_identity(self._reward),
+            }
+            self.calibrator = RewardCalibrator([row["prompt"] for row in self._read_pool], rewards, **identities)
+        return self._read_pool
+
+    def _examples(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        tokenizer: Any = self.processing_class
+        examples = []
+        for number, row in enumerate(rows, start=1):
+            if len(row.get("responses") or []) != len(row["rewards"]):
+                raise ArgumentError(
+                    f"Every row of `pool` has to have a response per reward, but row {number} has "
+                    f"{len(row.get('responses') or [])} for {len(row['rewards'])}. Keep the responses when you draw."
+                )
+            prompt = prompt_ids(tokenizer, row["prompt"])
+            responses = row.get("response_ids") or [
+                [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                for text in row["responses"]
+            ]
+            targets = self._targets(torch.tensor(row["rewards"], dtype=torch.float64))
+            examples += [
+                {"prompt_ids": prompt, "response_ids": list(response), "target": target}
+                for response, target in zip(responses, targets.tolist(), strict=True)
+                if response
+            ]
+        return examples
+
+    def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
+        ordered = rewards.sort().values
+        below = torch.searchsorted(ordered, rewards)
+        equal = torch.searchsorted(ordered, rewards, right=True) - below
+        targets = self.objective.rewards(below, equal - 1, len(rewards) - 1)
+        if self.args.partition == "exact":
+            return targets - self.objective.log_partition()
+        exponents = self.objective.transform((below + equal / 2) / len(rewards)) / self.objective.beta
+        return targets - (exponents.logsumexp(dim=0) - torch.log(torch.tensor(float(len(rewards)))))
+
+    @torch.no_grad()
+    def _with_reference_logprobs(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The policy is the reference policy until the first step."""
+        model = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(examples), size):
+            batch = examples[start : start + size]
+            inputs = self._prepare_inputs(self._collate([{**example, "ref_logprob": 0.0} for example in batch]))
+            with self.compute_loss_context_manager():
+                logprobs = _response_logprobs(model, inputs)
+            for example, logprob in zip(batch, logprobs.tolist(), strict=True):
+                example["ref_logprob"] = logprob
+        return examples
+
+    def _collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [[*example["prompt_ids"], *example["response_ids"]] for example in examples]
+        width = max(map(len, rows))
+        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+        attention_mask, response_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+        for position, (example, row) in enumerate(zip(examples, rows, strict=True)):
+            input_ids[position, : len(row)] = torch.tensor(row)
+            attention_mask[position, : len(row)] = 1
+            response_mask[position, len(example["prompt_ids"]) : len(row)] = 1
+        numbers = {name: torch.tensor([float(e[name]) for e in examples]) for name in ("target", "ref_logprob")}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask, **numbers}
+
+
+def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-probability of each response `(B,)`, float32."""
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+    rows, places = inputs["response_mask"][:, 1:].nonzero(as_tuple=True)
+    tokens = inputs["input_ids"][:, 1:][rows, places]
+    logprobs = -nn.functional.cross_entropy(logits[rows, places].float(), tokens, reduction="none")
+    return torch.zeros(len(logits), device=logprobs.device).index_add(0, rows, logprobs)
+
+
+def _pool_file(pool: str | Path) -> Path:
+    path = Path(pool)
+    return path / POOL if path.is_dir() else path

@@ -1,0 +1,89 @@
+"""
+The reward TRL is given: calibrated, transformed, in nats; and what is measured on the way.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.fingerprints import prompt_fingerprint
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.win_rates import Estimate, prompt_win_rates
+from hf_itp.rewards import RewardFunction
+from hf_itp.rewards.base import Prompt
+from hf_itp.training.objective import CTRLObjective
+
+
+class TransformedReward:
+    """
+    A reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion.
+
+    Args:
+        reward ([`RewardFunction`]): The raw reward.
+        objective ([`CTRLObjective`]): Transform and KL strength.
+        calibrator ([`RewardCalibrator`], *optional*): May be set later, before the first call.
+    """
+
+    __name__ = "ctrl"  # TRL logs rewards under it
+
+    def __init__(self, reward: RewardFunction, objective: CTRLObjective, calibrator: RewardCalibrator | None = None):
+        self.reward, self.objective, self.calibrator = reward, objective, calibrator
+        self._measured: list[tuple[str, float]] = []
+        self._prompts: dict[str, Prompt] = {}
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
+        if self.calibrator is None:
+            raise ArgumentError("`calibrator` has to be set before rewards are asked for. Call `train()` first.")
+        texts = [_text(completion) for completion in completions]
+        ids = None if completion_ids is None else [torch.tensor(row) for row in completion_ids]
+        raw = self.reward(prompts, texts, ids)
+        below, equal, total = self.calibrator.counts(prompts, raw)
+        transformed = self.objective.rewards(below, equal, total)
+        if log_metric is not None:
+            log_metric("reward/raw", float(raw.mean()))
+            log_metric("reward/calibrated", float(((below + equal / 2) / total).mean()))
+            log_metric("reward/transformed", float(transformed.mean()) * self.objective.beta)
+        for prompt, value in zip(prompts, raw.tolist(), strict=True):
+            fingerprint = prompt_fingerprint(prompt)
+            self._prompts[fingerprint] = prompt
+            self._measured.append((fingerprint, value))
+        return transformed.tolist()
+
+    def take_measured(self) -> list[tuple[str, float]]:
+        """Prompt fingerprint and raw reward of every completion since the last time."""
+        measured, self._measured = self._measured, []
+        return measured
+
+    def win_rates(self, measured: Sequence[tuple[str, float]], n: int, worst: bool = False) -> Estimate | None:
+        """
+        Win rate against the reference policy under best-of-`n` (or worst-of-`n`), from the prompts with at least `n`
+        completions among `measured`; `None` without one.
+        """
+        assert self.calibrator is not None
+        by_prompt: defaultdict[str, list[float]] = defaultdict(list)
+        for fingerprint, value in measured:
+            by_prompt[fingerprint].append(value)
+        rates = []
+        for fingerprint, values in by_prompt.items():
+            if len(values) < n or self.calibrator.num_reference < n:
+                continue
+            ours = torch.tensor([values], dtype=torch.float64)
+            theirs = self.calibrator.references_of([self._prompts[fingerprint]]).double()
+            rates.append(1 - prompt_win_rates(-ours, -theirs, n) if worst else prompt_win_rates(ours, theirs, n))
+        return Estimate.over_prompts(torch.cat(rates)) if rates else None
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)

@@ -1,0 +1,251 @@
+"""
+CTRL by reinforcement learning: TRL's RLOO with a calibrated and transformed reward.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, gather_object
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import RLOOTrainer
+from trl.models import unwrap_model_for_generation
+
+from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
+from hf_itp.errors import ArgumentError
+from hf_itp.rewards import as_reward_function
+from hf_itp.rewards.resolve import RewardLike
+from hf_itp.sampling.drawing import draw_continuations
+from hf_itp.sampling.streams import derived_seed
+from hf_itp.training.arguments import CTRLArguments
+from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
+from hf_itp.training.objective import CTRLObjective
+from hf_itp.training.reward import TransformedReward
+
+_SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class CTRLTrainer(CarriesCalibration, RLOOTrainer):
+    r"""
+    Trains a policy for the strategy it will be decoded with.
+
+    [InfAlign](https://huggingface.co/papers/2412.19792)'s CTRL: rewards are **c**alibrated to quantiles under the
+    reference policy, **tr**ansformed for the strategy, and maximized by KL-regularized **RL**,
+
+    $$ \max_\pi E_{y \sim \pi}[\Phi(C(x, y))] - \beta KL(\pi \| \pi_{ref}) $$
+
+    TRL's `RLOOTrainer` does the last step: its KL penalty over whole sequences and its leave-one-out baseline are this
+    objective, divided by `beta` so that the reward is in nats. Everything of it (PEFT, vLLM, DeepSpeed, FSDP,
+    conversations and texts) stays as it is.
+
+    Of TRL's private interfaces it uses: the attributes `beta` (set to 1), `_metrics` and `_step`, the method
+    `_generate_single_turn`, and the instance's `forward` that TRL sets.
+
+    Args:
+        model (`str` or `PreTrainedModel`):
+            The policy to train, from which the reference policy is taken.
+        reward_model:
+            What [`~rewards.as_reward_function`] takes; a list of reward models is averaged before it is calibrated.
+        args ([`CTRLArguments`]):
+            Objective and training.
+        train_dataset, eval_dataset (`datasets.Dataset`):
+            With a column `prompt`, of texts or of chats.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The policy's tokenizer.
+        calibrator ([`RewardCalibrator`], *optional*):
+            Reference rewards of every prompt. Without it they are drawn when training begins, into
+            `output_dir/calibration`, from which a killed run takes them up.
+        peft_config, callbacks, optimizers, kwargs: As `RLOOTrainer` takes them.
+
+    Logged beside TRL's own: `reward/raw`, `reward/calibrated`, `reward/transformed`, `kl_sequence` (nats),
+    `win_rate` and, where a prompt has as many completions, the win rate under the strategy, both with the ends of
+    their 95 % intervals.
+
+    Raises:
+        `ArgumentError`: If the arguments contradict each other, the calibrator is of another policy or reward model,
+            or has too few references for the transform.
+    """
+
+    _tag_names = ["hf-itp", "ctrl", "trl", "rloo"]  # noqa: RUF012  as in TRL
+    _name = "CTRL"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_model: RewardLike,
+        args: CTRLArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        calibrator: RewardCalibrator | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        args = CTRLArguments("ctrl") if args is None else args
+        check_strategy(args)
+        count = None if calibrator is None else calibrator.num_reference
+        self.objective = CTRLObjective.from_arguments(args, count)
+        reward = as_reward_function(reward_model)
+        self.reward_name = reward.name
+        if calibrator is not None:
+            calibrator.check_belongs(reward_model=reward_identity(reward))
+        self.calibrator = calibrator
+        self._transformed = TransformedReward(reward, self.objective, calibrator)
+        super().__init__(
+            model,
+            self._transformed,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self.beta = 1.0  # the reward is in nats
+        self._reference_identity = model_identity(self.accelerator.unwrap_model(self.model))
+        if calibrator is not None:
+            calibrator.check_belongs(policy=self._reference_identity)
+            calibrator.references_of([row["prompt"] for row in self._rows()])
+        self.add_callback(ArtefactsBeforePush(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws the references, where no calibrator was given, and trains."""
+        self.calibrate()
+        return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws the references, where no calibrator was given, and evaluates."""
+        self.calibrate()
+        return super().evaluate(*args, **kwargs)
+
+    def calibrate(self) -> RewardCalibrator:
+        """The calibrator; fitted on the prompts of both datasets if there is none."""
+        if self.calibrator is not None:
+            return self.calibrator
+        prompts = [row["prompt"] for row in self._rows()]
+        if not prompts:
+            raise ArgumentError(
+                "`calibrator` has to be given with a streamed dataset, whose prompts are not known beforehand, but is "
+                "None. Fit one with RewardCalibrator.fit on the prompts."
+            )
+        settings = {name: getattr(self.args, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        with self._reference_policy() as policy:
+            self.calibrator = RewardCalibrator.fit(
+                policy,
+                self._transformed.reward,
+                prompts,
+                num_reference=self.args.num_reference,
+                seed=self.args.seed,
+                tokenizer=self._tokenizer,
+                output_dir=Path(self.args.output_dir) / "calibration",
+                max_new_tokens=self.args.max_completion_length,
+                eos_token_id=self.eos_token_ids,
+                **{name: value for name, value in settings.items() if value is not None},
+            )
+        self._transformed.calibrator = self.calibrator
+        return self.calibrator
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds win rates against the reference policy and the sequence-level KL."""
+        mode = "train" if self.model.training else "eval"
+        prefix = "" if mode == "train" else "eval_"
+        logs.update({f"{prefix}{name}": value for name, value in self._win_rates().items()})
+        per_token, lengths = self._metrics[mode].get("kl", []), self._metrics[mode].get("completions/mean_length", [])
+        if per_token and len(per_token) == len(lengths):
+            pairs = zip(per_token, lengths, strict=True)
+            logs[f"{prefix}kl_sequence"] = sum(kl * length for kl, length in pairs) / len(per_token)
+        super().log(logs, start_time)
+
+    def _win_rates(self) -> dict[str, float]:
+        measured = self._transformed.take_measured()
+        if self.accelerator.num_processes > 1:
+            measured = gather_object(measured)
+            for row in self._rows():
+                self._transformed._prompts.setdefault(prompt_fingerprint(row["prompt"]), row["prompt"])
+        n, worst = self.args.num_candidates, self.args.strategy == "worst_of_n"
+        names = {"win_rate": (1, False)}
+        if self.args.strategy != "none" and n > 1:
+            names[f"{'worst' if worst else 'best'}_of_{n}_win_rate"] = (n, worst)
+        logs = {}
+        for name, (size, of_worst) in names.items():
+            estimate = self._transformed.win_rates(measured, size, of_worst) if measured else None
+            if estimate is None:
+                continue
+            logs[name] = estimate.mean
+            if estimate.num_prompts > 1:
+                logs[f"{name}_low"], logs[f"{name}_high"] = estimate.interval
+        return logs
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        for dataset in (self.train_dataset, *datasets):
+            if dataset is not None and hasattr(dataset, "__len__"):
+                yield from dataset
+
+    @contextmanager
+    def _reference_policy(self) -> Iterator[Any]:
+        model = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
+        was_training = model.training
+        model.eval()
+        try:
+            if hasattr(model, "disable_adapter"):
+                with model.disable_adapter(), _own_forward(model.get_base_model()):
+                    yield model
+            else:
+                with _own_forward(model):
+                    yield model
+        finally:
+            model.train(was_training)
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
+        ours = (
+            self.args.shared_prefix_rollouts
+            and not self.use_vllm
+            and not self.use_transformers_continuous_batching
+            and images is None
+            and self.accelerator.distributed_type in _SHARED_MEMORY
+        )
+        if not ours:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        counts = Counter(map(tuple, prompt_ids))
+        place = f"{self.state.global_step}.{self._step}.{self.accelerator.process_index}"
+        purpose = f"rollout {'train' if self.model.training else 'eval'} {place}"
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as policy,
+            _own_forward(policy.get_base_model() if hasattr(policy, "get_base_model") else policy),
+            torch.no_grad(),
+        ):
+            drawn = draw_continuations(
+                policy,
+                [list(prompt) for prompt in counts],
+                list(counts.values()),
+                pad_token_id=self._tokenizer.pad_token_id,
+                seed=derived_seed(self.args.seed, purpose),
+                progress=False,
+                generation_config=self.generation_config,
+            )
+        responses = {prompt: iter(group) for prompt, group in zip(counts, drawn, strict=True)}
+        return [next(responses[tuple(prompt)]).tolist() for prompt in prompt_ids]
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    # TRL sets a `forward` on the instance that can also score; without its keyword it is the class's own. A model with
+    # one cannot be viewed, and prompts would be run once per response.
+    forward = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            model.forward = forward
