@@ -30,9 +30,9 @@ from hf_itp.prompts import check_prompts, decoded_prompts
 from hf_itp.rejecting_pools import RejectingPools
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
-from hf_itp.sampling.engines import Engine, check_engine, choose_engine, make_engine
+from hf_itp.sampling.engines import Engine, check_engine, make_engine
 from hf_itp.sampling.padding import unpadded
-from hf_itp.sampling.streams import PromptKey, fresh_seed, prompt_keys, selection_generator
+from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
 from hf_itp.strategies import Strategy
 
 
@@ -140,9 +140,8 @@ class StrategyDecoding:
         keys = prompt_keys(fresh_seed() if self.seed is None else self.seed, token_prompts)
 
         started = time.perf_counter()
-        engine, reason = choose_engine(self.engine, input_ids.device)
-        sampler = make_engine(
-            engine,
+        sampler, how = make_engine(
+            self.engine,
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,
@@ -153,7 +152,7 @@ class StrategyDecoding:
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        pools = self._pools(sampler, tokenizer, prompts)
+        pools = self._pools(sampler, tokenizer, prompts, keys)
         pools.seconds["prefill"] = time.perf_counter() - started
         pools.extend(range(len(prompts)), self.num_candidates)
         selected = self._select(pools, keys)
@@ -166,10 +165,15 @@ class StrategyDecoding:
         sequences = _sequences(input_ids, pools, selected, generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
-        how = {"path": sampler.path, "engine": engine, "engine_reason": reason}
         return self._output(sequences, pools, first_pool, selected, how)
 
-    def _pools(self, sampler: Engine, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> CandidatePools:
+    def _pools(
+        self,
+        sampler: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        keys: Sequence[PromptKey],
+    ) -> CandidatePools:
         if isinstance(self.early_rejection, EarlyRejection):
             return RejectingPools(
                 sampler,
@@ -178,6 +182,7 @@ class StrategyDecoding:
                 prompts,
                 early_rejection=self.early_rejection,
                 keep=self.num_return_sequences,
+                audited=[falls_within(key, self.early_rejection.audit) for key in keys],
             )
         return CandidatePools(sampler, self.reward, tokenizer, prompts)
 

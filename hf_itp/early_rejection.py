@@ -29,21 +29,22 @@ class EarlyRejection:
     Args:
         share (`float`, *optional*, defaults to 0.5): Share given up at each review, in `[0, 1)`: the paper's alpha.
         interval (`int`, *optional*, defaults to 32): Tokens between two reviews.
-        audit (`bool`, *optional*, defaults to `False`): Draw everything once and replay the reviews on it: same
-            result, at full price, and the diagnostics say what would have been saved and what was lost.
+        audit (`float`, *optional*, defaults to 0.0): Share of prompts drawn in full, at full price, with the reviews
+            replayed on what was drawn: same result, and the diagnostics say what was saved and whether best-of-n had
+            another winner. Which prompts these are is decided by the seed and the prompt.
 
     Examples:
 
     ```python
     >>> EarlyRejection(share=0.25, interval=16)
-    EarlyRejection(share=0.25, interval=16, audit=False)
+    EarlyRejection(share=0.25, interval=16, audit=0.0)
 
     ```
     """
 
     share: float = 0.5
     interval: int = 32
-    audit: bool = False
+    audit: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 <= self.share < 1:
@@ -55,6 +56,11 @@ class EarlyRejection:
             raise ArgumentError(
                 f"`interval` of EarlyRejection has to be an integer of at least 1, but is {self.interval!r}. Pass "
                 "e.g. interval=32."
+            )
+        if not isinstance(self.audit, (bool, int, float)) or not 0 <= self.audit <= 1:
+            raise ArgumentError(
+                f"`audit` of EarlyRejection has to be a share between 0 and 1, but is {self.audit!r}. Pass e.g. "
+                "audit=0.1 to draw a tenth of the prompts in full."
             )
 
 

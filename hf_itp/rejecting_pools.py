@@ -30,35 +30,32 @@ class RejectingPools(CandidatePools):
     Args:
         early_rejection ([`EarlyRejection`]): When and how many.
         keep (`int`): How many candidates of each prompt have to be completed at least.
+        audited (`list[bool]`): Which prompts are drawn in full, the reviews replayed on what was drawn.
 
     and those of [`CandidatePools`].
     """
 
-    def __init__(self, *arguments: Any, early_rejection: EarlyRejection, keep: int):
+    def __init__(self, *arguments: Any, early_rejection: EarlyRejection, keep: int, audited: Sequence[bool]):
         super().__init__(*arguments)
-        self._settings, self._keep = early_rejection, keep
+        self._settings, self._keep, self._audited = early_rejection, keep, audited
         self._rewards: dict[Pair, float] = {}
         self._scored_length: dict[Pair, int] = {}
         self._out_of_race: set[Pair] = set()
         self._incomplete: set[Pair] = set()
         self._num_unwritten: dict[Pair, int] = {}
-        self._best_in_full: list[float] = []
+        self._best_in_full = torch.full((len(audited),), torch.nan)
 
     def extend(self, rows: Sequence[int], count: int) -> None:
         """Draws `count` candidates for each prompt in `rows`, and scores them while they grow."""
         pairs = [(row, index) for row in rows for index in range(count)]
         started, scoring_before = time.perf_counter(), self.seconds["reward"]
-        if self._settings.audit:
-            full = self._sampler.draw(pairs)
-            drawn = self._replay(pairs, full)
-        else:
-            drawn = self._sampler.draw(pairs, review=self._review)  # type: ignore[call-arg]
+        full = self._sampler.draw(pairs, review=self._review)  # type: ignore[call-arg]
+        drawn = self._replay(pairs, full)
         self._rescore(pairs, drawn, [at for at, pair in enumerate(pairs) if pair not in self._incomplete])
         for position, row in enumerate(rows):
             self.responses[row] = drawn[position * count : (position + 1) * count]
             self.rewards[row] = torch.tensor([self._rewards[row, index] for index in range(count)])
-        if self._settings.audit:
-            self._compare_with(pairs, full)
+        self._compare_with(pairs, full)
         scoring = self.seconds["reward"] - scoring_before
         self.seconds["sampling"] += time.perf_counter() - started - scoring
 
@@ -77,11 +74,11 @@ class RejectingPools(CandidatePools):
             "rejected": incomplete,
             "tokens_saved": saved,
             "share_saved": saved / (saved + lengths.sum(dim=-1)),
-            "savings_are_estimated": not self._settings.audit,
         }
-        if self._settings.audit:
+        if self._settings.audit > 0:
             winners = self.reward_table().gather(1, selected[:, :1]).squeeze(1)
-            found["reward_lost"] = torch.tensor(self._best_in_full) - winners
+            found["audited"] = torch.tensor(self._audited)
+            found["reward_lost"] = self._best_in_full - winners
             found["winner_changed"] = found["reward_lost"] > 0
         return {"early_rejection": found}
 
@@ -91,9 +88,12 @@ class RejectingPools(CandidatePools):
         self._incomplete.difference_update(pairs)
         for pair in pairs:
             self._scored_length.pop(pair, None)
-        return Review(self._settings.interval, partial(self._reject, pairs))
+        return Review(self._settings.interval, partial(self._reject, pairs, False))
 
-    def _reject(self, pairs: list[Pair], responses: list[torch.Tensor], unfinished: list[int]) -> list[int]:
+    def _reject(
+        self, pairs: list[Pair], audited: bool, responses: list[torch.Tensor], unfinished: list[int]
+    ) -> list[int]:
+        unfinished = [at for at in unfinished if self._audited[pairs[at][0]] == audited]
         by_prompt: dict[int, list[int]] = {prompt: [] for prompt in dict.fromkeys(pairs[at][0] for at in unfinished)}
         for at, pair in enumerate(pairs):
             if pair[0] in by_prompt and pair not in self._out_of_race:
@@ -115,35 +115,42 @@ class RejectingPools(CandidatePools):
         grown = [at for at in places if self._scored_length.get(pairs[at]) != len(responses[at])]
         if not grown:
             return
-        started = time.perf_counter()
         rewards = self._score([pairs[at][0] for at in grown], [responses[at] for at in grown])
         for at, reward in zip(grown, rewards.tolist(), strict=True):
             self._rewards[pairs[at]] = reward
             self._scored_length[pairs[at]] = len(responses[at])
+
+    def _score(self, rows: Sequence[int], responses: Sequence[torch.Tensor]) -> torch.Tensor:
+        started = time.perf_counter()
+        rewards = super()._score(rows, responses)
         self.seconds["reward"] += time.perf_counter() - started
+        return rewards
 
     def _replay(self, pairs: list[Pair], full: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What the draw with reviews would have given."""
-        review = self._review(pairs)
+        """What the draw would have given had the audited prompts been reviewed as the others were."""
         responses = list(full)
-        ended: set[int] = set()
-        for length in range(review.interval, max(map(len, full)), review.interval):
-            unfinished = [at for at, response in enumerate(full) if len(response) > length and at not in ended]
-            for at in unfinished:
+        growing = [at for at, (prompt, _) in enumerate(pairs) if self._audited[prompt]]
+        length = self._settings.interval
+        while growing:
+            for at in growing:
                 responses[at] = full[at][:length]
-            ended.update(review.reject(responses, unfinished))
-        return [responses[at] if at in ended else full[at] for at in range(len(full))]
+            growing = [at for at in growing if len(full[at]) > length]
+            ended = self._reject(pairs, True, responses, growing)
+            growing = [at for at in growing if at not in ended]
+            length += self._settings.interval
+        return responses
 
     def _compare_with(self, pairs: list[Pair], full: list[torch.Tensor]) -> None:
-        """What the full draw has that the one with reviews has not."""
-        places = [at for at, pair in enumerate(pairs) if pair in self._incomplete]
-        rewards = dict(self._rewards)
-        scores = self._score([pairs[at][0] for at in places], [full[at] for at in places])
-        for at, reward in zip(places, scores.tolist(), strict=True):
+        """What the audited prompts have in full that was cut."""
+        places = [at for at, pair in enumerate(pairs) if pair in self._incomplete and self._audited[pair[0]]]
+        best = {row: self.comparable_rewards(row).max() for row, audited in enumerate(self._audited) if audited}
+        rewards = self._score([pairs[at][0] for at in places], [full[at] for at in places]) if places else []
+        for at, reward in zip(places, rewards, strict=True):
+            row = pairs[at][0]
             self._num_unwritten[pairs[at]] = len(full[at]) - self._scored_length[pairs[at]]
-            rewards[pairs[at]] = reward
-        for row, pool in enumerate(self.rewards):
-            self._best_in_full.append(max(rewards[row, index] for index in range(len(pool))))
+            best[row] = torch.maximum(best[row], reward)
+        for row, reward in best.items():
+            self._best_in_full[row] = reward
 
     def _incomplete_mask(self, row: int) -> torch.Tensor:
         return torch.tensor([(row, index) in self._incomplete for index in range(len(self.responses[row]))])
@@ -152,7 +159,7 @@ class RejectingPools(CandidatePools):
         """Tokens a response was spared: known from an audit, else those of the longer complete ones on average."""
         if (row, index) not in self._incomplete:
             return 0
-        if self._settings.audit:
+        if self._audited[row]:
             return self._num_unwritten[row, index]
         length = len(self.responses[row][index])
         further = [

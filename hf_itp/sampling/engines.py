@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import transformers
 
-from hf_itp.errors import ArgumentError
-from hf_itp.sampling.paged import PagedSampler
+from hf_itp.errors import ArgumentError, MissingDependencyError
+from hf_itp.sampling.paged_support import why_no_pages
 from hf_itp.sampling.sampler import CandidateSampler
 
 ENGINES = ("auto", "native", "paged")
@@ -40,26 +41,46 @@ def check_engine(engine: str) -> None:
         )
 
 
-def choose_engine(engine: str, device: torch.device) -> tuple[str, str]:
+def make_engine(engine: str, **arguments: Any) -> tuple[Engine, dict[str, str]]:
     """
-    Name of the engine to use and why.
+    Who draws for one call of `generate`, and what the diagnostics say of it: `engine`, `engine_reason` and `path`.
 
-    Examples:
+    Args:
+        engine (`str`): One of `ENGINES`.
+        **arguments: What [`CandidateSampler`] takes.
 
-    ```python
-    >>> import torch
-    >>> choose_engine("auto", torch.device("cpu"))
-    ('native', 'it is measured to be the faster one on CPUs')
-
-    ```
+    Raises:
+        `ItpError`: Of the kind that fits, if continuous batching is asked for and cannot do what the call asks.
     """
-    if engine != "auto":
-        return engine, "the caller asked for it"
+    sampler = _paged_sampler(arguments) if engine == "paged" else CandidateSampler(**arguments)
+    name = "native" if engine == "auto" else engine
+    if engine == "auto":
+        reason = reason_for_native(sampler.path, arguments["model"], arguments["input_ids"].device)
+    else:
+        reason = "the caller asked for it"
+    return sampler, {"engine": name, "engine_reason": reason, "path": sampler.path}
+
+
+def reason_for_native(path: str, model: Any, device: torch.device) -> str:
+    """
+    Why the default is our own loop. It shares the prompt for every model continuous batching can run, so there is
+    none that the other engine alone would serve well.
+    """
+    if path != "shared" and (obstacle := why_no_pages(model)) is not None:
+        return f"engine='paged' cannot run {type(model).__name__}: {obstacle}"
+    how = "a prompt's keys and values are kept once for all its candidates" if path == "shared" else f"path {path!r}"
     if device.type == "cpu":
-        return "native", "it is measured to be the faster one on CPUs"
-    return "native", f"which one is faster on {device.type} devices is not measured yet"
+        return f"{how}; measured to be faster than 'paged' on CPUs"
+    return f"{how}; which engine is faster on {device.type} devices is not measured"
 
 
-def make_engine(name: str, **arguments: Any) -> CandidateSampler | PagedSampler:
-    """The engine of a name, made for one call of `generate`; both take what [`CandidateSampler`] takes."""
-    return PagedSampler(**arguments) if name == "paged" else CandidateSampler(**arguments)
+def _paged_sampler(arguments: dict[str, Any]) -> Engine:
+    try:
+        # Reaches into continuous batching, which transformers still moves about.
+        from hf_itp.sampling.paged import PagedSampler
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"engine='paged' needs continuous batching as transformers 5.23 has it, but {transformers.__version__} "
+            "is installed. Install transformers==5.23.*, or pass engine='native'."
+        ) from error
+    return PagedSampler(**arguments)

@@ -8,10 +8,11 @@ Knows nothing of rewards or strategies.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -20,16 +21,19 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from hf_itp.errors import ItpError
+from hf_itp.errors import ItpError, UnsupportedModelError
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.paged_support import attention_for_pages, check_pages_can_serve, page_budget
 from hf_itp.sampling.progress import responses_bar
+from hf_itp.sampling.shared_prefix import same_logits
 from hf_itp.sampling.shared_prefix.view import model_view
 from hf_itp.sampling.streams import PromptKey, candidate_key
 from hf_itp.sampling.token_sampler import TokenSampler
 
 # How often to look whether the thread that decodes still lives; results come as soon as they are there.
 _POLL_SECONDS = 1.0
+# Models whose passes over pages agreed with their own, and under which attention.
+_verified: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 @dataclass
@@ -63,6 +67,9 @@ class PagedSampler:
         )
         self._prompts = unpadded(self.input_ids, self.model_kwargs.get("attention_mask"))
         self._max_new_tokens = self.generation_config.max_length - self.input_ids.shape[1]
+        if _verified.get(self.model) != self.model.config._attn_implementation:
+            self._try_two_steps()
+            _verified[self.model] = self.model.config._attn_implementation
 
     def draw(self, candidates: list[tuple[int, int]]) -> list[torch.Tensor]:
         """
@@ -81,8 +88,46 @@ class PagedSampler:
         place = {name: place for request in requests for name, place in request.places.items()}
         keys = [candidate_key(self.prompt_keys[prompt], index) for prompt, index in candidates]
         streams = {name: (keys[at], len(self._prompts[candidates[at][0]])) for name, at in place.items()}
+        processor = _RowStreams(self._token_sampler, streams)
+        config = GenerationConfig(
+            max_new_tokens=self._max_new_tokens,
+            eos_token_id=_end_tokens(self.generation_config),
+            # The draw is in the scores already.
+            do_sample=False,
+        )
+        with responses_bar(len(candidates), self.progress) as bar:
+            return self._run(requests, candidates, processor, config, bar.update)
+
+    def _try_two_steps(self) -> None:
+        """
+        The first prompt and one token after it: the model's own pass has to agree. No list of what attention over
+        pages leaves out is complete.
+        """
+        prompt = self._prompts[0]
+        processor = _RowStreams(self._token_sampler, {"trial": (0, len(prompt))}, keeps_scores=True)
+        config = GenerationConfig(max_new_tokens=2, eos_token_id=[-1], do_sample=False)
+        [response] = self._run([_Request(0, "trial", {"trial": 0})], [(0, 0)], processor, config)
+        whole = torch.tensor([[*prompt, int(response[0])]], device=self.input_ids.device)
+        last = {"logits_to_keep": 2} if self.model._supports_logits_to_keep() else {}
+        own = self.model(input_ids=whole, use_cache=False, return_dict=True, **last).logits[0, -2:]
+        if not same_logits(torch.cat(processor.scores), own):
+            raise UnsupportedModelError(
+                f"engine='paged' cannot run {type(self.model).__name__}: over pages its logits are not the model's own. "
+                "Pass engine='native'."
+            )
+
+    def _run(
+        self,
+        requests: list[_Request],
+        candidates: list[tuple[int, int]],
+        processor: _RowStreams,
+        config: GenerationConfig,
+        on_finished: Callable[[int], Any] = lambda count: None,
+    ) -> list[torch.Tensor]:
+        place = {name: place for request in requests for name, place in request.places.items()}
+        lengths = [len(self._prompts[prompt]) + config.max_new_tokens for prompt, _ in candidates]
         responses: dict[int, torch.Tensor] = {}
-        with self._manager(candidates, streams) as manager, responses_bar(len(candidates), self.progress) as bar:
+        with self._manager(processor, config, lengths) as manager:
             for request in requests:
                 manager.num_return_sequences = len(request.places)
                 manager.add_request(self._prompts[request.prompt], request.name)
@@ -95,34 +140,28 @@ class PagedSampler:
                 if result.error is not None:
                     raise _failure(result.error, candidates[place[result.request_id]])
                 responses[place[result.request_id]] = torch.tensor(result.generated_tokens, dtype=torch.long)
-                bar.update(1)
+                on_finished(1)
         return [responses[at] for at in range(len(candidates))]
 
     @contextmanager
     def _manager(
-        self, candidates: list[tuple[int, int]], streams: dict[str, tuple[int, int]]
+        self, processor: _RowStreams, config: GenerationConfig, lengths: list[int]
     ) -> Iterator[ContinuousBatchingManager]:
         view = model_view(self.model, attention_for_pages(self.model))
         # One the caller keeps on the model was made for other requests.
         vars(view).pop("_cached_continuous_batching_manager", None)
-        lengths = [len(self._prompts[prompt]) + self._max_new_tokens for prompt, _ in candidates]
         manager = view.init_continuous_batching(
-            generation_config=GenerationConfig(
-                max_new_tokens=self._max_new_tokens,
-                eos_token_id=_end_tokens(self.generation_config),
-                # The draw is in the scores already.
-                do_sample=False,
-            ),
+            generation_config=config,
             continuous_batching_config=ContinuousBatchingConfig(
                 **page_budget(view, lengths),
-                max_requests_per_batch=self.batch_size or len(candidates),
+                max_requests_per_batch=self.batch_size or len(lengths),
                 # A recorded pass, or one begun before the last has ended, cannot look up whose turn it is.
                 use_cuda_graph=False,
                 use_async_batching=False,
                 auto_switch_to_flash=False,
             ),
         )
-        manager.logit_processor = _RowStreams(self._token_sampler, streams)
+        manager.logit_processor = processor
         # It would seed torch's global generator, which nothing here reads. Remove when it takes a generator.
         manager.distributed_helper.set_tp_seed = lambda seed, device: None
         manager.start()
@@ -140,13 +179,16 @@ class _RowStreams(ContinuousBatchingLogitsProcessorList):
     Args:
         token_sampler ([`TokenSampler`]): Draws.
         streams (`dict[str, tuple[int, int]]`): Key and length of the prompt by name of the request.
+        keeps_scores (`bool`, *optional*, defaults to `False`): Keep every pass's logits `(R, V)` in `scores`.
     """
 
-    def __init__(self, token_sampler: TokenSampler, streams: dict[str, tuple[int, int]]):
+    def __init__(self, token_sampler: TokenSampler, streams: dict[str, tuple[int, int]], keeps_scores: bool = False):
         super().__init__(LogitsProcessorList())
         self.do_processing = True
         self._token_sampler, self._streams = token_sampler, streams
         self._rows: list[tuple[int, int]] = []
+        self._keeps_scores = keeps_scores
+        self.scores: list[torch.Tensor] = []
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
         """Told which requests the next pass runs, in the order of its rows."""
@@ -159,6 +201,8 @@ class _RowStreams(ContinuousBatchingLogitsProcessorList):
         return arg_storage
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: Any) -> torch.Tensor:
+        if self._keeps_scores and self._rows:
+            self.scores.append(scores[: len(self._rows)].clone())
         by_step = defaultdict(list)
         for row, (_, step) in enumerate(self._rows):
             by_step[step].append(row)

@@ -9,13 +9,12 @@ from typing import Any
 
 import psutil
 import torch
-from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.utils.generic import is_flash_attention_requested
 
 from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.sampling.sampler import forwards_are_synchronized
-from hf_itp.sampling.shared_prefix import can_share_prefix
+from hf_itp.sampling.shared_prefix import prompts_are_plain
 from hf_itp.sampling.shared_prefix.view import can_be_viewed
 from hf_itp.sampling.token_sampler import TokenSampler
 
@@ -42,7 +41,7 @@ def check_pages_can_serve(
         `UnsupportedModelError`: If continuous batching cannot run the model, or runs it wrongly.
         `ArgumentError`: If it would drop a processor, a stopping criterion or an input.
     """
-    if (reason := _why_not(model)) is not None:
+    if (reason := why_no_pages(model)) is not None:
         raise UnsupportedModelError(f"engine='paged' cannot run {type(model).__name__}: {reason}. {_REMEDY}")
     if model.training:
         raise ArgumentError(
@@ -62,7 +61,7 @@ def check_pages_can_serve(
                 f"{type(criterion).__name__} (from `stop_strings`, `max_time` or `stopping_criteria`), which "
                 f"continuous batching has no place for. {_REMEDY}"
             )
-    if not can_share_prefix(model, input_ids, model_kwargs):
+    if not prompts_are_plain(model, input_ids, model_kwargs):
         raise ArgumentError(
             "engine='paged' takes plain token prompts with their usual positions, but the call has inputs beside "
             f"them ({', '.join(sorted(model_kwargs)) or 'no cache'}). {_REMEDY}"
@@ -79,6 +78,9 @@ def page_budget(model: Any, lengths: list[int]) -> dict[str, Any]:
     Settings of `ContinuousBatchingConfig` that hold requests of these lengths at once. Where half of the free memory
     would not do, how much to take is left to continuous batching, which lets requests wait.
     """
+    # Here and not above: other versions of transformers, which the other engine serves, may not have them.
+    from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
+
     config = model.config.get_text_config()
     page = _FLASH_PAGE if is_flash_attention_requested(config) else _PAGE
     blocks = math.ceil(sum(math.ceil(length / page) + 1 for length in lengths) * _SLACK) + 2
@@ -93,7 +95,8 @@ def page_budget(model: Any, lengths: list[int]) -> dict[str, Any]:
     }
 
 
-def _why_not(model: Any) -> str | None:
+def why_no_pages(model: Any) -> str | None:
+    """What of the model continuous batching cannot run, or `None`."""
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"

@@ -4,6 +4,7 @@ The other engine: transformers' continuous batching draws what our own loop draw
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -11,14 +12,15 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import hf_itp
-from hf_itp.errors import ArgumentError, ItpError, UnsupportedModelError
+from hf_itp.errors import ArgumentError, ItpError, MissingDependencyError, UnsupportedModelError
 from hf_itp.sampling import paged
-from hf_itp.sampling.engines import choose_engine
+from hf_itp.sampling.engines import reason_for_native
 from hf_itp.sampling.paged import PagedSampler
 from tests.sampling.drawing import draw
 from tests.tiny import (
     DECODER_ONLY,
     PromptBoundReward,
+    character_tokenizer,
     left_padded_batch,
     tiny_model,
     tiny_tokenizer,
@@ -26,9 +28,7 @@ from tests.tiny import (
 )
 
 # Everything else keeps states that are no pages, or attends in a way that reads none.
-PAGED = """
-    llama qwen2 qwen3 mistral gemma3_text phi3 cohere olmo2 smollm3 gpt2 opt gpt_neox mixtral qwen3_moe gpt_oss
-""".split()
+PAGED = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "cohere", "olmo2", "smollm3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "gpt_oss"]
 
 
 def draw_paged(*arguments, **settings):
@@ -52,7 +52,14 @@ def test_pool_is_token_identical_to_our_own_loops(architecture):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"eos_token_id": None}, {"max_new_tokens": 1}],
+    [
+        {"temperature": 0.6},
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
+        {"eos_token_id": None},
+        {"max_new_tokens": 1},
+    ],
     ids=str,
 )
 def test_settings_of_the_draw_are_honoured(settings):
@@ -147,8 +154,9 @@ def test_what_continuous_batching_would_drop_is_refused_by_name(settings, named)
 
 
 def test_stop_strings_are_refused_by_name():
+    tokenizer = character_tokenizer()
     with pytest.raises(ArgumentError, match=r"StopStringCriteria \(from `stop_strings`.*Pass engine='native'"):
-        generate(engine="paged", stop_strings=["bread"])
+        generate(engine="paged", stop_strings=["ab"], tokenizer=tokenizer)
 
 
 def test_encoder_decoders_pictures_and_training_mode_are_refused():
@@ -158,6 +166,17 @@ def test_encoder_decoders_pictures_and_training_mode_are_refused():
         draw_paged(tiny_model("llava"), vision_batch("llava", [9]), 2)
     with pytest.raises(ArgumentError, match="Call model.eval"):
         draw_paged(tiny_model("llama").train(), left_padded_batch([7]), 2)
+
+
+def test_attention_that_pages_do_wrong_without_saying_so_is_found_by_trying():
+    """Its modules cap the attention's logits; its configuration, the one place to read that from, no longer does."""
+    model = tiny_model("gemma2")
+    model.set_attn_implementation("eager")
+    model.config.attn_logit_softcapping = None
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.01
+    with pytest.raises(UnsupportedModelError, match="its logits are not the model's own. Pass engine='native'"):
+        draw_paged(model, left_padded_batch([7]), 2)
 
 
 def test_wrapped_forward_is_refused():
@@ -177,6 +196,7 @@ def test_request_that_fails_is_an_error_of_the_call():
         if module.calls == 3:
             raise RuntimeError("the device fell off")
 
+    draw_paged(model, left_padded_batch([7]), 3)
     # On the layer itself: a hook is shared by the views of a model.
     model.model.layers[0].mlp.register_forward_hook(broken)
     with pytest.raises(ItpError, match="the device fell off. Pass engine='native'"):
@@ -192,9 +212,8 @@ def generate(**arguments):
         num_candidates=4,
         seed=0,
         max_new_tokens=8,
-        tokenizer=tiny_tokenizer(),
         return_dict_in_generate=True,
-        **arguments,
+        **{"tokenizer": tiny_tokenizer(), **arguments},
     )
 
 
@@ -211,9 +230,23 @@ def test_keyword_chooses_and_the_diagnostics_say_which_and_why():
     assert chosen["paged"].sequences.equal(chosen["native"].sequences)
 
 
-def test_default_stays_with_our_own_loop_where_nothing_is_measured():
-    name, reason = choose_engine("auto", torch.device("cuda"))
-    assert name == "native" and "not measured yet" in reason
+def test_reason_for_our_own_loop_names_model_path_and_device():
+    llama, mamba = tiny_model("llama"), tiny_model("mamba")
+    assert reason_for_native("shared", llama, torch.device("cpu")) == (
+        "a prompt's keys and values are kept once for all its candidates; measured to be faster than 'paged' on CPUs"
+    )
+    assert "faster on cuda devices is not measured" in reason_for_native("shared", llama, torch.device("cuda"))
+    assert reason_for_native("expanded", mamba, torch.device("cuda")) == (
+        "engine='paged' cannot run MambaForCausalLM: its layers (linear_attention) keep no pages"
+    )
+
+
+def test_another_transformers_still_has_our_own_loop(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.generation.continuous_batching.cb_logits_processors", None)
+    monkeypatch.delitem(sys.modules, "hf_itp.sampling.paged")
+    assert generate().diagnostics["engine"] == "native"
+    with pytest.raises(MissingDependencyError, match="Install transformers==5.23.*, or pass engine='native'"):
+        generate(engine="paged")
 
 
 def test_unknown_engine_is_refused():
