@@ -144,11 +144,12 @@ class RejectingPools(CandidatePools):
         """What the audited prompts have in full that was cut."""
         places = [at for at, pair in enumerate(pairs) if pair in self._incomplete and self._audited[pair[0]]]
         best = {row: self.comparable_rewards(row).max() for row, audited in enumerate(self._audited) if audited}
-        rewards = self._score([pairs[at][0] for at in places], [full[at] for at in places]) if places else []
-        for at, reward in zip(places, rewards, strict=True):
-            row = pairs[at][0]
-            self._num_unwritten[pairs[at]] = len(full[at]) - self._scored_length[pairs[at]]
-            best[row] = torch.maximum(best[row], reward)
+        if places:
+            rewards = self._score([pairs[at][0] for at in places], [full[at] for at in places])
+            for at, reward in zip(places, rewards, strict=True):
+                row = pairs[at][0]
+                self._num_unwritten[pairs[at]] = len(full[at]) - self._scored_length[pairs[at]]
+                best[row] = torch.maximum(best[row], reward)
         for row, reward in best.items():
             self._best_in_full[row] = reward
 

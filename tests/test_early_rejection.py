@@ -248,7 +248,7 @@ def test_rowwise_processor_goes_along_and_one_that_ties_rows_is_refused():
         def __call__(self, input_ids, scores):
             return scores
 
-    with pytest.raises(ArgumentError, match="the call has Own. Remove the processor or `early_rejection`"):
+    with pytest.raises(ArgumentError, match=r"the call has Own. Remove the processor or `early_rejection`"):
         run(0.5, logits_processor=LogitsProcessorList([Own()]))
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_done_is_refused(arguments, remedy):
 
 
 def test_interval_below_one_and_audit_above_one_are_refused():
-    with pytest.raises(ArgumentError, match="Pass e.g. interval=32"):
+    with pytest.raises(ArgumentError, match=r"Pass e.g. interval=32"):
         hf_itp.EarlyRejection(0.5, interval=0)
-    with pytest.raises(ArgumentError, match="Pass e.g. audit=0.1"):
+    with pytest.raises(ArgumentError, match=r"Pass e.g. audit=0.1"):
         hf_itp.EarlyRejection(0.5, audit=1.5)

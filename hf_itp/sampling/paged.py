@@ -112,8 +112,8 @@ class PagedSampler:
         own = self.model(input_ids=whole, use_cache=False, return_dict=True, **last).logits[0, -2:]
         if not same_logits(torch.cat(processor.scores), own):
             raise UnsupportedModelError(
-                f"engine='paged' cannot run {type(self.model).__name__}: over pages its logits are not the model's own. "
-                "Pass engine='native'."
+                f"engine='paged' cannot run {type(self.model).__name__}: over pages its logits are not the model's "
+                "own. Pass engine='native'."
             )
 
     def _run(

@@ -28,7 +28,23 @@ from tests.tiny import (
 )
 
 # Everything else keeps states that are no pages, or attends in a way that reads none.
-PAGED = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "cohere", "olmo2", "smollm3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "gpt_oss"]
+PAGED = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma3_text",
+    "phi3",
+    "cohere",
+    "olmo2",
+    "smollm3",
+    "gpt2",
+    "opt",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+]
 
 
 def draw_paged(*arguments, **settings):
@@ -160,11 +176,11 @@ def test_stop_strings_are_refused_by_name():
 
 
 def test_encoder_decoders_pictures_and_training_mode_are_refused():
-    with pytest.raises(UnsupportedModelError, match="it is an encoder-decoder. Pass engine='native'"):
+    with pytest.raises(UnsupportedModelError, match=r"it is an encoder-decoder. Pass engine='native'"):
         draw_paged(tiny_model("t5"), left_padded_batch([7]), 2)
-    with pytest.raises(UnsupportedModelError, match="it takes more than text. Pass engine='native'"):
+    with pytest.raises(UnsupportedModelError, match=r"it takes more than text. Pass engine='native'"):
         draw_paged(tiny_model("llava"), vision_batch("llava", [9]), 2)
-    with pytest.raises(ArgumentError, match="Call model.eval"):
+    with pytest.raises(ArgumentError, match=r"Call model.eval"):
         draw_paged(tiny_model("llama").train(), left_padded_batch([7]), 2)
 
 
@@ -175,14 +191,14 @@ def test_attention_that_pages_do_wrong_without_saying_so_is_found_by_trying():
     model.config.attn_logit_softcapping = None
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = 0.01
-    with pytest.raises(UnsupportedModelError, match="its logits are not the model's own. Pass engine='native'"):
+    with pytest.raises(UnsupportedModelError, match=r"its logits are not the model's own. Pass engine='native'"):
         draw_paged(model, left_padded_batch([7]), 2)
 
 
 def test_wrapped_forward_is_refused():
     model = tiny_model("llama")
     model.lm_head.forward = model.lm_head.forward
-    with pytest.raises(UnsupportedModelError, match="its forward is wrapped.*Pass engine='native'"):
+    with pytest.raises(UnsupportedModelError, match=r"its forward is wrapped.*Pass engine='native'"):
         draw_paged(model, left_padded_batch([7]), 2)
 
 
@@ -199,7 +215,7 @@ def test_request_that_fails_is_an_error_of_the_call():
     draw_paged(model, left_padded_batch([7]), 3)
     # On the layer itself: a hook is shared by the views of a model.
     model.model.layers[0].mlp.register_forward_hook(broken)
-    with pytest.raises(ItpError, match="the device fell off. Pass engine='native'"):
+    with pytest.raises(ItpError, match=r"the device fell off. Pass engine='native'"):
         draw_paged(model, left_padded_batch([7]), 3)
 
 
@@ -245,12 +261,12 @@ def test_another_transformers_still_has_our_own_loop(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.generation.continuous_batching.cb_logits_processors", None)
     monkeypatch.delitem(sys.modules, "hf_itp.sampling.paged")
     assert generate().diagnostics["engine"] == "native"
-    with pytest.raises(MissingDependencyError, match="Install transformers==5.23.*, or pass engine='native'"):
+    with pytest.raises(MissingDependencyError, match=r"Install transformers==5.23.*, or pass engine='native'"):
         generate(engine="paged")
 
 
 def test_unknown_engine_is_refused():
-    with pytest.raises(ArgumentError, match="'native', 'paged', but is 'vllm'. Leave it out"):
+    with pytest.raises(ArgumentError, match=r"'native', 'paged', but is 'vllm'. Leave it out"):
         generate(engine="vllm")
     with pytest.raises(ArgumentError, match="Leave it out"):
         hf_itp.StrategyDecoding(hf_itp.get_strategy("best_of_n"), None, engine="pagd")
