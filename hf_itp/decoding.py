@@ -57,7 +57,7 @@ class StrategyDecoding:
         batch_size (`int`, *optional*): Most candidates decoded at once; by free memory if absent.
         progress (`bool`, *optional*): Progress bars always or never; if absent, on long calls.
         engine (`str`, *optional*, defaults to `"auto"`): What runs the policy: `"native"`, `"paged"` (transformers'
-            continuous batching), or the faster one as far as measured.
+            continuous batching), or `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run.
         early_rejection (`float` or [`EarlyRejection`], *optional*): Gives up candidates while they are being drawn:
             for `best_of_n`.
         streamer (`BaseStreamer`, *optional*): Gets the winner once it is known: one prompt, one returned response.

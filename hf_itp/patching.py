@@ -56,7 +56,7 @@ progress (`bool`, *optional*):
     Progress bars always or never. Defaults to long calls.
 engine (`str`, *optional*, defaults to `"auto"`):
     What runs the policy: `"native"` (the prompt paid for once), `"paged"` (transformers' continuous batching), or
-    `"auto"`: the faster one as far as measured.
+    `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run. The same seed, the same candidates.
 early_rejection (`float` or [`~hf_itp.EarlyRejection`], *optional*):
     For `"best_of_n"`: the share of a prompt's candidates that is given up every 32 tokens, those of lowest reward so
     far. No longer best-of-n's law; `EarlyRejection(audit=True)` says how often the winner differs.
