@@ -15,6 +15,7 @@ from hf_itp.patching import disable, enable, enable_with_transformers
 if TYPE_CHECKING:
     from hf_itp.calibration import CalibratedReward, RewardCalibrator
     from hf_itp.decoding import StrategyDecoding
+    from hf_itp.early_rejection import EarlyRejection
     from hf_itp.output import StrategyOutput
     from hf_itp.rewards import RewardFunction, RewardModel
     from hf_itp.strategies import Strategy, get_strategy, list_strategies
@@ -32,6 +33,7 @@ _HOMES = {
     "QuantileRegressionArguments": "hf_itp.training",
     "QuantileRegressionTrainer": "hf_itp.training",
     "RewardCalibrator": "hf_itp.calibration",
+    "EarlyRejection": "hf_itp.early_rejection",
     "StrategyDecoding": "hf_itp.decoding",
     "StrategyOutput": "hf_itp.output",
     "RewardFunction": "hf_itp.rewards",
@@ -45,6 +47,7 @@ __all__ = [
     "CTRLArguments",
     "CTRLTrainer",
     "CalibratedReward",
+    "EarlyRejection",
     "ItpError",
     "ItpWarning",
     "QuantileRegressionArguments",

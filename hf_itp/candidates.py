@@ -7,13 +7,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
-from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.engines import Engine
 
 
 class CandidatePools:
@@ -21,7 +22,7 @@ class CandidatePools:
     One growing pool per prompt.
 
     Args:
-        sampler ([`CandidateSampler`]): Draws for the rows of the batch.
+        sampler ([`~sampling.engines.Engine`]): Draws for the rows of the batch.
         reward ([`RewardFunction`]): Scores what was drawn.
         tokenizer (`PreTrainedTokenizerBase`): The policy's, to turn responses into text.
         prompts (`list`): What the reward sees, one per row.
@@ -29,7 +30,7 @@ class CandidatePools:
 
     def __init__(
         self,
-        sampler: CandidateSampler,
+        sampler: Engine,
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
@@ -44,14 +45,26 @@ class CandidatePools:
         started = time.perf_counter()
         drawn = self._sampler.draw([(row, len(self.responses[row]) + i) for row in rows for i in range(count)])
         sampled = time.perf_counter()
-        texts = self._tokenizer.batch_decode([ids.tolist() for ids in drawn], skip_special_tokens=True)
-        rewards = self._reward([self._prompts[row] for row in rows for _ in range(count)], texts, drawn)
+        rewards = self._score([row for row in rows for _ in range(count)], drawn)
         for position, row in enumerate(rows):
             mine = slice(position * count, (position + 1) * count)
             self.responses[row] += drawn[mine]
             self.rewards[row] = torch.cat([self.rewards[row], rewards[mine]])
         self.seconds["sampling"] += sampled - started
         self.seconds["reward"] += time.perf_counter() - sampled
+
+    def _score(self, rows: Sequence[int], responses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One reward per response, each to the prompt of its row."""
+        texts = self._tokenizer.batch_decode([ids.tolist() for ids in responses], skip_special_tokens=True)
+        return self._reward([self._prompts[row] for row in rows], texts, responses)
+
+    def comparable_rewards(self, row: int) -> torch.Tensor:
+        """Rewards of one prompt's candidates as the strategy is to compare them."""
+        return self.rewards[row]
+
+    def diagnostics(self, selected: torch.Tensor) -> dict[str, Any]:
+        """What the way the pools were drawn adds to the diagnostics, given the winners `(B, k)`."""
+        return {}
 
     def reward_table(self) -> torch.Tensor:
         """All rewards `(B, P)`, NaN where a prompt drew fewer candidates than the one that drew most."""

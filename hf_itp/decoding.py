@@ -22,15 +22,17 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from hf_itp.candidates import CandidatePools
+from hf_itp.early_rejection import EarlyRejection, check_early_rejection
 from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.output import StrategyOutput
 from hf_itp.policies import check_generation_config, check_model, check_model_kwargs, policy_tokenizer
 from hf_itp.prompts import check_prompts, decoded_prompts
+from hf_itp.rejecting_pools import RejectingPools
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
-from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.engines import Engine, check_engine, make_engine
 from hf_itp.sampling.padding import unpadded
-from hf_itp.sampling.streams import PromptKey, fresh_seed, prompt_keys, selection_generator
+from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
 from hf_itp.strategies import Strategy
 
 
@@ -54,6 +56,10 @@ class StrategyDecoding:
             absent.
         batch_size (`int`, *optional*): Most candidates decoded at once; by free memory if absent.
         progress (`bool`, *optional*): Progress bars always or never; if absent, on long calls.
+        engine (`str`, *optional*, defaults to `"auto"`): What runs the policy: `"native"`, `"paged"` (transformers'
+            continuous batching), or `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run.
+        early_rejection (`float` or [`EarlyRejection`], *optional*): Gives up candidates while they are being drawn:
+            for `best_of_n`.
         streamer (`BaseStreamer`, *optional*): Gets the winner once it is known: one prompt, one returned response.
         input_prompts (`list[list[int]]`, *optional*): Tokens of the prompts, for encoder-decoders, whose decoding loop
             sees only the decoder's.
@@ -83,6 +89,8 @@ class StrategyDecoding:
     tokenizer: PreTrainedTokenizerBase | None = None
     batch_size: int | None = None
     progress: bool | None = None
+    engine: str = "auto"
+    early_rejection: float | EarlyRejection | None = None
     streamer: BaseStreamer | None = field(default=None, repr=False)
     input_prompts: list[list[int]] | None = field(default=None, repr=False)
     keep_top_k_50: bool = False
@@ -101,6 +109,11 @@ class StrategyDecoding:
             raise ArgumentError(f"`seed` has to be an integer of at least 0, but is {self.seed!r}. Pass e.g. seed=0.")
         if self.prompts is not None:
             self.prompts = check_prompts(self.prompts)
+        check_engine(self.engine)
+        if self.early_rejection is not None:
+            self.early_rejection = check_early_rejection(
+                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size, self.engine
+            )
 
     def __call__(
         self,
@@ -127,7 +140,8 @@ class StrategyDecoding:
         keys = prompt_keys(fresh_seed() if self.seed is None else self.seed, token_prompts)
 
         started = time.perf_counter()
-        sampler = CandidateSampler(
+        sampler, how = make_engine(
+            self.engine,
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,
@@ -138,11 +152,11 @@ class StrategyDecoding:
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        pools = CandidatePools(sampler, self.reward, tokenizer, prompts)
+        pools = self._pools(sampler, tokenizer, prompts, keys)
         pools.seconds["prefill"] = time.perf_counter() - started
         pools.extend(range(len(prompts)), self.num_candidates)
         selected = self._select(pools, keys)
-        first_pool = torch.stack([rewards[: self.num_candidates] for rewards in pools.rewards])
+        first_pool = torch.stack([pools.comparable_rewards(row)[: self.num_candidates] for row in range(len(prompts))])
         if (advice := self.strategy.advice(first_pool)) is not None:
             warnings.warn(advice, ItpWarning, stacklevel=2)
 
@@ -151,7 +165,26 @@ class StrategyDecoding:
         sequences = _sequences(input_ids, pools, selected, generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
-        return self._output(sequences, pools, first_pool, selected, sampler.path)
+        return self._output(sequences, pools, first_pool, selected, how)
+
+    def _pools(
+        self,
+        sampler: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        keys: Sequence[PromptKey],
+    ) -> CandidatePools:
+        if isinstance(self.early_rejection, EarlyRejection):
+            return RejectingPools(
+                sampler,
+                self.reward,
+                tokenizer,
+                prompts,
+                early_rejection=self.early_rejection,
+                keep=self.num_return_sequences,
+                audited=[falls_within(key, self.early_rejection.audit) for key in keys],
+            )
+        return CandidatePools(sampler, self.reward, tokenizer, prompts)
 
     def _prompts(
         self,
@@ -188,7 +221,10 @@ class StrategyDecoding:
             started = time.perf_counter()
             for row in waiting:
                 selected[row] = self.strategy.decide(
-                    pools.rewards[row], self.num_candidates, self.num_return_sequences, selection_generator(keys[row])
+                    pools.comparable_rewards(row),
+                    self.num_candidates,
+                    self.num_return_sequences,
+                    selection_generator(keys[row]),
                 )
             pools.seconds["selection"] += time.perf_counter() - started
             waiting = [row for row in waiting if selected[row] is None]
@@ -204,7 +240,7 @@ class StrategyDecoding:
         pools: CandidatePools,
         first_pool: torch.Tensor,
         selected: torch.Tensor,
-        path: str,
+        how: dict[str, Any],
     ) -> StrategyOutput:
         one_pool = self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) == 0
         table = pools.reward_table()
@@ -216,11 +252,12 @@ class StrategyDecoding:
             probabilities=self.strategy.probabilities(first_pool) if one_pool else None,
             selected=selected,
             diagnostics={
-                "path": path,
+                **how,
                 "num_tokens": pools.num_tokens(),
                 "seconds": dict(pools.seconds),
                 **self.strategy.diagnostics(first_pool),
                 **self.strategy.selection_diagnostics(selected, self.num_candidates),
+                **pools.diagnostics(selected),
             },
         )
 

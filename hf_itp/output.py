@@ -22,7 +22,8 @@ class StrategyOutput(ModelOutput):
         rewards (`torch.FloatTensor` of shape `(B, k)`):
             Rewards of the winners, in the order selected.
         candidates (`list[list[torch.LongTensor]]`):
-            For each prompt the token ids of every response drawn, end token included, without padding.
+            For each prompt the token ids of every response drawn, end token included, without padding. With
+            `early_rejection` some are the first tokens of a response, and their reward is that of these.
         candidate_rewards (`torch.FloatTensor` of shape `(B, N)`):
             Their rewards. Where a strategy draws further candidates lazily (`pessimism(pool="fresh")`) there are
             more than `N` columns, NaN where a prompt needed no further draw.
@@ -31,8 +32,9 @@ class StrategyOutput(ModelOutput):
         selected (`torch.LongTensor` of shape `(B, k)`):
             Index of each winner among its prompt's candidates.
         diagnostics (`dict`):
-            `path` the sampler took, `num_tokens` drawn `(B, N)`, `seconds` per stage, `effective_sample_size` `(B,)`,
-            and what the strategy adds (`normalizer`, `acceptance_rate`, `fallbacks`, ...).
+            `engine` that drew and `engine_reason`, `path` it took, `num_tokens` drawn `(B, N)`, `seconds` per stage,
+            `effective_sample_size` `(B,)`, and what the strategy (`normalizer`, `acceptance_rate`, `fallbacks`, ...)
+            and `early_rejection` add.
     """
 
     sequences: torch.Tensor | None = None

@@ -6,20 +6,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-import string
 import threading
 import time
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import Fuse
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
     TextStreamer,
@@ -28,7 +22,7 @@ from transformers import (
 import hf_itp
 from hf_itp import ItpWarning, StrategyDecoding, StrategyOutput
 from hf_itp.rewards import as_reward_function
-from tests.tiny import EOS, PAD, PromptBoundReward, left_padded_batch, tiny_model, vision_batch
+from tests.tiny import EOS, PAD, PromptBoundReward, character_tokenizer, left_padded_batch, tiny_model, vision_batch
 
 STRATEGIES = {
     "best_of_n": {},
@@ -175,15 +169,6 @@ def test_sampling_settings_count_wherever_they_are_set(where, tokenizer):
     output = run(model, tokenizer, "best_of_n", **arguments)
     for pool in output.candidates:
         assert all(response.equal(pool[0]) for response in pool), "top_k=1 leaves one token a step"
-
-
-def character_tokenizer():
-    """One character per id: stop strings need a tokenizer that spells."""
-    characters = ["<pad>", "<s>", "</s>", *(string.ascii_letters + string.digits)[:61]]
-    tokenizer = Tokenizer(WordLevel({character: index for index, character in enumerate(characters)}, unk_token="9"))
-    tokenizer.pre_tokenizer = Split("", "isolated")
-    tokenizer.decoder = Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
 @pytest.mark.parametrize("where", ["keyword", "generation_config"])

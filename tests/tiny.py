@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import string
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -179,6 +181,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=256,
         chat_template=_CHAT_TEMPLATE,
     )
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One character per id: stop strings need a tokenizer that spells."""
+    characters = ["<pad>", "<s>", "</s>", *(string.ascii_letters + string.digits)[:61]]
+    tokenizer = Tokenizer(WordLevel({character: index for index, character in enumerate(characters)}, unk_token="9"))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
 def saved_policy(folder: Path, architecture: str = "llama", **config_overrides: Any) -> Path:

@@ -7,6 +7,7 @@ Knows nothing of where keys and values live (the decoder's) nor of how a token i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList
@@ -19,6 +20,21 @@ from hf_itp.sampling.token_sampler import TokenSampler
 _DROP_SHARE = 8
 
 
+@dataclass(frozen=True)
+class Review:
+    """
+    A look at the responses while they grow.
+
+    Args:
+        interval (`int`): How many tokens lie between two looks.
+        reject (`Callable[[list[torch.Tensor], list[int]], list[int]]`): Given every response as far as it is written,
+            and which of them are unfinished, says which of the latter are to end where they are.
+    """
+
+    interval: int
+    reject: Callable[[list[torch.Tensor], list[int]], list[int]]
+
+
 def decode_rows(
     decoder: Decoder,
     token_sampler: TokenSampler,
@@ -28,6 +44,7 @@ def decode_rows(
     keys: torch.Tensor,
     any_unfinished: Callable[[bool], bool] | None = None,
     on_finished: Callable[[int], None] = lambda count: None,
+    review: Review | None = None,
 ) -> list[torch.Tensor]:
     """
     One response per row.
@@ -42,6 +59,7 @@ def decode_rows(
         any_unfinished (`Callable`, *optional*): Where processes have to make equally many forward passes: told whether
             this one is done, says whether any is not. Rows then stay in the batch to the end.
         on_finished (`Callable`, *optional*): Told how many rows have just ended.
+        review ([`Review`], *optional*): May end unfinished rows.
 
     Returns:
         `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included.
@@ -66,6 +84,8 @@ def decode_rows(
                 responses[int(rows[row])] = input_ids[row, prompt_length:].cpu()
             unfinished[ended] = False
             on_finished(len(ended))
+            if review is not None and (step + 1) % review.interval == 0 and bool(unfinished.any()):
+                on_finished(_end_rejected(review, responses, rows, unfinished, input_ids[:, prompt_length:]))
             all_done = not bool(unfinished.any())
         if not (any_unfinished(all_done) if any_unfinished is not None else not all_done):
             return responses
@@ -77,3 +97,19 @@ def decode_rows(
             )
             row_sampler = token_sampler.for_rows(prompt_index)
         logits = decoder.advance(input_ids)
+
+
+def _end_rejected(
+    review: Review,
+    responses: list[torch.Tensor],
+    rows: torch.Tensor,
+    unfinished: torch.Tensor,
+    written: torch.Tensor,
+) -> int:
+    """Shows the review what is written so far, ends the rows it rejects and says how many these are."""
+    growing = unfinished.nonzero().squeeze(-1)
+    for row in growing.tolist():
+        responses[int(rows[row])] = written[row].cpu()
+    rejected = torch.tensor(review.reject(responses, rows[growing].tolist()), dtype=torch.long, device=rows.device)
+    unfinished &= ~torch.isin(rows, rejected)
+    return len(rejected)

@@ -19,10 +19,11 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
-from transformers.utils import logging as transformers_logging
 
+from hf_itp.errors import ArgumentError
 from hf_itp.sampling.decoders import Decoder, make_decoder
-from hf_itp.sampling.loop import decode_rows
+from hf_itp.sampling.loop import Review, decode_rows
+from hf_itp.sampling.progress import responses_bar
 from hf_itp.sampling.streams import PromptKey, candidate_key
 from hf_itp.sampling.token_sampler import TokenSampler
 
@@ -30,8 +31,6 @@ from hf_itp.sampling.token_sampler import TokenSampler
 _MEMORY_SHARE = 0.5
 # Copies of a row's float32 logits that exist at once while a token is drawn.
 _LOGIT_COPIES = 8
-# A progress bar on a call shorter than this is noise.
-_PROGRESS_DELAY_SECONDS = 5.0
 
 
 @dataclass
@@ -66,7 +65,7 @@ class CandidateSampler:
         self.decoder = make_decoder(self.model, self.input_ids, self.generation_config, self.model_kwargs)
         self._token_sampler = TokenSampler(self.logits_processor, bool(self.generation_config.do_sample))
         self._any_unfinished: Callable[[bool], bool] | None = None
-        if _forwards_are_synchronized(self.model):
+        if forwards_are_synchronized(self.model):
             self._any_unfinished = lambda done: self.model._has_unfinished_sequences(
                 done, synced_gpus=True, device=self.input_ids.device
             )
@@ -76,42 +75,55 @@ class CandidateSampler:
         """Which way the forward passes take: `"expanded"` or `"repeated"`."""
         return self.decoder.path
 
-    def draw(self, candidates: list[tuple[int, int]]) -> list[torch.Tensor]:
+    def draw(
+        self,
+        candidates: list[tuple[int, int]],
+        review: Callable[[list[tuple[int, int]]], Review] | None = None,
+    ) -> list[torch.Tensor]:
         """
         One response per pair of a prompt (its row) and the index of a candidate. A pair gives the same response
         whatever else is drawn with it.
 
         Args:
-            candidates (`list[tuple[int, int]]`): Pairs of prompt and candidate index.
+            candidates (`list[tuple[int, int]]`): Pairs of prompt and candidate index. With `review`, prompt by prompt
+                and equally many of each.
+            review (`Callable`, *optional*): Makes, for the pairs of a batch, what may end some of them early. All
+                pairs of a prompt then share a batch, and what they give are the first tokens of the same responses.
 
         Returns:
             `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
+
+        Raises:
+            `ArgumentError`: If rows are to be reviewed that a processor ties to one another.
         """
-        bar = transformers_logging.tqdm(
-            total=len(candidates),
-            desc="Sampling",
-            unit=" responses",
-            leave=False,
-            delay=0.0 if self.progress else _PROGRESS_DELAY_SECONDS,
-            # On its own accord only where somebody watches.
-            disable=None if self.progress is None else not self.progress,
-        )
-        with bar:
-            if self._token_sampler.rows_are_independent:
-                return self._draw_in_chunks(candidates, bar.update)
+        independent = self._token_sampler.rows_are_independent
+        if review is not None and not independent:
+            names = ", ".join(type(processor).__name__ for processor in self.logits_processor)
+            raise ArgumentError(
+                f"`early_rejection` needs processors that look at one row alone, but the call has {names}. Remove "
+                "the processor or `early_rejection`."
+            )
+        with responses_bar(len(candidates), self.progress) as bar:
+            if independent:
+                return self._draw_in_chunks(candidates, bar.update, review)
             return self._draw_in_rounds(candidates, bar.update)
 
-    def _draw_in_chunks(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
+    def _draw_in_chunks(
+        self, candidates: list[tuple[int, int]], on_finished: Any, review: Callable | None
+    ) -> list[torch.Tensor]:
         responses: list[torch.Tensor] = []
         size = self.batch_size or len(candidates)
+        # Rows that are compared with one another grow together.
+        unit = len(candidates) // len({prompt for prompt, _ in candidates}) if review is not None else 1
         while len(responses) < len(candidates):
-            chunk = candidates[len(responses) : len(responses) + self._affordable(size)]
+            rows = max(unit, self._affordable(size) // unit * unit)
+            chunk = candidates[len(responses) : len(responses) + rows]
             try:
-                responses += self._decode(chunk, on_finished)
+                responses += self._decode(chunk, on_finished, review and review(chunk))
                 continue
             except (RuntimeError, MemoryError) as error:
                 out_of_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
-                if not out_of_memory or len(chunk) == 1 or self._any_unfinished is not None:
+                if not out_of_memory or len(chunk) <= unit or self._any_unfinished is not None:
                     raise
             # Outside of the `except`, whose traceback would keep the tensors of the failed pass alive.
             clear_device_cache(garbage_collection=True)
@@ -126,7 +138,9 @@ class CandidateSampler:
             drawn.update(zip(pairs, self._decode(pairs, on_finished), strict=True))
         return [drawn[pair] for pair in candidates]
 
-    def _decode(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
+    def _decode(
+        self, candidates: list[tuple[int, int]], on_finished: Any, review: Review | None = None
+    ) -> list[torch.Tensor]:
         device = self.input_ids.device
         keys = [candidate_key(self.prompt_keys[prompt], index) for prompt, index in candidates]
         return decode_rows(
@@ -138,6 +152,7 @@ class CandidateSampler:
             torch.tensor(keys, device=device),
             self._any_unfinished,
             on_finished,
+            review,
         )
 
     def _affordable(self, size: int) -> int:
@@ -150,7 +165,8 @@ class CandidateSampler:
         return max(1, min(size, int(free * _MEMORY_SHARE) // row))
 
 
-def _forwards_are_synchronized(model: Any) -> bool:
+def forwards_are_synchronized(model: Any) -> bool:
+    """Whether all processes have to make equally many forward passes."""
     # Sharded weights are gathered in every forward pass, so no process may make fewer of them than another.
     sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

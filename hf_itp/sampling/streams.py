@@ -42,6 +42,11 @@ def selection_generator(prompt: PromptKey) -> torch.Generator:
     return torch.Generator().manual_seed(_as_int64(_digest(b"selection", prompt)))
 
 
+def falls_within(prompt: PromptKey, share: float) -> bool:
+    """Whether a prompt is among that share of all prompts."""
+    return int.from_bytes(_digest(b"share", prompt)[:7], "little") < share * 2**56
+
+
 def fresh_seed() -> int:
     """A seed from torch's global generator, as any other sampling would use it: `torch.manual_seed` governs it."""
     return int(torch.randint(2**62, ()).item())

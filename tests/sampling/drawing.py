@@ -23,6 +23,7 @@ def draw(
     *,
     seed: int = 0,
     batch_size: int | None = None,
+    engine: type = CandidateSampler,
     **generate_arguments: Any,
 ) -> tuple[Pools, str]:
     """The candidates of every prompt, as lists of token ids, and the path the sampler took."""
@@ -30,7 +31,7 @@ def draw(
     paths = []
 
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        sampler = CandidateSampler(
+        sampler = engine(
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,

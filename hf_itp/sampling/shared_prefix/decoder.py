@@ -31,23 +31,36 @@ _verdicts: WeakKeyDictionary[Any, tuple[tuple[str, bool], bool]] = WeakKeyDictio
 
 def can_share_prefix(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
     """Whether what can be told before a pass speaks for [`SharedPrefixDecoder`]; the first pass may still refuse."""
-    given = {name for name, value in model_kwargs.items() if value is not None}
     return (
-        bool(model._supports_attention_backend)
+        prompts_are_plain(model, input_ids, model_kwargs)
+        and bool(model._supports_attention_backend)
         and not model.config.is_encoder_decoder
         and not model._is_stateful
         and model.config._attn_implementation in ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-        and given <= _KNOWN
-        and bool(model_kwargs.get("use_cache"))
-        and model_kwargs.get("position_ids") is not None
-        and _positions_are_usual(input_ids, model_kwargs)
-        and "prepare_inputs_for_generation" not in vars(model)  # peft's virtual tokens come in there
         # Sharded weights are gathered by the modules a view would go around, in equally many passes everywhere.
         and not is_deepspeed_zero3_enabled()
         and not is_fsdp_managed_module(model)
         and can_be_viewed(model)
         and _verdicts.get(model) != (_mode(model), False)
     )
+
+
+def prompts_are_plain(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
+    """Whether prompts are their tokens alone, at the usual positions, to be run with a cache."""
+    given = {name for name, value in model_kwargs.items() if value is not None}
+    return (
+        given <= _KNOWN
+        and bool(model_kwargs.get("use_cache"))
+        and model_kwargs.get("position_ids") is not None
+        and _positions_are_usual(input_ids, model_kwargs)
+        and "prepare_inputs_for_generation" not in vars(model)  # peft's virtual tokens come in there
+    )
+
+
+def same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether logits differ from a model's own by no more than rounding in the precision of the latter."""
+    allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE) * theirs.float().abs().max()
+    return bool((ours - theirs.float()).abs().max() <= allowed)
 
 
 def _mode(model: Any) -> tuple[str, bool]:
@@ -178,9 +191,7 @@ class SharedPrefixDecoder:
             return_dict=True,
             **self._forward_kwargs,
         )
-        theirs = outputs.logits[:, -1]
-        allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE) * theirs.float().abs().max()
-        if not bool((ours - theirs.float()).abs().max() <= allowed):
+        if not same_logits(ours, outputs.logits[:, -1]):
             raise CannotShare("a step does not agree with the model's own")
 
 

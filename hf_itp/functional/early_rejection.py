@@ -1,0 +1,58 @@
+"""
+Which of the responses still in the race end early: the rule of speculative rejection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def num_rejected(num_racing: int, share: float, keep: int = 1) -> int:
+    """
+    How many of `num_racing` responses one review rejects: the share rounded down, and never so many that fewer than
+    `keep` stay.
+
+    Examples:
+
+    ```python
+    >>> [num_rejected(count, share=0.5) for count in (8, 7, 2, 1)]
+    [4, 3, 1, 0]
+
+    ```
+    """
+    # 0.29 * 100 is 28.999...96.
+    return max(0, min(math.floor(share * num_racing + 1e-9), num_racing - keep))
+
+
+def rejected(rewards: torch.Tensor, share: float, keep: int = 1) -> torch.Tensor:
+    r"""
+    Which responses a review rejects: the $\lfloor \alpha n \rfloor$ of lowest reward, with $\alpha$ the `share`.
+
+    The rule of [speculative rejection](https://huggingface.co/papers/2410.20290), applied to the rewards of responses
+    as far as they are written. Of equal rewards the later ones go; candidates are drawn alike, so which of them comes
+    later says nothing.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(n,)`): Rewards of the responses in the race.
+        share (`float`): In `[0, 1)`.
+        keep (`int`, *optional*, defaults to 1): How many stay at least.
+
+    Returns:
+        `torch.BoolTensor` of shape `(n,)`.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> rejected(torch.tensor([0.3, -1.0, 0.3, 2.0, 0.0]), share=0.6)
+    tensor([False,  True,  True, False,  True])
+
+    ```
+    """
+    count = num_rejected(len(rewards), share, keep)
+    order = rewards.argsort(descending=True, stable=True)
+    out = torch.zeros(len(rewards), dtype=torch.bool)
+    out[order[len(rewards) - count :]] = True
+    return out
