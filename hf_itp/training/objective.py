@@ -18,6 +18,12 @@ from hf_itp.functional.tradeoff import AlignmentTradeoff, alignment_tradeoff, be
 from hf_itp.functional.transforms import Exponential, Identity, Transform, get_transform
 
 DEFAULT_KL = 0.5
+DEPTH = 8.0
+"""
+Nats by which the reward of the worst response is below the best at most. The optimum leaves less than e^-8 of their
+share to responses further down, and with penalties of `exponential(-10)` in full, 87 nats at a KL of 0.5, a policy gives
+up the first tokens of good responses along with those of bad ones before it can tell them apart.
+"""
 # Which exponentials "auto" tries: beyond 20 the estimate would need more references than are usual.
 _AUTO_T = range(1, 21)
 
@@ -106,8 +112,13 @@ class CTRLObjective:
         return objective
 
     def rewards(self, below: torch.Tensor, equal: torch.Tensor, num_reference: int) -> torch.Tensor:
-        """The reward in nats of responses of which it is known how many references stand below and at them."""
-        return self.transform.estimate(below, num_reference, ties=equal) / self.beta
+        """
+        The reward in nats of responses of which it is known how many references stand below and at them, at most
+        `DEPTH` below that of a response that beats all.
+        """
+        estimates = self.transform.estimate(below, num_reference, ties=equal) / self.beta
+        best = float(self.transform(torch.ones(1, dtype=torch.float64))) / self.beta
+        return estimates.clamp(min=best - DEPTH)
 
     def log_partition(self) -> float:
         """Of the optimum, for rewards without ties."""
