@@ -18,11 +18,11 @@ from hf_itp.functional.tradeoff import AlignmentTradeoff, alignment_tradeoff, be
 from hf_itp.functional.transforms import Exponential, Identity, Transform, get_transform
 
 DEFAULT_KL = 0.5
-DEPTH = 8.0
+DEPTH = 6.0
 """
-Nats by which the reward of the worst response is below the best at most. The optimum leaves less than e^-8 of their
-share to responses further down, and with penalties of `exponential(-10)` in full, 87 nats at a KL of 0.5, a policy gives
-up the first tokens of good responses along with those of bad ones before it can tell them apart.
+Nats by which the reward of the worst response is below that of the best at most. The optimum leaves responses further
+down less than e^-6 of the others' share. With the penalties of `exponential(-10)` in full, 87 nats at a KL of 0.5, a
+policy gives up the first tokens of good responses along with those of bad ones before it can tell them apart.
 """
 # Which exponentials "auto" tries: beyond 20 the estimate would need more references than are usual.
 _AUTO_T = range(1, 21)
