@@ -259,5 +259,5 @@ def test_recommendation_fills_what_the_caller_left_open(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.generate(**good_call(strategy="auto", num_candidates=None)).equal(expected)
-    greedier = loaded.generate(**good_call(strategy="auto", beta=0.01))
-    assert greedier.equal(model.generate(**good_call(strategy="pessimism", beta=0.01)))
+    greedier = loaded.generate(**good_call(strategy="auto", beta=0.3))
+    assert greedier.equal(model.generate(**good_call(strategy="pessimism", beta=0.3)))

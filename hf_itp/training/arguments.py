@@ -13,7 +13,7 @@ from hf_itp.training.objective import ObjectiveArguments
 
 
 @dataclass
-class CTRLArguments(ObjectiveArguments, RLOOConfig):
+class CTRLArguments(ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
     """
     Arguments of [`CTRLTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of TRL's `RLOOConfig`,
     whose `beta` they replace. vLLM, DeepSpeed and FSDP settings pass through.

@@ -7,7 +7,6 @@ a push in mid-training uploads that folder and takes from the checkpoint only we
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ else:
 class CarriesCalibration(_Base):
     """Saves and pushes `calibrator` and the decoding entry with the model."""
 
+    args: Any
+    model: Any
     objective: CTRLObjective
     calibrator: RewardCalibrator | None
     reward_name: str
@@ -43,7 +44,7 @@ class CarriesCalibration(_Base):
             **fields,
         }
 
-    def save_artefacts(self, folder: str | os.PathLike[str]) -> None:
+    def save_artefacts(self, folder: str | Path) -> None:
         """Writes the calibration and a generation config with the entry into `folder`."""
         if self.calibrator is not None:
             self.calibrator.save_pretrained(folder)

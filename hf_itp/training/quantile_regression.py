@@ -135,7 +135,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     def _references(self) -> list[Row]:
         tokenizer: Any = self.processing_class
         if self._read_pool is None:
-            folder = Path(self.args.output_dir) / "calibration"
+            folder = Path(self.args.output_dir or ".") / "calibration"
             policy: Any = self.accelerator.unwrap_model(self.model)
             RewardCalibrator.fit(
                 policy.eval(),

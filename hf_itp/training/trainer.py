@@ -99,7 +99,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         self._transformed = TransformedReward(reward, self.objective, calibrator)
         super().__init__(
             model,
-            self._transformed,
+            self._transformed,  # type: ignore[arg-type]  # called with keywords, as TRL says
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

@@ -1,0 +1,72 @@
+"""`hf-itp train`: a policy trained for the strategy it will be decoded with, from a YAML file or options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hf_itp.cli import options
+from hf_itp.errors import MissingDependencyError
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[str | None, typer.Option(help="YAML file with any of the options, by name.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the configuration and say what it aims at; load nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir, if there is one.")
+    ] = False,
+    all_options: Annotated[
+        bool, typer.Option("--all-options", help="List every option, those of the trainer included.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Train a policy for the strategy it will be decoded with.
+
+    CTRL: rewards are calibrated to quantiles under the reference policy,
+    transformed for the strategy, and maximized at a KL you choose.
+
+    Any option of the run and of the trainer can stand in the file or behind the command, where it wins.
+
+    [bold]The options that matter[/bold]
+
+      --model          policy: Hub id, folder or 'embedded'
+      --reward_model   the same; several are averaged
+      --train_file     JSON lines with a `prompt`; or --dataset_name
+      --strategy       what the policy will be decoded with (best_of_n)
+      --num_candidates and with which N (4)
+      --transform      of the calibrated reward (auto: by strategy)
+      --t              of transform exponential
+      --target_kl      distance to the reference policy, in nats (0.5)
+      --num_reference  reference responses per prompt (100)
+      --calibration    or what hf-itp calibrate wrote
+      --solver         rl (TRL's RLOO), or quantile_regression: no rollouts
+      --lora_r         rank of adapters; 0 trains the whole model
+
+    [bold]Examples[/bold]
+
+      hf-itp train --config recipe.yaml --dry-run
+      hf-itp train --train_file prompts.jsonl --output_dir outputs/ctrl
+      accelerate launch -m hf_itp.cli train --config recipe.yaml
+    """
+    try:
+        from hf_itp.training.run import TrainingRun, _solver_of, print_all_options
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"`hf-itp train` needs TRL, peft and datasets ({error}). Install them with `pip install hf-itp[train]`."
+        ) from error
+    arguments = [*(["--config", config] if config else []), *context.args]
+    if all_options:
+        print_all_options(_solver_of(arguments))
+        return
+    run = TrainingRun.from_command_line(arguments, dry=dry_run)
+    for name, value in run.summary().items():
+        typer.echo(f"{name:>16}  {value}", err=not dry_run)
+    if not dry_run:
+        run.train(resume=resume)

@@ -1,0 +1,105 @@
+"""The offline solver: its targets by hand, what it reads, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from hf_itp import QuantileRegressionArguments, QuantileRegressionTrainer, RewardCalibrator
+from hf_itp.errors import ArgumentError
+from tests.tiny import PromptBoundReward, saved_policy, tiny_tokenizer
+
+PROMPTS = ["how do you bake bread", "what is salt for"]
+pytestmark = pytest.mark.uses_global_rng  # transformers' Trainer seeds it
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved_policy(tmp_path_factory.mktemp("policy"))
+
+
+def trainer(folder, output, reward=None, **options):
+    settings = {
+        "num_reference": 33, "transform": "identity", "max_completion_length": 4, "max_steps": 2, "use_cpu": True,
+        "per_device_train_batch_size": 8, "report_to": "none", "logging_steps": 1, "disable_tqdm": True,
+    } | options.pop("overrides", {})  # fmt: skip
+    if "pool" not in options:
+        options["train_dataset"] = Dataset.from_dict({"prompt": PROMPTS})
+    return QuantileRegressionTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        reward or PromptBoundReward(),
+        QuantileRegressionArguments(str(output), **settings),
+        processing_class=tiny_tokenizer(),
+        **options,
+    )
+
+
+def test_targets_by_hand(folder, tmp_path):
+    """Four rewards with a tie, each among the other three; identity's log Z in closed form."""
+    path = tmp_path / "pool.jsonl"
+    row = {"prompt": PROMPTS[0], "responses": ["a", "b", "c", "d"], "rewards": [1.0, 2.0, 2.0, 3.0]}
+    path.write_text(json.dumps(row))
+    beta = 0.5
+    training = trainer(folder, tmp_path, pool=path, overrides={"beta": beta})
+    quantiles = torch.tensor([0.0, (1 + 0.5) / 3, (1 + 0.5) / 3, 1.0], dtype=torch.float64)
+    exact = quantiles / beta - math.log(beta * math.expm1(1 / beta))
+    torch.testing.assert_close(training._targets(torch.tensor(row["rewards"]).double()), exact)
+    training.args.partition = "empirical"
+    own = torch.tensor([0.125, 0.5, 0.5, 0.875], dtype=torch.float64) / beta
+    torch.testing.assert_close(
+        training._targets(torch.tensor(row["rewards"]).double()), quantiles / beta - own.exp().mean().log()
+    )
+
+
+def test_pool_of_another_engine_trains(folder, tmp_path):
+    """Texts only: tokens come from the tokenizer, and a response ends with its end token."""
+    path = tmp_path / "pool.jsonl"
+    rows = [{"prompt": p, "responses": ["yes", "no way", "milk", ""], "rewards": [1.0, 2.0, 3.0, 4.0]} for p in PROMPTS]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    training = trainer(folder, tmp_path / "out", pool=path)
+    examples = training._examples(rows)
+    assert len(examples) == 8
+    assert examples[1]["response_ids"] == [*tiny_tokenizer()("no way")["input_ids"], 2]
+    assert examples[3]["response_ids"] == [2]
+    training.train()
+    assert "kl" in training.state.log_history[0]
+
+
+def test_first_loss_is_that_of_a_log_ratio_of_zero(folder, tmp_path):
+    training = trainer(folder, tmp_path, overrides={"max_steps": 1, "per_device_train_batch_size": 66})
+    training.train()
+    rewards = training.calibrator.reference_rewards.double()
+    expected = torch.stack([training._targets(row) for row in rewards]).square().mean()
+    assert training.state.log_history[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert training.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_trained_policy_carries_its_calibration(folder, tmp_path):
+    training = trainer(folder, tmp_path)
+    training.train()
+    training.save_model()
+    assert RewardCalibrator.from_pretrained(tmp_path).num_reference == 33
+    entry = json.loads((tmp_path / "generation_config.json").read_text())["hf_itp"]
+    assert entry["strategy"] == "best_of_n"
+
+
+def test_both_sources_or_none_are_refused(folder, tmp_path):
+    with pytest.raises(ArgumentError, match="One of `train_dataset` and `pool`"):
+        trainer(folder, tmp_path, pool=None)
+
+
+def test_pool_without_responses_is_refused(folder, tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "rewards": [1.0, 2.0]}))
+    with pytest.raises(ArgumentError, match="Keep the responses"):
+        trainer(folder, tmp_path / "out", pool=path).train()
+
+
+def test_unknown_partition_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="exact or empirical"):
+        QuantileRegressionArguments(str(tmp_path), partition="learned", use_cpu=True)
