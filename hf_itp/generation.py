@@ -68,7 +68,7 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
         keep_top_k_50=True,
         **{
             name: ours[name]
-            for name in ("num_candidates", "prompts", "seed", "batch_size", "progress")
+            for name in ("num_candidates", "prompts", "seed", "batch_size", "progress", "shard")
             if ours.get(name) is not None
         },
     )

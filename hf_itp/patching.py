@@ -31,6 +31,7 @@ KEYWORDS = {
     "seed": "int",
     "batch_size": "int",
     "progress": "bool",
+    "shard": "str",
 }
 _DOCUMENTATION = """
 > Parameters that `hf_itp` adds: draw candidates, score them, select
@@ -52,6 +53,9 @@ batch_size (`int`, *optional*):
     Most candidates decoded at once. Defaults to what half of the free memory holds.
 progress (`bool`, *optional*):
     Progress bars always or never. Defaults to long calls.
+shard (`str`, *optional*):
+    Under `accelerate launch`: `"candidates"` splits each prompt's candidates over the processes, `"prompts"` the
+    batch. Every process passes the whole batch and gets all winners.
 """
 
 

@@ -14,6 +14,7 @@ import psutil
 import torch
 import torch.distributed
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
@@ -66,7 +67,7 @@ class CandidateSampler:
         self.decoder = make_decoder(self.model, self.input_ids, self.generation_config, self.model_kwargs)
         self._token_sampler = TokenSampler(self.logits_processor, bool(self.generation_config.do_sample))
         self._any_unfinished: Callable[[bool], bool] | None = None
-        if _forwards_are_synchronized(self.model):
+        if forwards_are_synchronized(self.model):
             self._any_unfinished = lambda done: self.model._has_unfinished_sequences(
                 done, synced_gpus=True, device=self.input_ids.device
             )
@@ -150,8 +151,9 @@ class CandidateSampler:
         return max(1, min(size, int(free * _MEMORY_SHARE) // row))
 
 
-def _forwards_are_synchronized(model: Any) -> bool:
-    # Sharded weights are gathered in every forward pass, so no process may make fewer of them than another.
-    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+def forwards_are_synchronized(model: Any) -> bool:
+    """Whether weights are gathered in every forward pass, so that no process may make fewer of them than another."""
+    # transformers knows the models it has sharded itself, FSDP2 any that was.
+    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model) or isinstance(model, FSDPModule)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return bool(sharded and distributed and torch.distributed.get_world_size() > 1)
