@@ -126,10 +126,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/train_ctrl"))
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     options = parser.parse_args()
-    train_prompts, eval_prompts, references, drawn, tokens = (
-        (6, 4, 32, 4, 12) if options.quick else (64, 48, 32, 8, 24)
-    )
-    epochs = 1
+    sizes = (6, 4, 32, 4, 12) if options.quick else (64, 48, 32, 8, 24)
+    train_prompts, eval_prompts, references, drawn, tokens = sizes
 
     began = time.monotonic()
     reward = RewardModel.from_pretrained(str(reward_model_path()))
@@ -185,8 +183,14 @@ def report(results: list[dict], reference: torch.Tensor, folder: Path) -> None:
     rows = []
     for result in results:
         rewards = result["rewards"]
-        estimates = (kl_k1(result["log_ratios"]), win_rate(rewards, reference), best_of_n_win_rate(rewards, reference, N))
-        rows.append({"arm": result["arm"], "strength": result["strength"], **dict(zip(columns, estimates, strict=True))})
+        estimates = (
+            kl_k1(result["log_ratios"]),
+            win_rate(rewards, reference),
+            best_of_n_win_rate(rewards, reference, N),
+        )
+        rows.append(
+            {"arm": result["arm"], "strength": result["strength"], **dict(zip(columns, estimates, strict=True))}
+        )
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["arm", "strength", *(f"{name}{suffix}" for name in columns for suffix in ("", "_se"))])

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
 from hf_itp.sampling.engines import Engine
+from hf_itp.sharding import Sharding
 
 
 class CandidatePools:
@@ -26,6 +27,8 @@ class CandidatePools:
         reward ([`RewardFunction`]): Scores what was drawn.
         tokenizer (`PreTrainedTokenizerBase`): The policy's, to turn responses into text.
         prompts (`list`): What the reward sees, one per row.
+        sharding ([`Sharding`]): Which candidates this process draws. Rewards of all are in its pools; the responses of
+            other processes come with [`winners`] and [`candidates`].
     """
 
     def __init__(
@@ -34,28 +37,56 @@ class CandidatePools:
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
+        sharding: Sharding,
     ):
         self._sampler, self._reward, self._tokenizer, self._prompts = sampler, reward, tokenizer, prompts
-        self.responses: list[list[torch.Tensor]] = [[] for _ in prompts]
+        self._sharding = sharding
+        self._held: dict[tuple[int, int], torch.Tensor] = {}
         self.rewards: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def extend(self, rows: Sequence[int], count: int) -> None:
         """Draws and scores `count` further candidates for each prompt in `rows`."""
-        started = time.perf_counter()
-        drawn = self._sampler.draw([(row, len(self.responses[row]) + i) for row in rows for i in range(count)])
-        sampled = time.perf_counter()
-        rewards = self._score([row for row in rows for _ in range(count)], drawn)
+        started, before = time.perf_counter(), self.seconds["sampling"] + self.seconds["reward"]
+        pairs = [(row, len(self.rewards[row]) + i) for row in rows for i in range(count)]
+        drawn, rewards = self._sharding.collect(pairs, self._draw, self._score_pairs)
+        self._held.update(drawn)
         for position, row in enumerate(rows):
             mine = slice(position * count, (position + 1) * count)
-            self.responses[row] += drawn[mine]
             self.rewards[row] = torch.cat([self.rewards[row], rewards[mine]])
-        self.seconds["sampling"] += sampled - started
-        self.seconds["reward"] += time.perf_counter() - sampled
+        if self._sharding.num_processes > 1:
+            worked = self.seconds["sampling"] + self.seconds["reward"] - before
+            self.seconds["waiting"] += time.perf_counter() - started - worked
+
+    def winners(self, selected: torch.Tensor) -> list[list[torch.Tensor]]:
+        """The responses at `selected` `(B, k)`, row by row."""
+        return self._responses(selected.tolist())
+
+    def candidates(self) -> list[list[torch.Tensor]]:
+        """Every response drawn, row by row."""
+        return self._responses([range(len(rewards)) for rewards in self.rewards])
+
+    def _responses(self, indices: Sequence[Sequence[int]]) -> list[list[torch.Tensor]]:
+        wanted = [(row, index) for row, of_row in enumerate(indices) for index in of_row]
+        found = self._sharding.exchange(wanted, self._held)
+        return [[found[row, index] for index in of_row] for row, of_row in enumerate(indices)]
+
+    def _draw(self, pairs: list[tuple[int, int]]) -> list[torch.Tensor]:
+        started = time.perf_counter()
+        drawn = self._sampler.draw(pairs)
+        self.seconds["sampling"] += time.perf_counter() - started
+        return drawn
+
+    def _score_pairs(self, pairs: list[tuple[int, int]], drawn: list[torch.Tensor]) -> torch.Tensor:
+        started = time.perf_counter()
+        rewards = self._score([row for row, _ in pairs], drawn)
+        self.seconds["reward"] += time.perf_counter() - started
+        return rewards
 
     def _score(self, rows: Sequence[int], responses: Sequence[torch.Tensor]) -> torch.Tensor:
         """One reward per response, each to the prompt of its row."""
-        texts = self._tokenizer.batch_decode([ids.tolist() for ids in responses], skip_special_tokens=True)
+        # Not `batch_decode`, which takes no responses for one empty response.
+        texts = [str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)) for ids in responses]
         return self._reward([self._prompts[row] for row in rows], texts, responses)
 
     def comparable_rewards(self, row: int) -> torch.Tensor:
@@ -69,8 +100,3 @@ class CandidatePools:
     def reward_table(self) -> torch.Tensor:
         """All rewards `(B, P)`, NaN where a prompt drew fewer candidates than the one that drew most."""
         return torch.nn.utils.rnn.pad_sequence(self.rewards, batch_first=True, padding_value=torch.nan)
-
-    def num_tokens(self) -> torch.Tensor:
-        """Length of every response `(B, P)`, 0 where none was drawn."""
-        lengths = [torch.tensor([len(response) for response in pool]) for pool in self.responses]
-        return torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True, padding_value=0)

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_itp.candidates import CandidatePools
 from hf_itp.early_rejection import EarlyRejection, check_early_rejection
 from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.functional.checks import check_choice
 from hf_itp.output import StrategyOutput
 from hf_itp.policies import check_generation_config, check_model, check_model_kwargs, policy_tokenizer
 from hf_itp.prompts import check_prompts, decoded_prompts
@@ -33,6 +35,8 @@ from hf_itp.rewards.base import Prompt
 from hf_itp.sampling.engines import Engine, check_engine, make_engine
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
+from hf_itp.sampling.token_sampler import TokenSampler
+from hf_itp.sharding import SHARDS, Sharding
 from hf_itp.strategies import Strategy
 
 
@@ -60,6 +64,9 @@ class StrategyDecoding:
             continuous batching), or `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run.
         early_rejection (`float` or [`EarlyRejection`], *optional*): Gives up candidates while they are being drawn:
             for `best_of_n`.
+        shard (`str`, *optional*): Over the processes of an `accelerate launch`, `"candidates"` splits the candidates
+            of each prompt and `"prompts"` the batch. Every process has to make the same call, with the whole batch,
+            and returns the same. Without it, or in one process, nothing is split.
         streamer (`BaseStreamer`, *optional*): Gets the winner once it is known: one prompt, one returned response.
         input_prompts (`list[list[int]]`, *optional*): Tokens of the prompts, for encoder-decoders, whose decoding loop
             sees only the decoder's.
@@ -91,6 +98,7 @@ class StrategyDecoding:
     progress: bool | None = None
     engine: str = "auto"
     early_rejection: float | EarlyRejection | None = None
+    shard: str | None = None
     streamer: BaseStreamer | None = field(default=None, repr=False)
     input_prompts: list[list[int]] | None = field(default=None, repr=False)
     keep_top_k_50: bool = False
@@ -107,9 +115,17 @@ class StrategyDecoding:
             _check_count("batch_size", self.batch_size, "Leave it out to let the free memory decide.")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
             raise ArgumentError(f"`seed` has to be an integer of at least 0, but is {self.seed!r}. Pass e.g. seed=0.")
+        if self.shard is not None:
+            check_choice("shard", self.shard, SHARDS)
         if self.prompts is not None:
             self.prompts = check_prompts(self.prompts)
         check_engine(self.engine)
+        if self.shard is not None and (self.engine == "paged" or self.early_rejection is not None):
+            name = "early_rejection" if self.early_rejection is not None else "engine='paged'"
+            raise ArgumentError(
+                f"`shard` cannot be combined with {name}, which needs all candidates of a call in one process, but is "
+                f"{self.shard!r}. Leave one of them out."
+            )
         if self.early_rejection is not None:
             self.early_rejection = check_early_rejection(
                 self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size, self.engine
@@ -137,11 +153,15 @@ class StrategyDecoding:
         token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
         if not self.keep_top_k_50:
             logits_processor = _without_default_top_k(model, logits_processor)
-        keys = prompt_keys(fresh_seed() if self.seed is None else self.seed, token_prompts)
+        rows_are_independent = TokenSampler(logits_processor, bool(generation_config.do_sample)).rows_are_independent
+        sharding = Sharding(self.shard, model, len(input_ids), rows_are_independent)
+        own_seed = fresh_seed() if self.seed is None else self.seed
+        seed = sharding.agree(own_seed, self._request(token_prompts, generation_config))
+        keys = prompt_keys(seed, token_prompts)
 
         started = time.perf_counter()
-        sampler, how = make_engine(
-            self.engine,
+        sampler, how = sharding.sampler(
+            partial(make_engine, self.engine),
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,
@@ -152,7 +172,7 @@ class StrategyDecoding:
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        pools = self._pools(sampler, tokenizer, prompts, keys)
+        pools = self._pools(sampler, tokenizer, prompts, keys, sharding)
         pools.seconds["prefill"] = time.perf_counter() - started
         pools.extend(range(len(prompts)), self.num_candidates)
         selected = self._select(pools, keys)
@@ -160,12 +180,28 @@ class StrategyDecoding:
         if (advice := self.strategy.advice(first_pool)) is not None:
             warnings.warn(advice, ItpWarning, stacklevel=2)
 
+        winners = pools.winners(selected)
+        sequences = _sequences(input_ids, winners, generation_config)
+        output: torch.Tensor | StrategyOutput = sequences
+        if generation_config.return_dict_in_generate:
+            output = self._output(sequences, pools, first_pool, selected, how)
         if self.streamer is not None:
-            _stream(self.streamer, input_ids, pools.responses[0][int(selected[0, 0])])
-        sequences = _sequences(input_ids, pools, selected, generation_config)
-        if not generation_config.return_dict_in_generate:
-            return sequences
-        return self._output(sequences, pools, first_pool, selected, how)
+            _stream(self.streamer, input_ids, winners[0][0])
+        return output
+
+    def _request(self, token_prompts: list, generation_config: GenerationConfig) -> dict[str, Any]:
+        """What has to be the same in all processes that share a call."""
+        settings = ("max_length", "temperature", "top_k", "top_p", "min_p", "return_dict_in_generate")
+        return {
+            "input_ids": token_prompts,
+            "strategy": (self.strategy.name, self.strategy.settings()),
+            "reward_model": self.reward.name,
+            **{
+                name: getattr(self, name)
+                for name in ("num_candidates", "num_return_sequences", "seed", "batch_size", "shard")
+            },
+            **{name: getattr(generation_config, name) for name in settings},
+        }
 
     def _pools(
         self,
@@ -173,6 +209,7 @@ class StrategyDecoding:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         keys: Sequence[PromptKey],
+        sharding: Sharding,
     ) -> CandidatePools:
         if isinstance(self.early_rejection, EarlyRejection):
             return RejectingPools(
@@ -180,11 +217,12 @@ class StrategyDecoding:
                 self.reward,
                 tokenizer,
                 prompts,
+                sharding,
                 early_rejection=self.early_rejection,
                 keep=self.num_return_sequences,
                 audited=[falls_within(key, self.early_rejection.audit) for key in keys],
             )
-        return CandidatePools(sampler, self.reward, tokenizer, prompts)
+        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding)
 
     def _prompts(
         self,
@@ -244,16 +282,17 @@ class StrategyDecoding:
     ) -> StrategyOutput:
         one_pool = self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) == 0
         table = pools.reward_table()
+        candidates = pools.candidates()
         return StrategyOutput(
             sequences=sequences,
             rewards=table.gather(1, selected),
-            candidates=pools.responses,
+            candidates=candidates,
             candidate_rewards=table,
             probabilities=self.strategy.probabilities(first_pool) if one_pool else None,
             selected=selected,
             diagnostics={
                 **how,
-                "num_tokens": pools.num_tokens(),
+                "num_tokens": _lengths(candidates),
                 "seconds": dict(pools.seconds),
                 **self.strategy.diagnostics(first_pool),
                 **self.strategy.selection_diagnostics(selected, self.num_candidates),
@@ -287,15 +326,21 @@ def _without_default_top_k(model: PreTrainedModel, logits_processor: LogitsProce
 
 
 def _sequences(
-    input_ids: torch.Tensor, pools: CandidatePools, selected: torch.Tensor, generation_config: GenerationConfig
+    input_ids: torch.Tensor, winners: list[list[torch.Tensor]], generation_config: GenerationConfig
 ) -> torch.Tensor:
     pad = generation_config._pad_token_tensor
     rows = [
-        torch.cat([input_ids[row], pools.responses[row][index].to(input_ids.device)])
-        for row, indices in enumerate(selected.tolist())
-        for index in indices
+        torch.cat([input_ids[row], response.to(input_ids.device)])
+        for row, responses in enumerate(winners)
+        for response in responses
     ]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))
+
+
+def _lengths(candidates: list[list[torch.Tensor]]) -> torch.Tensor:
+    """Length of every response `(B, P)`, 0 where none was drawn."""
+    lengths = [torch.tensor([len(response) for response in pool]) for pool in candidates]
+    return torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True, padding_value=0)
 
 
 def _stream(streamer: BaseStreamer, input_ids: torch.Tensor, response: torch.Tensor) -> None:

@@ -30,6 +30,10 @@ class UnsupportedModelError(ItpError, NotImplementedError):
     """The policy decodes in a way no strategy can drive."""
 
 
+class ProcessError(ItpError, RuntimeError):
+    """Another process of the launch failed or is gone, and this one cannot go on without it."""
+
+
 class MissingDependencyError(ItpError, ImportError):
     """An optional package is needed for what was asked."""
 

@@ -68,7 +68,16 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
         keep_top_k_50=True,
         **{
             name: ours[name]
-            for name in ("num_candidates", "prompts", "seed", "batch_size", "progress", "engine", "early_rejection")
+            for name in (
+                "num_candidates",
+                "prompts",
+                "seed",
+                "batch_size",
+                "progress",
+                "engine",
+                "early_rejection",
+                "shard",
+            )
             if ours.get(name) is not None
         },
     )

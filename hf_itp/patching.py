@@ -33,6 +33,7 @@ KEYWORDS = {
     "progress": "bool",
     "engine": "str",
     "early_rejection": "float or EarlyRejection",
+    "shard": "str",
 }
 _DOCUMENTATION = """
 > Parameters that `hf_itp` adds: draw candidates, score them, select
@@ -60,6 +61,9 @@ engine (`str`, *optional*, defaults to `"auto"`):
 early_rejection (`float` or [`~hf_itp.EarlyRejection`], *optional*):
     For `"best_of_n"`: the share of a prompt's candidates that is given up every 32 tokens, those of lowest reward so
     far. No longer best-of-n's law; `EarlyRejection(audit=True)` says how often the winner differs.
+shard (`str`, *optional*):
+    Under `accelerate launch`: `"candidates"` splits each prompt's candidates over the processes, `"prompts"` the
+    batch. Every process passes the whole batch and gets all winners.
 """
 
 

@@ -37,6 +37,7 @@ class RejectingPools(CandidatePools):
 
     def __init__(self, *arguments: Any, early_rejection: EarlyRejection, keep: int, audited: Sequence[bool]):
         super().__init__(*arguments)
+        self.responses: list[list[torch.Tensor]] = [[] for _ in audited]
         self._settings, self._keep, self._audited = early_rejection, keep, audited
         self._rewards: dict[Pair, float] = {}
         self._scored_length: dict[Pair, int] = {}
@@ -59,6 +60,12 @@ class RejectingPools(CandidatePools):
         scoring = self.seconds["reward"] - scoring_before
         self.seconds["sampling"] += time.perf_counter() - started - scoring
 
+    def winners(self, selected: torch.Tensor) -> list[list[torch.Tensor]]:
+        return [[self.responses[row][index] for index in indices] for row, indices in enumerate(selected.tolist())]
+
+    def candidates(self) -> list[list[torch.Tensor]]:
+        return self.responses
+
     def comparable_rewards(self, row: int) -> torch.Tensor:
         # Best-of-n looks at their order alone, so anything below the worst complete response says "not this one".
         rewards, complete = self.rewards[row], ~self._incomplete_mask(row)
@@ -66,7 +73,7 @@ class RejectingPools(CandidatePools):
 
     def diagnostics(self, selected: torch.Tensor) -> dict[str, Any]:
         incomplete = torch.stack([self._incomplete_mask(row) for row in range(len(self.responses))])
-        lengths = self.num_tokens()
+        lengths = torch.tensor([[len(response) for response in pool] for pool in self.responses])
         saved = torch.tensor(
             [[self._unwritten(row, index) for index in range(lengths.shape[1])] for row in range(len(lengths))]
         ).sum(dim=-1)

@@ -14,6 +14,7 @@ import psutil
 import torch
 import torch.distributed
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
@@ -166,8 +167,8 @@ class CandidateSampler:
 
 
 def forwards_are_synchronized(model: Any) -> bool:
-    """Whether all processes have to make equally many forward passes."""
-    # Sharded weights are gathered in every forward pass, so no process may make fewer of them than another.
-    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+    """Whether weights are gathered in every forward pass, so that no process may make fewer of them than another."""
+    # transformers knows the models it has sharded itself, FSDP2 any that was.
+    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model) or isinstance(model, FSDPModule)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return bool(sharded and distributed and torch.distributed.get_world_size() > 1)

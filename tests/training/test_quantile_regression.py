@@ -59,7 +59,9 @@ def test_targets_by_hand(folder, tmp_path):
 def test_pool_of_another_engine_trains(folder, tmp_path):
     """Texts only: tokens come from the tokenizer, and a response ends with its end token."""
     path = tmp_path / "pool.jsonl"
-    rows = [{"prompt": p, "responses": ["yes", "no way", "milk", ""], "rewards": [1.0, 2.0, 3.0, 4.0]} for p in PROMPTS]
+    rows = [
+        {"prompt": p, "responses": ["yes", "no way", "milk", ""], "rewards": [1.0, 2.0, 3.0, 4.0]} for p in PROMPTS
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     training = trainer(folder, tmp_path / "out", pool=path)
     examples = training._examples(rows)

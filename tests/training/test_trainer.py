@@ -154,9 +154,9 @@ def test_constant_rewards_are_refused_when_training_begins(folder, tmp_path):
 
 
 def test_reward_is_the_transformed_quantile():
-    from hf_itp.training.objective import ObjectiveArguments
     from hf_itp.rewards import as_reward_function
     from hf_itp.training import CTRLObjective
+    from hf_itp.training.objective import ObjectiveArguments
 
     objective = CTRLObjective.from_arguments(ObjectiveArguments(transform="identity", beta=0.5, num_reference=4))
     calibrator = RewardCalibrator(["a"], torch.tensor([[1.0, 2.0, 2.0, 5.0]]))

@@ -11,6 +11,7 @@ import copy
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedConfig
 
 
@@ -33,9 +34,10 @@ def model_view(
 def can_be_viewed(module: torch.nn.Module) -> bool:
     """
     Whether a view behaves like the module. A `forward` set on an instance (by accelerate's hooks, by torch.compile) is
-    bound to the module it was made for and would run that instead.
+    bound to the module it was made for and would run that instead; FSDP2 finds the shards of a module by the module.
     """
-    return not any("forward" in vars(child) or isinstance(child, torch.jit.ScriptModule) for child in module.modules())
+    fixed = (torch.jit.ScriptModule, FSDPModule)
+    return not any("forward" in vars(child) or isinstance(child, fixed) for child in module.modules())
 
 
 def _view(original: Any, attention: str | None, seen: dict[int, Any]) -> Any:

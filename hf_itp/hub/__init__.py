@@ -1,0 +1,16 @@
+"""
+Aligned checkpoints on the Hub: what is pushed, in one commit, and the cards that say what it is.
+"""
+
+from hf_itp.hub.artefacts import write_artefacts
+from hf_itp.hub.cards import CardFacts, calibrator_card, policy_card, reward_model_card
+from hf_itp.hub.push import push_to_hub
+
+__all__ = [
+    "CardFacts",
+    "calibrator_card",
+    "policy_card",
+    "push_to_hub",
+    "reward_model_card",
+    "write_artefacts",
+]

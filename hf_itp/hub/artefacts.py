@@ -1,0 +1,82 @@
+"""
+What stands beside a policy's weights: how it wants to be decoded, its calibration, its card.
+
+Every way to push writes the same files through here: a trainer's final push, its pushes in mid-training, the function
+and the command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from hf_itp.calibration import RewardCalibrator
+from hf_itp.errors import ArgumentError
+from hf_itp.hub.cards import CardFacts, policy_card
+from hf_itp.hub.custom_generate import write_custom_generate
+from hf_itp.recommendation import ENTRY
+
+
+def decoding_entry(
+    strategy: str | None,
+    num_candidates: int,
+    reward_model: str | None,
+    reward_model_revision: str | None = None,
+    fields: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    The entry of `generation_config.json` that `generate(strategy="auto")` follows; empty without a strategy.
+
+    Raises:
+        `ArgumentError`: If there is no such strategy, or it does not take these fields.
+    """
+    if strategy in (None, "none"):
+        return {}
+    from hf_itp.strategies import get_strategy
+
+    get_strategy(str(strategy), **(fields or {}))
+    if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1:
+        raise ArgumentError(
+            f"`num_candidates` has to be an integer of at least 1, but is {num_candidates!r}. Recommend e.g. 16."
+        )
+    entry: dict[str, Any] = {"strategy": strategy, "num_candidates": num_candidates}
+    if reward_model is not None:
+        entry["reward_model"] = reward_model
+    if reward_model_revision is not None:
+        entry["reward_model_revision"] = reward_model_revision
+    return {**entry, **(fields or {})}
+
+
+def write_artefacts(
+    folder: str | Path,
+    *,
+    generation_config: GenerationConfig,
+    entry: dict[str, Any],
+    calibrator: RewardCalibrator | None = None,
+    facts: CardFacts | None = None,
+) -> None:
+    """
+    Writes all that a pushed policy carries beside weights and tokenizer.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint's.
+        generation_config (`GenerationConfig`): The policy's; left as it is, a copy is written.
+        entry (`dict`): What [`decoding_entry`] gave. Without one there is no `custom_generate/` either.
+        calibrator ([`RewardCalibrator`], *optional*): Its calibration.
+        facts ([`CardFacts`], *optional*): For the card, `README.md`; without them none is written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = GenerationConfig.from_dict(generation_config.to_dict())
+    if entry:
+        setattr(config, ENTRY, entry)
+        write_custom_generate(folder)
+    # Written as derived from the model's config, the file would lose every key of ours when it is read.
+    config._from_model_config = False
+    config.save_pretrained(folder)
+    if calibrator is not None:
+        calibrator.save_pretrained(folder)
+    if facts is not None:
+        (folder / "README.md").write_text(str(policy_card(facts, entry, calibrator)), encoding="utf-8")

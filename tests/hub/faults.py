@@ -1,0 +1,49 @@
+"""What goes wrong on the loopback Hub, and how often."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+
+
+@dataclass
+class Fault:
+    """
+    Args:
+        method (`str`), path (`str`): Which requests, the path as a regular expression.
+        status (`int`, *optional*): The answer instead of the right one.
+        times (`int`): How many requests it meets.
+        seconds (`float`): How long each is kept waiting.
+        truncated (`bool`): Whether the connection ends in the middle of the answer.
+    """
+
+    method: str
+    path: str
+    status: int | None = None
+    times: int = 1
+    seconds: float = 0.0
+    truncated: bool = False
+
+
+class Faults:
+    """A list of faults that use themselves up."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def add(self, method: str, path: str, **what: object) -> None:
+        self._faults.append(Fault(method, path, **what))  # type: ignore[arg-type]
+
+    def clear(self) -> None:
+        self._faults.clear()
+
+    def next(self, method: str, path: str) -> Fault | None:
+        """The fault that meets this request, counted as used."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.times > 0 and fault.method == method and re.search(fault.path, path):
+                    fault.times -= 1
+                    return fault
+        return None
