@@ -57,3 +57,18 @@ def test_reward_hacking_curve_is_the_readmes(tmp_path):
     # The README's figures: 0.66 at N = 16, 0.03 at N = 1024, 0.75 for pessimism.
     assert round(best[4], 2) == 0.66 and round(best[10], 2) == 0.03 and round(careful[10], 2) == 0.75
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_each_panel_of_the_tradeoff_figure_is_led_by_its_own_optimum(tmp_path):
+    panels = example("ctrl_tradeoff").main(tmp_path / "tradeoff.png")
+    leaders = {
+        "win rate": "identity",
+        "best-of-2 win rate": "best_of_n_optimal",
+        "best-of-4 win rate": "best_of_n_optimal",
+        "worst-of-2 win rate": "worst_of_n_optimal",
+        "worst-of-4 win rate": "worst_of_n_optimal",
+    }
+    # All curves end at the same divergence, so that their ends compare.
+    assert {panel: max(lines, key=lambda name: lines[name][-1][1]) for panel, lines in panels.items()} == leaders
+    assert all(abs(line[-1][0] - 1.0) < 1e-9 for lines in panels.values() for line in lines.values())
+    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000

@@ -44,6 +44,15 @@ def test_exponential_is_estimated_without_bias_where_the_plug_in_is_far_off(t):
     assert worst > (0.4 if t == 10 else 0.1)
 
 
+@pytest.mark.parametrize(("t", "bound"), [(1.0, 2e-2), (5.0, 1e-4), (10.0, 1e-7)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fewest_references_leave_the_error_that_is_promised(t, bound, sign):
+    """A Poisson tail, largest where the exponent is: and at small t not small, so 1e-4 is promised from 5 on alone."""
+    u, transform = torch.linspace(0, 1, 21, dtype=torch.float64), Exponential(sign * t)
+    error = (transform.estimate_mean(u, math.ceil(3 * t)) / transform(u) - 1).abs().max()
+    assert bound / 10 < error < bound
+
+
 def test_negative_exponential_is_estimated_by_its_mirror():
     """The direct series alternates: 2 % off at u = 0.9 and 127 % at 0.99. The mirror has the accuracy of |t|."""
     u = torch.cat([INNER, torch.tensor([0.99, 1.0], dtype=torch.float64)])

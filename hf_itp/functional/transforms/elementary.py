@@ -58,8 +58,9 @@ class Exponential(Transform):
     \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\): for best-of-n with `t > 0`, for worst-of-n with `t < 0`.
 
     For `t > 0` its estimate is unbiased for the Taylor polynomial of degree `K`,
-    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\), whose error is below 1e-4 of the value from
-    `K = 3 |t|` on; for `t < 0` the mirror \\( e^{tu} = e^t e^{|t| (1 - u)} \\) is estimated, all terms positive.
+    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\), whose error at
+    `K = 3 |t|` is at most 1e-4 of the value for `|t| >= 5` (2e-2 for 1, 1e-7 for 10), and vanishes as `K` grows; for
+    `t < 0` the mirror \\( e^{tu} = e^t e^{|t| (1 - u)} \\) is estimated, all terms positive.
 
     Args:
         t (`float`): Not 0, at most 50 in size. 5 is near the optimum for best-of-2, 10 for best-of-4.
