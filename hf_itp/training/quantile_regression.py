@@ -4,6 +4,7 @@ CTRL without rollouts: the log-ratio to the reference policy, regressed on what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         if self.args.partition == "exact":
             return targets - self.objective.log_partition()
         exponents = self.objective.transform((below + equal / 2) / len(rewards)) / self.objective.beta
-        return targets - (exponents.logsumexp(dim=0) - torch.log(torch.tensor(float(len(rewards)))))
+        return targets - (exponents.logsumexp(dim=0) - math.log(len(rewards)))
 
     @torch.no_grad()
     def _with_reference_logprobs(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
