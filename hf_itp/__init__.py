@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_itp.calibration import CalibratedReward, RewardCalibrator
     from hf_itp.decoding import StrategyDecoding
     from hf_itp.early_rejection import EarlyRejection
+    from hf_itp.hub import push_to_hub
     from hf_itp.output import StrategyOutput
     from hf_itp.rewards import RewardFunction, RewardModel
     from hf_itp.strategies import Strategy, get_strategy, list_strategies
@@ -40,6 +41,7 @@ _HOMES = {
     "RewardModel": "hf_itp.rewards",
     "Strategy": "hf_itp.strategies",
     "get_strategy": "hf_itp.strategies",
+    "push_to_hub": "hf_itp.hub",
     "list_strategies": "hf_itp.strategies",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "enable",
     "get_strategy",
     "list_strategies",
+    "push_to_hub",
 ]
 
 

@@ -1,16 +1,26 @@
 """
 What a checkpoint says about how it wants to be decoded: one `hf_itp` entry in its `generation_config.json`.
+
+The entry comes from whoever pushed the checkpoint. It is data: it fills what the caller left open, and can neither run
+code, nor change what the caller asked for, nor ask for more than a server would want to give.
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.strategies.registry import strategy_class
 
 ENTRY = "hf_itp"
-_OWN_KEYS = ("strategy", "reward_model", "num_candidates")
+MAX_RECOMMENDED_CANDIDATES = 1024
+"""More than this a caller has to ask for himself."""
+
+_OWN_KEYS = ("strategy", "reward_model", "reward_model_revision", "num_candidates")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REVISION = re.compile(r"[\w][\w./-]{0,199}")
 
 
 def recommended_arguments(
@@ -25,7 +35,7 @@ def recommended_arguments(
         arguments (`dict`): All others, the strategy's own fields among them.
 
     Raises:
-        `ArgumentError`: If the checkpoint has no entry, or one with unknown keys.
+        `ArgumentError`: If the checkpoint has no entry, or one with unknown keys or values out of range.
     """
     entry = getattr(model.generation_config, ENTRY, None)
     if entry is None:
@@ -33,20 +43,61 @@ def recommended_arguments(
             f"`strategy` is 'auto', but the generation config of {type(model).__name__} has no {ENTRY!r} entry that "
             "recommends one. Pass a strategy by name, e.g. strategy='pessimism'."
         )
+    fields = _checked(entry, model)
+    recommended = {key: entry[key] for key in _OWN_KEYS if key in entry}
+    revision = recommended.pop("reward_model_revision", None)
+    given = {key: value for key, value in ours.items() if value is not None and key != "strategy"}
+    own_fields = {key: entry[key] for key in fields if key in entry}
+    if revision is not None and "reward_model" not in given:
+        from hf_itp.rewards import as_reward_function
+
+        recommended["reward_model"] = as_reward_function(
+            recommended["reward_model"], device=model.device, revision=revision
+        )
+    return {**recommended, **given}, {**own_fields, **arguments}
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a name has the form of a Hub repository's, so that no path can be meant."""
+    return bool(_REPO_ID.fullmatch(name)) and ".." not in name
+
+
+def _checked(entry: Any, model: Any) -> list[str]:
+    """The field names of the entry's strategy, once the entry is known to be harmless."""
     if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), str):
         raise ArgumentTypeError(
             f"The {ENTRY!r} entry of the generation config has to be a dict with a 'strategy', but is {entry!r:.80}."
             " Pass a strategy by name, e.g. strategy='pessimism'."
         )
     name = entry["strategy"]
-    fields = strategy_class(name).field_names()
+    fields = list(strategy_class(name).field_names())
     unknown = sorted(set(entry) - set(_OWN_KEYS) - set(fields))
     if unknown:
         raise ArgumentError(
             f"The {ENTRY!r} entry of the generation config has unknown keys: {', '.join(unknown)}. Known for strategy "
             f"{name!r}: {', '.join([*_OWN_KEYS, *fields])}. Pass a strategy by name instead of 'auto'."
         )
-    recommended = {key: entry[key] for key in _OWN_KEYS if key in entry}
-    given = {key: value for key, value in ours.items() if value is not None and key != "strategy"}
-    own_fields = {key: entry[key] for key in fields if key in entry}
-    return {**recommended, **given}, {**own_fields, **arguments}
+    count = entry.get("num_candidates", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_RECOMMENDED_CANDIDATES:
+        raise ArgumentError(
+            f"The {ENTRY!r} entry of the generation config recommends num_candidates={count!r:.40}, which has to be "
+            f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... yourself and a strategy by name."
+        )
+    _check_reward_model(entry, model)
+    return fields
+
+
+def _check_reward_model(entry: dict[str, Any], model: Any) -> None:
+    reward, revision = entry.get("reward_model"), entry.get("reward_model_revision")
+    # A checkpoint in a folder of the user's own may name another one; one that was downloaded may not reach for files.
+    is_local = Path(str(getattr(model, "name_or_path", "") or "/nowhere")).is_dir() or not model.name_or_path
+    if reward is not None and not (isinstance(reward, str) and (is_repo_id(reward) or is_local)):
+        raise ArgumentError(
+            f"The {ENTRY!r} entry of the generation config names the reward model {reward!r:.80}, which is no Hub id. "
+            "Pass reward_model=... yourself."
+        )
+    if revision is not None and (reward is None or not isinstance(revision, str) or not _REVISION.fullmatch(revision)):
+        raise ArgumentError(
+            f"The {ENTRY!r} entry of the generation config names the revision {revision!r:.80}, which is none of a "
+            "reward model's. Pass reward_model=... yourself."
+        )

@@ -18,6 +18,7 @@ from hf_itp.cli import train as training
 from hf_itp.cli.calibrate import calibrate
 from hf_itp.cli.demo import demo
 from hf_itp.cli.generate import generate
+from hf_itp.cli.push import push
 from hf_itp.cli.strategies import strategies
 from hf_itp.errors import ItpError, ItpWarning
 
@@ -33,6 +34,7 @@ app.command()(generate)
 app.command()(strategies)
 app.command()(calibrate)
 app.command(context_settings=training.CONTEXT)(training.train)
+app.command()(push)
 
 
 def _show_version(wanted: bool) -> None:
@@ -56,7 +58,7 @@ def _root(
       hf-itp demo                                  see it work, offline
       hf-itp generate "Why is the moon bright?"    one better response
       hf-itp strategies                            what can pick, and how
-      hf-itp calibrate, hf-itp train               train a policy for its strategy
+      hf-itp calibrate, train, push                a policy trained for its strategy
 
     Results go to stdout, everything else to stderr. Exit codes: 0 all is well,
     1 an error while working, 2 a command that does not parse, 130 interrupted.

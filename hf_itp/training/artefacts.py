@@ -10,11 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.recommendation import ENTRY
+from hf_itp.hub.artefacts import decoding_entry, write_artefacts
+from hf_itp.hub.cards import CardFacts, policy_card
+from hf_itp.hub.push import published_reward
+from hf_itp.recommendation import is_repo_id
+from hf_itp.rewards import RewardFunction
 from hf_itp.training.objective import CTRLObjective, ObjectiveArguments
+
+_KL = ("kl_sequence", "kl")
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -29,36 +35,75 @@ class CarriesCalibration(_Base):
     model: Any
     objective: CTRLObjective
     calibrator: RewardCalibrator | None
-    reward_name: str
+    reward: RewardFunction
+    reference_identity: dict[str, Any]
 
     def decoding_entry(self) -> dict[str, Any]:
         """The entry of `generation_config.json` that `generate(strategy="auto")` follows."""
-        args: Any = self.args
-        if args.strategy == "none":
-            return {}
+        args = self.args
         fields = args.strategy_fields if isinstance(args.strategy_fields, dict) else {}
-        return {
-            "strategy": args.strategy,
-            "num_candidates": args.num_candidates,
-            "reward_model": self.reward_name,
-            **fields,
-        }
+        # A function or a folder of this machine is no id: who decodes has to bring the reward.
+        return decoding_entry(args.strategy, args.num_candidates, *published_reward(self.reward), fields)
 
     def save_artefacts(self, folder: str | Path) -> None:
-        """Writes the calibration and a generation config with the entry into `folder`."""
-        if self.calibrator is not None:
-            self.calibrator.save_pretrained(folder)
+        """Writes the calibration, the decoding entry, `custom_generate/` and the card into `folder`."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        config = GenerationConfig.from_dict(model.generation_config.to_dict())
-        if entry := self.decoding_entry():
-            setattr(config, ENTRY, entry)
-        # Written as derived from the model's config, the file would lose every key of ours when it is read.
-        config._from_model_config = False
-        config.save_pretrained(folder)
+        write_artefacts(
+            folder,
+            generation_config=model.generation_config,
+            entry=self.decoding_entry(),
+            calibrator=self.calibrator,
+            facts=self.card_facts(),
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the card into `output_dir`: at every checkpoint and push, in place of the library's own."""
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            card = policy_card(self.card_facts(), self.decoding_entry(), self.calibrator)
+            (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+    def card_facts(self) -> CardFacts:
+        """What the card says of this training."""
+        args, expected = self.args, self.objective.expected()
+        steps = self.state.global_step
+        last = {name: value for logs in self.state.log_history for name, value in logs.items()}
+        results = [
+            {"name": name.replace("_", " "), "value": last[name]}
+            | ({"low": last[f"{name}_low"], "high": last[f"{name}_high"]} if f"{name}_low" in last else {})
+            for name in last
+            if name.endswith("win_rate") and not name.startswith("eval_")
+        ]
+        base = self.reference_identity["name"]
+        return CardFacts(
+            repo_id=args.hub_model_id or Path(args.output_dir).resolve().name,
+            base_model=base if is_repo_id(base) and not Path(base).is_dir() else None,
+            training={
+                "method": f"CTRL, {type(self).__name__}",
+                "transform of the calibrated reward": str(self.objective.transform),
+                "beta": f"{self.objective.beta:.6g}",
+                "KL aimed at": f"{expected.kl:.3f} nats",
+                "KL when this was written": f"{last[kl]:.3f} nats" if (kl := _first(last, _KL)) else "not measured",
+                "reward model": self.reward.name,
+                "steps": str(steps),
+                "effective batch": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
+                "compute": f"{last.get('train_runtime', 0.0):.0f} s on {args.world_size} process(es)"
+                if "train_runtime" in last
+                else "not finished",
+            },
+            results=results,
+            results_on="the prompts of its last training steps",
+            extra_tags=["ctrl"],
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         self.save_artefacts(output_dir or self.args.output_dir)
+
+
+def _first(logs: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in logs), None)
 
 
 class ArtefactsBeforePush(TrainerCallback):

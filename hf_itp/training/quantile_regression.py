@@ -84,8 +84,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             )
         check_strategy(args)
         reward = as_reward_function(reward_model)
-        self._reward, self.reward_name = reward, reward.name
-        self._identity = model_identity(model)
+        self.reward = reward
+        self.reference_identity = model_identity(model)
         self._prompts = None if train_dataset is None else [row["prompt"] for row in train_dataset]
         self._pool = None if pool is None else _pool_file(pool)
         self.calibrator = None
@@ -140,7 +140,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             policy: Any = self.accelerator.unwrap_model(self.model)
             RewardCalibrator.fit(
                 policy.eval(),
-                self._reward,
+                self.reward,
                 self._prompts or [],
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
@@ -152,12 +152,12 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             self._read_pool = read_pool(self._pool)
         if self._pool is not None and (self._pool.parent / "calibration.json").exists():
             self.calibrator = RewardCalibrator.from_pretrained(self._pool.parent)
-            self.calibrator.check_belongs(policy=self._identity, reward_model=reward_identity(self._reward))
+            self.calibrator.check_belongs(policy=self.reference_identity, reward_model=reward_identity(self.reward))
         else:
             rewards = torch.tensor([row["rewards"] for row in self._read_pool])
             identities: dict[str, Any] = {
-                "policy": self._identity,
-                "reward_model": reward_identity(self._reward),
+                "policy": self.reference_identity,
+                "reward_model": reward_identity(self.reward),
             }
             self.calibrator = RewardCalibrator([row["prompt"] for row in self._read_pool], rewards, **identities)
         return self._read_pool
@@ -191,7 +191,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         targets = self.objective.rewards(below, equal - 1, len(rewards) - 1)
         if self.args.partition == "exact":
             return targets - self.objective.log_partition()
-        exponents = self.objective.transform((below + equal / 2) / len(rewards)) / self.objective.beta
+        exponents = self.objective.transform((below + equal / 2).double() / len(rewards)) / self.objective.beta
         return targets - (exponents.logsumexp(dim=0) - math.log(len(rewards)))
 
     @torch.no_grad()

@@ -92,7 +92,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         count = None if calibrator is None else calibrator.num_reference
         self.objective = CTRLObjective.from_arguments(args, count)
         reward = as_reward_function(reward_model)
-        self.reward_name = reward.name
+        self.reward = reward
         if calibrator is not None:
             calibrator.check_belongs(reward_model=reward_identity(reward))
         self.calibrator = calibrator
@@ -108,9 +108,9 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
-        self._reference_identity = model_identity(self.accelerator.unwrap_model(self.model))
+        self.reference_identity = model_identity(self.accelerator.unwrap_model(self.model))
         if calibrator is not None:
-            calibrator.check_belongs(policy=self._reference_identity)
+            calibrator.check_belongs(policy=self.reference_identity)
             calibrator.references_of([row["prompt"] for row in self._rows()])
         self.add_callback(ArtefactsBeforePush(self))
 
@@ -138,7 +138,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         with self._reference_policy() as policy:
             self.calibrator = RewardCalibrator.fit(
                 policy,
-                self._transformed.reward,
+                self.reward,
                 prompts,
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,

@@ -69,7 +69,9 @@ def test_trained_policy_carries_its_calibration_and_how_to_decode_it(folder, tmp
         calibrator = RewardCalibrator.from_pretrained(place)
         assert calibrator.num_reference == 32
         entry = json.loads((place / "generation_config.json").read_text())["hf_itp"]
-        assert entry == {"strategy": "best_of_n", "num_candidates": 4, "reward_model": "prompt_bound_reward"}
+        # A function is no id that others could load.
+        assert entry == {"strategy": "best_of_n", "num_candidates": 4}
+        assert (place / "custom_generate" / "generate.py").is_file()
         calibrator.references_of(prompts)
 
 
