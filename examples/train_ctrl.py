@@ -41,7 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "calibrated": {"transform": "identity"},
     "ctrl": {"transform": "auto"},
 }
-STRENGTHS = (1.0, 1.5, 2.0)
+STRENGTHS = (1.0, 2.0)
 N = 4
 LONGEST_PROMPT = 40  # tokens
 
@@ -148,7 +148,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(policy_path())
         args = QuantileRegressionArguments(
             str(options.output / name), **objective, strategy="best_of_n", num_candidates=N, target_kl=0.5,
-            num_train_epochs=1, per_device_train_batch_size=16, learning_rate=2e-4, lr_scheduler_type="cosine",
+            max_steps=2 if options.quick else 64, per_device_train_batch_size=16, learning_rate=2e-4, lr_scheduler_type="cosine",
             max_grad_norm=1.0, logging_steps=8, save_strategy="no", report_to="none", seed=0, use_cpu=True,
         )  # fmt: skip
         trainer_class = RawRewardTrainer if name == "raw" else QuantileRegressionTrainer

@@ -81,7 +81,7 @@ def _checked(entry: Any, model: Any) -> list[str]:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_RECOMMENDED_CANDIDATES:
         raise ArgumentError(
             f"The {ENTRY!r} entry of the generation config recommends num_candidates={count!r:.40}, which has to be "
-            f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... yourself and a strategy by name."
+            f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... and a strategy by name."
         )
     _check_reward_model(entry, model)
     return fields
