@@ -7,9 +7,12 @@ from __future__ import annotations
 import json
 import re
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from hf_itp.rewards.base import Prompt, RewardFunction
@@ -42,21 +45,32 @@ def prompt_fingerprint(prompt: Prompt) -> str:
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
     """Where a model came from, what it computes in, and a fingerprint of its weights without adapters."""
-    config = getattr(model, "config", None)
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
     parameters = list(model.parameters())
     return {
-        "name": getattr(config, "_name_or_path", "") or type(model).__name__,
-        "revision": getattr(config, "_commit_hash", None),
+        "name": name,
+        "revision": cached_commit(name),
         "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
         "weights": weights_fingerprint(model),
     }
+
+
+def cached_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit a repository's files in the cache are of; none of a folder or what was never downloaded."""
+    if Path(name).is_dir():
+        return None
+    try:
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def reward_identity(reward: RewardFunction) -> dict[str, Any]:
     """Of a reward model its own identity, of any other reward its name."""
     model = getattr(reward, "model", None)
     if isinstance(model, nn.Module):
-        return {**model_identity(model), "name": reward.name}
+        return {**model_identity(model), "name": reward.name, "revision": cached_commit(reward.name)}
     return {"name": reward.name, "revision": None, "dtype": None, "weights": None}
 
 

@@ -45,7 +45,16 @@ def generate(
         bool, typer.Option("--plain", help="Continue the prompts as plain text, without the policy's chat template.")
     ] = False,
     model: options.Model = EMBEDDED,
-    reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies defaults
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward-model",
+            "-r",
+            help="Reward model that scores: Hub id, folder or 'embedded'; several form an ensemble (their mean). "
+            "Default: what the policy recommends, else 'embedded'.",
+            rich_help_panel=options.MODELS,
+        ),
+    ] = None,
     reward_label: Annotated[
         str | None,
         typer.Option(help="Which of a reward model's labels is the reward.", rich_help_panel=options.MODELS),
@@ -60,7 +69,16 @@ def generate(
             "--trust-remote-code", help="Run code that a model repository brings.", rich_help_panel=options.MODELS
         ),
     ] = False,
-    num_candidates: options.NumCandidates = 16,
+    num_candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--num-candidates",
+            "-n",
+            min=1,
+            help="Responses drawn per prompt (N). Default: what the policy recommends, else 16.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: Annotated[
         float | None,
@@ -93,9 +111,14 @@ def generate(
         ),
     ] = None,
     strategy: Annotated[
-        str,
-        typer.Option("--strategy", "-s", help="What picks; see hf-itp strategies.", rich_help_panel=options.SELECTING),
-    ] = "pessimism",
+        str | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            help="What picks; see hf-itp strategies. Default, and auto: what the policy recommends, else pessimism.",
+            rich_help_panel=options.SELECTING,
+        ),
+    ] = None,
     beta: Annotated[float | None, typer.Option(help=options.BETA_HELP, rich_help_panel=options.SELECTING)] = None,
     set_: Annotated[
         list[str] | None,
@@ -136,7 +159,7 @@ def generate(
       hf-itp generate --set pool=fresh "Why is the moon bright?"
       printf 'What is kevlar?\\nWhat is felt?\\n' | hf-itp generate
     """
-    if num_return_sequences > num_candidates:
+    if num_candidates is not None and num_return_sequences > num_candidates:
         raise typer.BadParameter(
             f"{num_return_sequences} responses cannot be returned of {num_candidates} candidates.",
             param_hint="'--num-return-sequences'",
@@ -148,25 +171,38 @@ def generate(
 
     # What can be refused without the models is refused before they are loaded.
     from hf_itp import get_strategy
+    from hf_itp.recommendation import ENTRY
 
-    chosen = get_strategy(strategy, **fields)
+    chosen: Any = None if strategy in (None, "auto") else get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
         policy = load_policy(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
         has_template = policy.tokenizer.chat_template is not None and not plain
         conversations = as_conversations(given_prompts, has_template=has_template, system=system)
-        reward = load_reward_models(
-            reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
-        )
+        recommends = getattr(policy.model.generation_config, ENTRY, None) is not None
+        if strategy is None and recommends:
+            strategy = "auto"
+        elif strategy is None:
+            strategy, chosen = "pessimism", get_strategy("pessimism", **fields)
+        if reward_model is None and strategy != "auto":
+            reward_model = [EMBEDDED]
+        reward = None
+        if reward_model is not None:
+            reward = load_reward_models(
+                reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
+            )
+    if num_candidates is None and strategy != "auto":
+        num_candidates = 16
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
 
     # A bar of prompts, where results go elsewhere and so do not show the progress; else the sampler's own bars.
     bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
     # As many prompts at once as fill a batch: without one named, a prompt's result is not to wait for another's.
-    at_once = max(1, (batch_size or 1) // num_candidates)
+    at_once = max(1, (batch_size or 1) // (num_candidates or batch_size or 1))
     for batch in _batches(conversations, at_once, bar):
         output = policy.generate(
             batch,
-            strategy=chosen,
+            # An object: a field may have the name of a sampling keyword.
+            **({"strategy": "auto", **fields} if strategy == "auto" else {"strategy": chosen}),
             reward_model=reward,
             num_candidates=num_candidates,
             num_return_sequences=num_return_sequences,

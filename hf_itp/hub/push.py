@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.fingerprints import cached_commit
 from hf_itp.embedded import reward_model_path
 from hf_itp.errors import ArgumentError, ItpError
 from hf_itp.hub.artefacts import decoding_entry, write_artefacts
@@ -110,7 +111,7 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
         model = getattr(reward_model, "model", reward_model)
         config = getattr(model, "config", None)
         name = str(getattr(reward_model, "name", None) or getattr(config, "_name_or_path", ""))
-        revision = getattr(config, "_commit_hash", None)
+        revision = cached_commit(name)
     if name == "embedded" or _is_embedded(name):
         return "embedded", None
     if not is_repo_id(name) or Path(name).is_dir():

@@ -13,7 +13,7 @@ from hf_itp.calibration.fingerprints import model_identity
 from tests.hub.running import Machine
 from tests.hub.server import LoopbackHub
 from tests.rewards.classifiers import saved, tiny_classifier
-from tests.tiny import saved_policy, tiny_model
+from tests.tiny import saved_policy, tiny_model, tiny_tokenizer
 
 REWARD_MODEL = "tester/reward-model"
 
@@ -43,6 +43,6 @@ def policy_and_calibration(tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 @pytest.fixture
 def with_reward_model(hub: LoopbackHub, machine: Callable[..., Machine], tmp_path: Path) -> str:
     """A reward model on the Hub; its id."""
-    folder = saved(tmp_path / "reward", tiny_classifier("llama"))
+    folder = saved(tmp_path / "reward", tiny_classifier("llama"), tiny_tokenizer())
     machine("the reward model's author").run("push_reward_model", folder=folder, repo=REWARD_MODEL)
     return REWARD_MODEL
