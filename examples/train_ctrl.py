@@ -143,13 +143,14 @@ def main() -> None:
     reference = RewardCalibrator.from_pretrained(options.output / "held_out").reference_rewards
     print(f"{time.monotonic() - began:6.0f} s  {len(prompts)} prompts calibrated with {references} references each")
 
-    results = []
+    results, shared_logprobs = [], None
     for name, objective in ARMS.items():
         model = AutoModelForCausalLM.from_pretrained(policy_path())
         args = QuantileRegressionArguments(
             str(options.output / name), **objective, strategy="best_of_n", num_candidates=N, target_kl=0.5,
-            max_steps=2 if options.quick else 64, per_device_train_batch_size=16, learning_rate=2e-4, lr_scheduler_type="cosine",
-            max_grad_norm=1.0, logging_steps=8, save_strategy="no", report_to="none", seed=0, use_cpu=True,
+            responses_per_prompt=references // 2, per_device_train_batch_size=16, per_device_eval_batch_size=32,
+            num_train_epochs=1, learning_rate=2e-4, lr_scheduler_type="cosine", max_grad_norm=1.0, logging_steps=8,
+            save_strategy="no", report_to="none", seed=0, use_cpu=True,
         )  # fmt: skip
         trainer_class = RawRewardTrainer if name == "raw" else QuantileRegressionTrainer
         trainer = trainer_class(
@@ -158,12 +159,14 @@ def main() -> None:
             args,
             processing_class=tokenizer,
             pool=options.output / "train",
+            reference_logprobs=shared_logprobs,
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
         if isinstance(trainer, RawRewardTrainer):
             trainer.raw_beta = raw_beta(calibrator, 0.5)
         trainer.train()
         print(f"{time.monotonic() - began:6.0f} s  {name} trained: {trainer.objective.transform}")
+        shared_logprobs = trainer.reference_logprobs
         trained = trainer.model.eval()
         for strength in STRENGTHS:
             set_strength(trained, strength)

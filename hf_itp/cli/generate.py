@@ -12,7 +12,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars
+from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars, recommends_strategy
 from hf_itp.cli.prompts import as_conversations, read_prompts
 from hf_itp.cli.records import record_of, to_json
 
@@ -171,18 +171,14 @@ def generate(
 
     # What can be refused without the models is refused before they are loaded.
     from hf_itp import get_strategy
-    from hf_itp.recommendation import ENTRY
 
-    chosen: Any = None if strategy in (None, "auto") else get_strategy(str(strategy), **fields)
+    if strategy is None:
+        strategy = "auto" if recommends_strategy(model) else "pessimism"
+    chosen: Any = None if strategy == "auto" else get_strategy(strategy, **fields)
     with loading_bars(shown=not quiet):
         policy = load_policy(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
         has_template = policy.tokenizer.chat_template is not None and not plain
         conversations = as_conversations(given_prompts, has_template=has_template, system=system)
-        recommends = getattr(policy.model.generation_config, ENTRY, None) is not None
-        if strategy is None and recommends:
-            strategy = "auto"
-        elif strategy is None:
-            strategy, chosen = "pessimism", get_strategy("pessimism", **fields)
         if reward_model is None and strategy != "auto":
             reward_model = [EMBEDDED]
         reward = None

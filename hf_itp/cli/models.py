@@ -51,6 +51,20 @@ class Policy:
         return cast("BatchEncoding", inputs).to(self.model.device)
 
 
+def recommends_strategy(model_id: str) -> bool:
+    """Whether a checkpoint says how it wants to be decoded. Reads one small file, so before anything is loaded."""
+    from transformers import GenerationConfig
+
+    from hf_itp.recommendation import ENTRY
+
+    if model_id == EMBEDDED:
+        return False
+    try:
+        return getattr(GenerationConfig.from_pretrained(model_id), ENTRY, None) is not None
+    except (OSError, ValueError):  # without one, or not to be had: loading the model will say so
+        return False
+
+
 def load_policy(
     model_id: str, *, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
 ) -> Policy:

@@ -51,6 +51,8 @@ class QuantileRegressionArguments(ObjectiveArguments, TrainingArguments):
         partition (`str`, *optional*, defaults to `"exact"`):
             Where `log Z` comes from: `exact`, the integral for rewards without ties; `empirical`, per prompt the mean
             over its references, right with ties too.
+        responses_per_prompt (`int`, *optional*):
+            How many of a prompt's references are trained on, the first; each is calibrated among all of them.
         max_completion_length (`int`, *optional*, defaults to 256):
             Most tokens of a response, where references have to be drawn.
     """
@@ -58,6 +60,9 @@ class QuantileRegressionArguments(ObjectiveArguments, TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "strategy_fields"]  # noqa: RUF012
 
     partition: str = field(default="exact", metadata={"help": "exact, or empirical where rewards tie."})
+    responses_per_prompt: int | None = field(
+        default=None, metadata={"help": "How many of a prompt's references are trained on."}
+    )
     max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a drawn response."})
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
 

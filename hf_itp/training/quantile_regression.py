@@ -56,6 +56,9 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             The policy's tokenizer.
         peft_config (`peft.PeftConfig`, *optional*):
             Adapters to train instead of the whole model.
+        reference_logprobs (`list[float]`, *optional*):
+            Log-probability of every response trained on under the reference policy, in the order of the pool: what
+            another run on the same pool left in its attribute of that name. Worked out when training begins if absent.
 
     Raises:
         `ArgumentError`: If neither or both of `train_dataset` and `pool` are given, or there are too few references
@@ -74,6 +77,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         train_dataset: Any = None,
         pool: str | Path | None = None,
         peft_config: Any = None,
+        reference_logprobs: Sequence[float] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
@@ -107,13 +111,22 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             **kwargs,
         )
         self._log_ratios: list[float] = []
+        self.reference_logprobs = None if reference_logprobs is None else list(reference_logprobs)
         self.add_callback(ArtefactsBeforePush(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Draws the references where they are not there yet, works out the targets, and trains."""
         rows = self._references()
         examples = self._examples(rows)
-        self.train_dataset = Dataset.from_list(self._with_reference_logprobs(examples))
+        if self.reference_logprobs is None:
+            self.reference_logprobs = self._reference_logprobs(examples)
+        if len(self.reference_logprobs) != len(examples):
+            raise ArgumentError(
+                f"`reference_logprobs` has to hold one number per response trained on ({len(examples)}), but holds "
+                f"{len(self.reference_logprobs)}. Leave it out, or take it from a run on the same pool."
+            )
+        known = zip(examples, self.reference_logprobs, strict=True)
+        self.train_dataset = Dataset.from_list([{**example, "ref_logprob": logprob} for example, logprob in known])
         return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -181,7 +194,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
                 {"prompt_ids": prompt, "response_ids": list(response), "target": target}
                 for response, target in zip(responses, targets.tolist(), strict=True)
                 if response
-            ]
+            ][: self.args.responses_per_prompt]
         return examples
 
     def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
@@ -195,18 +208,17 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         return targets - (exponents.logsumexp(dim=0) - math.log(len(rewards)))
 
     @torch.no_grad()
-    def _with_reference_logprobs(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _reference_logprobs(self, examples: list[dict[str, Any]]) -> list[float]:
         """The policy is the reference policy until the first step."""
+        found: list[float] = []
         model = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(examples), size):
             batch = examples[start : start + size]
             inputs = self._prepare_inputs(self._collate([{**example, "ref_logprob": 0.0} for example in batch]))
             with self.compute_loss_context_manager():
-                logprobs = _response_logprobs(model, inputs)
-            for example, logprob in zip(batch, logprobs.tolist(), strict=True):
-                example["ref_logprob"] = logprob
-        return examples
+                found += _response_logprobs(model, inputs).tolist()
+        return found
 
     def _collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [[*example["prompt_ids"], *example["response_ids"]] for example in examples]
