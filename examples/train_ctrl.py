@@ -148,7 +148,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(policy_path())
         args = QuantileRegressionArguments(
             str(options.output / name), **objective, strategy="best_of_n", num_candidates=N, target_kl=0.5,
-            responses_per_prompt=references // 2, per_device_train_batch_size=16, per_device_eval_batch_size=32,
+            responses_per_prompt=12, per_device_train_batch_size=16, per_device_eval_batch_size=32,
             num_train_epochs=1, learning_rate=2e-4, lr_scheduler_type="cosine", max_grad_norm=1.0, logging_steps=8,
             save_strategy="no", report_to="none", seed=0, use_cpu=True,
         )  # fmt: skip

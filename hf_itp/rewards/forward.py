@@ -47,6 +47,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
+def is_custom(model: nn.Module) -> bool:
+    """Whether a model's class came with its repository."""
+    return type(model).__module__.startswith("transformers_modules.")
+
+
 def pools_last_token(model: PreTrainedModel) -> bool:
     """
     Whether the model is one of transformers' decoders with a `score` head on the last token.
@@ -71,7 +76,11 @@ def logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.
         outputs = _last_token_logits(model, **inputs)
     else:
         outputs = _own_logits(model, **inputs)
-    if outputs.shape != (len(sequences), model.config.num_labels):
+    if is_custom(model) and outputs.dim() == 1:
+        outputs = outputs[:, None]
+    if outputs.shape[0] != len(sequences) or (
+        outputs.shape[1:] != (model.config.num_labels,) and not is_custom(model)
+    ):
         raise RewardModelError(
             f"`{type(model).__name__}` has to return logits of shape {(len(sequences), model.config.num_labels)}, but "
             f"returned {tuple(outputs.shape)}. Wrap the model in a RewardFunction of your own that reads its output."
@@ -119,6 +128,9 @@ def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
         outputs = type(model).forward(view, **inputs, return_dict=True)
     else:
         outputs = model(**inputs, return_dict=True)
+    # ArmoRM and its kin: `logits` are many objectives, `score` is the reward.
+    if is_custom(model) and isinstance(getattr(outputs, "score", None), torch.Tensor):
+        return outputs.score
     if not isinstance(getattr(outputs, "logits", None), torch.Tensor):
         raise RewardModelError(
             f"`{type(model).__name__}` has to return `logits`, but returned {type(outputs).__name__} without them. "

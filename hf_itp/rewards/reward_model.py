@@ -7,6 +7,7 @@ follow it; this file ties them. Knows nothing of policies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from hf_itp.rewards import forward
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.batching import BatchSize
 from hf_itp.rewards.encoding import PairEncoder
-from hf_itp.rewards.loading import load_model, load_tokenizer
+from hf_itp.rewards.loading import check_remote_code, load_model, load_tokenizer
 from hf_itp.rewards.scoring import label_logits
 
 
@@ -91,7 +92,9 @@ class RewardModel(RewardFunction):
             raise ArgumentError(f'`batch_size` has to be "auto" or at least 1, but is {batch_size!r}. Pass "auto".')
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
-        self.label = _label_index(model.config, label)
+        # A class of the repository's own says with `score` what the reward is.
+        self.label = 0 if label is None and forward.is_custom(model) else _label_index(model.config, label)
+        self._shift, self._scale = _normalization(model)
         self.unbatched = unbatched
         self.batch_size: BatchSize = 1 if unbatched else batch_size
         self.progress = progress
@@ -157,6 +160,7 @@ class RewardModel(RewardFunction):
                 f"Only one of `device` and `device_map` can be given, but they are {device!r} and {device_map!r}. "
                 "Drop one of them."
             )
+        check_remote_code(id_or_folder, trust_remote_code, revision)
         hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
         hub = {name: value for name, value in hub.items() if value is not None}
         if tokenizer is None:
@@ -212,7 +216,21 @@ class RewardModel(RewardFunction):
             progress=self.progress,
         )
         index = {sequence: position for position, sequence in enumerate(distinct)}
-        return rewards[[index[sequence] for sequence in sequences]]
+        rewards = rewards[[index[sequence] for sequence in sequences]]
+        return rewards if self._scale is None else (rewards - self._shift) / self._scale
+
+
+def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Mean and standard deviation that OpenRLHF writes into config.json, to be taken out; none without them."""
+    mean, std = getattr(model.config, "mean", None), getattr(model.config, "std", None)
+    if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
+        return 0.0, None
+    if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
+        raise RewardModelError(
+            f"`mean` and `std` in the configuration of a reward model have to be finite, `std` above 0, but are "
+            f"{mean} and {std}. Correct or remove them."
+        )
+    return float(mean), float(std)
 
 
 def _check_classifier(model: object) -> None:
