@@ -37,7 +37,7 @@ class RecommendedReward:
             `LoadError`: If it is missing, gated, changed beyond finding or cannot be read; says which.
             `RewardModelError`: If it is no reward model, or one that brings its own code.
         """
-        options = {} if self.revision is None else {"revision": self.revision}
+        options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
         remedy = "Pass reward_model=... to score with another one."
         where = self.name if self.revision is None else f"{self.name} at revision {self.revision:.40}"
         try:
@@ -52,8 +52,8 @@ class RecommendedReward:
             raise LoadError(f"The checkpoint recommends the reward model {where}, which {reason} {remedy}") from error
         if self.revision is not None and (now := _current_commit(self.name)) not in (None, self.revision):
             warnings.warn(
-                f"The reward model {self.name} has changed since the checkpoint was pushed: it is at {now:.7} now, and "
-                f"is used as it was, at {self.revision:.7}. Pass reward_model={self.name!r} to use it as it is now.",
+                f"The reward model {self.name} has changed since the checkpoint was pushed: it is at {now:.7} now, "
+                f"and is used as it was, at {self.revision:.7}. Pass reward_model={self.name!r} for the newer one.",
                 ItpWarning,
                 stacklevel=2,
             )

@@ -12,7 +12,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars
+from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars, recommendation
 from hf_itp.cli.prompts import as_conversations, read_prompts
 from hf_itp.cli.records import record_of, to_json
 
@@ -45,7 +45,15 @@ def generate(
         bool, typer.Option("--plain", help="Continue the prompts as plain text, without the policy's chat template.")
     ] = False,
     model: options.Model = EMBEDDED,
-    reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies defaults
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward-model",
+            "-r",
+            help=f"{options.REWARD_MODEL_HELP} Default: what the policy recommends, else 'embedded'.",
+            rich_help_panel=options.MODELS,
+        ),
+    ] = None,
     reward_label: Annotated[
         str | None,
         typer.Option(help="Which of a reward model's labels is the reward.", rich_help_panel=options.MODELS),
@@ -60,7 +68,16 @@ def generate(
             "--trust-remote-code", help="Run code that a model repository brings.", rich_help_panel=options.MODELS
         ),
     ] = False,
-    num_candidates: options.NumCandidates = 16,
+    num_candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--num-candidates",
+            "-n",
+            min=1,
+            help=f"{options.NUM_CANDIDATES_HELP} Default: what the policy recommends, else 16.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: Annotated[
         float | None,
@@ -93,9 +110,14 @@ def generate(
         ),
     ] = None,
     strategy: Annotated[
-        str,
-        typer.Option("--strategy", "-s", help="What picks; see hf-itp strategies.", rich_help_panel=options.SELECTING),
-    ] = "pessimism",
+        str | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            help="What picks; see hf-itp strategies. Default: what the policy recommends (auto), else pessimism.",
+            rich_help_panel=options.SELECTING,
+        ),
+    ] = None,
     beta: Annotated[float | None, typer.Option(help=options.BETA_HELP, rich_help_panel=options.SELECTING)] = None,
     set_: Annotated[
         list[str] | None,
@@ -131,12 +153,13 @@ def generate(
 
       hf-itp generate "How do I keep a sourdough starter alive?"
       hf-itp generate -s best_of_n -n 32 "Name three rivers in France."
+      hf-itp generate -m org/policy "Why is the moon bright?"
       hf-itp generate -m org/policy -r org/reward-model --beta 0.5 -f prompts.txt
       hf-itp generate --json --all-candidates -f chats.jsonl > answers.jsonl
       hf-itp generate --set pool=fresh "Why is the moon bright?"
       printf 'What is kevlar?\\nWhat is felt?\\n' | hf-itp generate
     """
-    if num_return_sequences > num_candidates:
+    if num_candidates is not None and num_return_sequences > num_candidates:
         raise typer.BadParameter(
             f"{num_return_sequences} responses cannot be returned of {num_candidates} candidates.",
             param_hint="'--num-return-sequences'",
@@ -149,25 +172,36 @@ def generate(
     # What can be refused without the models is refused before they are loaded.
     from hf_itp import get_strategy
 
-    chosen = get_strategy(strategy, **fields)
+    if strategy is None and model == EMBEDDED:
+        strategy = "pessimism"
+    if strategy not in (None, "auto"):
+        get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
         policy = load_policy(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
         has_template = policy.tokenizer.chat_template is not None and not plain
         conversations = as_conversations(given_prompts, has_template=has_template, system=system)
-        reward = load_reward_models(
-            reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
-        )
+        strategy = strategy or ("auto" if recommendation(policy) else "pessimism")
+        if strategy == "auto":
+            chosen: dict[str, Any] = {"strategy": "auto", **fields}
+            if not quiet:
+                print(f"Decoding as {model} recommends: {recommendation(policy)}", file=sys.stderr)
+        else:
+            chosen = {"strategy": get_strategy(strategy, **fields)}
+            reward_model = reward_model or [EMBEDDED]
+        if reward_model:
+            chosen["reward_model"] = load_reward_models(
+                reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
+            )
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
 
     # A bar of prompts, where results go elsewhere and so do not show the progress; else the sampler's own bars.
     bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
     # As many prompts at once as fill a batch: without one named, a prompt's result is not to wait for another's.
-    at_once = max(1, (batch_size or 1) // num_candidates)
+    at_once = max(1, (batch_size or 1) // (num_candidates or 16))
     for batch in _batches(conversations, at_once, bar):
         output = policy.generate(
             batch,
-            strategy=chosen,
-            reward_model=reward,
+            **chosen,
             num_candidates=num_candidates,
             num_return_sequences=num_return_sequences,
             seed=seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +59,7 @@ def load_policy(
         `LoadError`: If there is no model or no tokenizer under that id.
         `ArgumentError`: If there is no such device.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     place = _device(device)
     source = _policy_folder() if model_id == EMBEDDED else model_id
@@ -74,10 +74,21 @@ def load_policy(
             f"`--model` {model_id!r} could not be loaded: {reason}. Check the spelling, that a folder holds both "
             "weights and tokenizer, and for a model from the Hub that you are online and have access to it."
         ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        # transformers takes an adapter's generation config from the base model, which knows of no recommendation.
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model.to(place).eval(), tokenizer)
+
+
+def recommendation(policy: Policy) -> Any:
+    """What the policy's checkpoint says about how it wants to be decoded, unchecked, or nothing."""
+    from hf_itp.recommendation import ENTRY
+
+    return getattr(policy.model.generation_config, ENTRY, None)
 
 
 def load_reward_models(

@@ -88,7 +88,7 @@ def push_to_hub(
     for given in (*strategy_fields, *(["reward_model"] if name else [])):
         if not entry:
             raise ArgumentError(f"`{given}` belongs to a strategy, but `strategy` is None. Pass strategy=... too.")
-    base = _base_model(policy)
+    base_model(policy)
     tokenizer = tokenizer or policy_tokenizer(policy)
     api = HfApi(token=token)
     if name is not None and reward_revision is None and name != "embedded":
@@ -103,12 +103,23 @@ def push_to_hub(
             generation_config=policy.generation_config,
             entry=entry,
             calibrator=calibrator,
-            facts=facts or CardFacts(repo_id, base_model=base),
+            facts=facts or known_facts(policy, repo_id),
         )
         return upload_in_one_commit(api, repo_id, folder, commit_message, revision=revision, create_pr=create_pr)
 
 
-def _base_model(policy: Any) -> str | None:
+def known_facts(policy: Any, repo_id: str) -> CardFacts:
+    """What the policy itself says, for its card; complete it with `dataclasses.replace`."""
+    seq2seq = getattr(policy.config, "is_encoder_decoder", False)
+    return CardFacts(
+        repo_id,
+        base_model=base_model(policy),
+        auto_class="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM",
+        adapter=bool(getattr(policy, "peft_config", None)),
+    )
+
+
+def base_model(policy: Any) -> str | None:
     """
     The Hub id a policy was loaded from, if it was.
 
@@ -119,7 +130,7 @@ def _base_model(policy: Any) -> str | None:
     found = base if is_repo_id(base) and not Path(base).is_dir() else None
     if found is None and getattr(policy, "peft_config", None):
         raise ArgumentError(
-            f"`policy` is an adapter, whose base model has to be on the Hub, but that is {base!r}. Push the base model "
-            "first and load it from there, or push policy.merge_and_unload()."
+            f"`policy` is an adapter, whose base model has to be on the Hub, but that is {base!r}. Push the base "
+            "model first and load it from there, or push policy.merge_and_unload()."
         )
     return found

@@ -58,8 +58,8 @@ def current_commit(api: HfApi, name: str) -> str | None:
         return api.model_info(name).sha
     except HTTPError as error:
         raise ArgumentError(
-            f"`reward_model` has to be on the Hub, but {name!r} cannot be found there ({type(error).__name__}). Correct "
-            "the id, push it first, or leave `reward_model` out."
+            f"`reward_model` has to be on the Hub, but {name!r} cannot be found there ({type(error).__name__}). "
+            "Correct the id, push it first, or leave `reward_model` out."
         ) from error
 
 

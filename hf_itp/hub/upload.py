@@ -60,8 +60,8 @@ def prepare_repository(
     repo_id = _asked(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, repo_id)
     if private and not _asked(lambda: api.model_info(repo_id).private, repo_id):
         raise ArgumentError(
-            f"`private` is True, but the repository {repo_id!r} is there already and public, so everyone would see what "
-            "is pushed. Make it private in its settings, or push to another one."
+            f"`private` is True, but the repository {repo_id!r} is there already and public, so everyone would see "
+            "what is pushed. Make it private in its settings, or push to another one."
         )
     if gated is not None:
         _asked(lambda: api.update_repo_settings(repo_id, gated=gated), repo_id)
@@ -111,7 +111,11 @@ def _asked(request: Callable[[], _T], repo_id: str, *, retried: bool = True) -> 
     for wait in (*(_WAITS if retried else ()), None):
         try:
             return request()
-        except HTTPError as error:
+        except (HTTPError, RuntimeError) as raised:
+            # What goes wrong with a large file comes wrapped.
+            error = raised if isinstance(raised, HTTPError) else raised.__cause__
+            if not isinstance(error, HTTPError):
+                raise
             response = getattr(error, "response", None)
             status = None if response is None else response.status_code
             if wait is None or (status is not None and status not in _PASSING):

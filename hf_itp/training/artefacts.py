@@ -94,6 +94,7 @@ class CarriesCalibration(_Base):
             },
             results=results,
             results_on="the prompts of its last training steps",
+            adapter=bool(getattr(self.accelerator.unwrap_model(self.model), "peft_config", None)),
             extra_tags=["ctrl"],
         )
 
