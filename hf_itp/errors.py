@@ -42,5 +42,9 @@ class LoadError(ItpError, OSError):
     """A model, tokenizer or artefact could not be found or read."""
 
 
+class HubError(ItpError, OSError):
+    """The Hub refused what was sent, or could not be reached."""
+
+
 class ItpWarning(UserWarning):
     """Results may not be what the caller expects."""

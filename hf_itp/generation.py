@@ -20,6 +20,7 @@ from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.patching import KEYWORDS
 from hf_itp.policies import check_generation_config, check_model, policy_tokenizer
 from hf_itp.recommendation import recommended_arguments
+from hf_itp.recommended_reward import RecommendedReward
 from hf_itp.rewards import as_reward_function
 from hf_itp.sampling.padding import unpadded
 from hf_itp.strategies import Strategy, get_strategy
@@ -58,9 +59,14 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
             f"`reward_model` has to be given with strategy={strategy.name!r}, but is missing: nothing else can rank "
             "the candidates. Pass a Hub id, a folder, a model or a function f(prompts, completions, **kwargs)."
         )
+    reward = ours["reward_model"]
     decoding = StrategyDecoding(
         strategy=strategy,
-        reward=as_reward_function(ours["reward_model"], device=model.device),
+        reward=(
+            reward.load(model.device)
+            if isinstance(reward, RecommendedReward)
+            else as_reward_function(reward, device=model.device)
+        ),
         num_return_sequences=num_return_sequences,
         tokenizer=tokenizer,
         streamer=arguments.pop("streamer", None),

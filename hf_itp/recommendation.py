@@ -11,7 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.recommended_reward import RecommendedReward
+from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
 
 ENTRY = "hf_itp"
@@ -34,27 +38,44 @@ def recommended_arguments(
         ours (`dict`): Keywords of `hf_itp`, `strategy="auto"` among them.
         arguments (`dict`): All others, the strategy's own fields among them.
 
+    Returns:
+        `tuple`: `ours` with a strategy object, and with a [`RecommendedReward`] where the caller gave no reward model;
+        `arguments` without the strategy's own fields.
+
     Raises:
         `ArgumentError`: If the checkpoint has no entry, or one with unknown keys or values out of range.
     """
-    entry = getattr(model.generation_config, ENTRY, None)
-    if entry is None:
-        raise ArgumentError(
-            f"`strategy` is 'auto', but the generation config of {type(model).__name__} has no {ENTRY!r} entry that "
-            "recommends one. Pass a strategy by name, e.g. strategy='pessimism'."
-        )
-    fields = _checked(entry, model)
-    recommended = {key: entry[key] for key in _OWN_KEYS if key in entry}
-    revision = recommended.pop("reward_model_revision", None)
-    given = {key: value for key, value in ours.items() if value is not None and key != "strategy"}
-    own_fields = {key: entry[key] for key in fields if key in entry}
-    if revision is not None and "reward_model" not in given:
-        from hf_itp.rewards import as_reward_function
+    entry = _checked(entry_of(model), model)
+    strategy, arguments = _strategy(entry, arguments)
+    filled: dict[str, Any] = {}
+    if "num_candidates" in entry:
+        filled["num_candidates"] = entry["num_candidates"]
+    if "reward_model" in entry:
+        filled["reward_model"] = RecommendedReward(entry["reward_model"], entry.get("reward_model_revision"))
+    given = {key: value for key, value in ours.items() if value is not None}
+    return {**filled, **given, "strategy": strategy}, arguments
 
-        recommended["reward_model"] = as_reward_function(
-            recommended["reward_model"], device=model.device, revision=revision
+
+def entry_of(model: Any) -> Any:
+    """
+    The entry of a policy's generation config, unchecked.
+
+    Raises:
+        `ArgumentError`: If there is none.
+    """
+    entry = getattr(model.generation_config, ENTRY, None)
+    if entry is not None:
+        return entry
+    remedy = "Pass a strategy by name, e.g. strategy='pessimism'."
+    if getattr(model, "peft_config", None):
+        remedy += (
+            " If the adapter's repository recommends one, load it too: policy.generation_config = "
+            "GenerationConfig.from_pretrained('org/adapter'); transformers takes the base model's."
         )
-    return {**recommended, **given}, {**own_fields, **arguments}
+    raise ArgumentError(
+        f"`strategy` is 'auto', but the generation config of {type(model).__name__} has no {ENTRY!r} entry that "
+        f"recommends one. {remedy}"
+    )
 
 
 def is_repo_id(name: str) -> bool:
@@ -62,15 +83,25 @@ def is_repo_id(name: str) -> bool:
     return bool(_REPO_ID.fullmatch(name)) and ".." not in name
 
 
-def _checked(entry: Any, model: Any) -> list[str]:
-    """The field names of the entry's strategy, once the entry is known to be harmless."""
+def _strategy(entry: dict[str, Any], arguments: dict[str, Any]) -> tuple[Strategy, dict[str, Any]]:
+    # A name that sampling has too, such as temperature, is sampling's where the caller uses it.
+    names = strategy_class(entry["strategy"]).field_names()
+    own = [name for name in names if not hasattr(GenerationConfig(), name)]
+    fields = {name: entry[name] for name in names if name in entry}
+    fields |= {name: arguments[name] for name in own if name in arguments}
+    rest = {name: value for name, value in arguments.items() if name not in own}
+    return get_strategy(entry["strategy"], **fields), rest
+
+
+def _checked(entry: Any, model: Any) -> dict[str, Any]:
+    """The entry, once it is known to be harmless."""
     if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), str):
         raise ArgumentTypeError(
             f"The {ENTRY!r} entry of the generation config has to be a dict with a 'strategy', but is {entry!r:.80}."
             " Pass a strategy by name, e.g. strategy='pessimism'."
         )
     name = entry["strategy"]
-    fields = list(strategy_class(name).field_names())
+    fields = strategy_class(name).field_names()
     unknown = sorted(set(entry) - set(_OWN_KEYS) - set(fields))
     if unknown:
         raise ArgumentError(
@@ -84,7 +115,7 @@ def _checked(entry: Any, model: Any) -> list[str]:
             f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... and a strategy by name."
         )
     _check_reward_model(entry, model)
-    return fields
+    return entry
 
 
 def _check_reward_model(entry: dict[str, Any], model: Any) -> None:

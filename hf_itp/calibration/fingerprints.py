@@ -70,7 +70,8 @@ def reward_identity(reward: RewardFunction) -> dict[str, Any]:
     """Of a reward model its own identity, of any other reward its name."""
     model = getattr(reward, "model", None)
     if isinstance(model, nn.Module):
-        return {**model_identity(model), "name": reward.name, "revision": cached_commit(reward.name)}
+        revision = getattr(reward, "revision", None) or cached_commit(reward.name)
+        return {**model_identity(model), "name": reward.name, "revision": revision}
     return {"name": reward.name, "revision": None, "dtype": None, "weights": None}
 
 

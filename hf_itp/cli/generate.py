@@ -12,7 +12,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars, recommends_strategy
+from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars, recommendation
 from hf_itp.cli.prompts import as_conversations, read_prompts
 from hf_itp.cli.records import record_of, to_json
 
@@ -50,8 +50,7 @@ def generate(
         typer.Option(
             "--reward-model",
             "-r",
-            help="Reward model that scores: Hub id, folder or 'embedded'; several form an ensemble (their mean). "
-            "Default: what the policy recommends, else 'embedded'.",
+            help=f"{options.REWARD_MODEL_HELP} Default: what the policy recommends, else 'embedded'.",
             rich_help_panel=options.MODELS,
         ),
     ] = None,
@@ -75,7 +74,7 @@ def generate(
             "--num-candidates",
             "-n",
             min=1,
-            help="Responses drawn per prompt (N). Default: what the policy recommends, else 16.",
+            help=f"{options.NUM_CANDIDATES_HELP} Default: what the policy recommends, else 16.",
             rich_help_panel=options.DRAWING,
         ),
     ] = None,
@@ -115,7 +114,7 @@ def generate(
         typer.Option(
             "--strategy",
             "-s",
-            help="What picks; see hf-itp strategies. Default, and auto: what the policy recommends, else pessimism.",
+            help="What picks; see hf-itp strategies. Default: what the policy recommends (auto), else pessimism.",
             rich_help_panel=options.SELECTING,
         ),
     ] = None,
@@ -154,6 +153,7 @@ def generate(
 
       hf-itp generate "How do I keep a sourdough starter alive?"
       hf-itp generate -s best_of_n -n 32 "Name three rivers in France."
+      hf-itp generate -m org/policy "Why is the moon bright?"
       hf-itp generate -m org/policy -r org/reward-model --beta 0.5 -f prompts.txt
       hf-itp generate --json --all-candidates -f chats.jsonl > answers.jsonl
       hf-itp generate --set pool=fresh "Why is the moon bright?"
@@ -172,34 +172,36 @@ def generate(
     # What can be refused without the models is refused before they are loaded.
     from hf_itp import get_strategy
 
-    if strategy is None:
-        strategy = "auto" if recommends_strategy(model) else "pessimism"
-    chosen: Any = None if strategy == "auto" else get_strategy(strategy, **fields)
+    if strategy is None and model == EMBEDDED:
+        strategy = "pessimism"
+    if strategy not in (None, "auto"):
+        get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
         policy = load_policy(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
         has_template = policy.tokenizer.chat_template is not None and not plain
         conversations = as_conversations(given_prompts, has_template=has_template, system=system)
-        if reward_model is None and strategy != "auto":
-            reward_model = [EMBEDDED]
-        reward = None
-        if reward_model is not None:
-            reward = load_reward_models(
+        strategy = strategy or ("auto" if recommendation(policy) else "pessimism")
+        if strategy == "auto":
+            chosen: dict[str, Any] = {"strategy": "auto", **fields}
+            if not quiet:
+                print(f"Decoding as {model} recommends: {recommendation(policy)}", file=sys.stderr)
+        else:
+            chosen = {"strategy": get_strategy(strategy, **fields)}
+            reward_model = reward_model or [EMBEDDED]
+        if reward_model:
+            chosen["reward_model"] = load_reward_models(
                 reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
             )
-    if num_candidates is None and strategy != "auto":
-        num_candidates = 16
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
 
     # A bar of prompts, where results go elsewhere and so do not show the progress; else the sampler's own bars.
     bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
     # As many prompts at once as fill a batch: without one named, a prompt's result is not to wait for another's.
-    at_once = max(1, (batch_size or 1) // (num_candidates or batch_size or 1))
+    at_once = max(1, (batch_size or 1) // (num_candidates or 16))
     for batch in _batches(conversations, at_once, bar):
         output = policy.generate(
             batch,
-            # An object: a field may have the name of a sampling keyword.
-            **({"strategy": "auto", **fields} if strategy == "auto" else {"strategy": chosen}),
-            reward_model=reward,
+            **chosen,
             num_candidates=num_candidates,
             num_return_sequences=num_return_sequences,
             seed=seed,

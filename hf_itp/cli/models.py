@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,20 +51,6 @@ class Policy:
         return cast("BatchEncoding", inputs).to(self.model.device)
 
 
-def recommends_strategy(model_id: str) -> bool:
-    """Whether a checkpoint says how it wants to be decoded. Reads one small file, so before anything is loaded."""
-    from transformers import GenerationConfig
-
-    from hf_itp.recommendation import ENTRY
-
-    if model_id == EMBEDDED:
-        return False
-    try:
-        return getattr(GenerationConfig.from_pretrained(model_id), ENTRY, None) is not None
-    except (OSError, ValueError):  # without one, or not to be had: loading the model will say so
-        return False
-
-
 def load_policy(
     model_id: str, *, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
 ) -> Policy:
@@ -73,7 +59,7 @@ def load_policy(
         `LoadError`: If there is no model or no tokenizer under that id.
         `ArgumentError`: If there is no such device.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     place = _device(device)
     source = _policy_folder() if model_id == EMBEDDED else model_id
@@ -88,10 +74,21 @@ def load_policy(
             f"`--model` {model_id!r} could not be loaded: {reason}. Check the spelling, that a folder holds both "
             "weights and tokenizer, and for a model from the Hub that you are online and have access to it."
         ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        # transformers takes an adapter's generation config from the base model, which knows of no recommendation.
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model.to(place).eval(), tokenizer)
+
+
+def recommendation(policy: Policy) -> Any:
+    """What the policy's checkpoint says about how it wants to be decoded, unchecked, or nothing."""
+    from hf_itp.recommendation import ENTRY
+
+    return getattr(policy.model.generation_config, ENTRY, None)
 
 
 def load_reward_models(

@@ -11,6 +11,10 @@ DRAWING = "Drawing candidates"
 SELECTING = "Selecting among them"
 OUTPUT = "Output"
 TEMPERATURE_HELP = "Divides the logits: below 1 the policy keeps closer to its likeliest words."
+REWARD_MODEL_HELP = (
+    "Reward model that scores: Hub id, local folder, or 'embedded'. Several form an ensemble (their mean)."
+)
+NUM_CANDIDATES_HELP = "Responses drawn per prompt (N)."
 BETA_HELP = "Pessimism's strength, in units of the reward: near 0 is best-of-n, very large is plain sampling."
 
 Model = Annotated[
@@ -27,7 +31,7 @@ RewardModels = Annotated[
     typer.Option(
         "--reward-model",
         "-r",
-        help="Reward model that scores: Hub id, local folder, or 'embedded'. Several form an ensemble (their mean).",
+        help=REWARD_MODEL_HELP,
         rich_help_panel=MODELS,
     ),
 ]
@@ -37,7 +41,7 @@ Device = Annotated[
 ]
 NumCandidates = Annotated[
     int,
-    typer.Option("--num-candidates", "-n", min=1, help="Responses drawn per prompt (N).", rich_help_panel=DRAWING),
+    typer.Option("--num-candidates", "-n", min=1, help=NUM_CANDIDATES_HELP, rich_help_panel=DRAWING),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest response, in tokens.", rich_help_panel=DRAWING)]
 Seed = Annotated[

@@ -7,6 +7,7 @@ and the command.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +80,6 @@ def write_artefacts(
     if calibrator is not None:
         calibrator.save_pretrained(folder)
     if facts is not None:
+        if facts.picture is not None and Path(facts.picture).is_file():
+            shutil.copyfile(facts.picture, folder / Path(facts.picture).name)
         (folder / "README.md").write_text(str(policy_card(facts, entry, calibrator)), encoding="utf-8")

@@ -31,7 +31,9 @@ class CardFacts:
         training (`dict[str, str]`): Rows of the table of how it was trained: transform, KL, steps, compute, ...
         results (`list[dict]`): Rows `name`, `value`, `low`, `high`: win rates with the ends of their intervals.
         results_on (`str`, *optional*): The prompts they were measured on.
-        picture (`str`, *optional*): Name of a picture in the repository, such as a scaling curve.
+        picture (`str`, *optional*): A picture's file, such as a scaling curve; it is copied beside the card.
+        auto_class (`str`): Which of transformers' classes loads it.
+        adapter (`bool`): Whether the repository holds an adapter, which is used by a line more.
         limits (`list[str]`): Sentences.
         extra_tags (`list[str]`): Beside those every card has.
     """
@@ -45,6 +47,8 @@ class CardFacts:
     results: list[dict[str, Any]] = field(default_factory=list)
     results_on: str | None = None
     picture: str | None = None
+    auto_class: str = "AutoModelForCausalLM"
+    adapter: bool = False
     limits: list[str] = field(default_factory=list)
     extra_tags: list[str] = field(default_factory=list)
 
@@ -69,7 +73,9 @@ def policy_card(facts: CardFacts, entry: dict[str, Any], calibrator: RewardCalib
         training=facts.training,
         results=facts.results,
         results_on=facts.results_on or _UNKNOWN,
-        picture=facts.picture,
+        picture=None if facts.picture is None else Path(facts.picture).name,
+        auto_class=facts.auto_class,
+        adapter=facts.adapter,
         limits=facts.limits,
         calibration=None if calibrator is None else _described(calibrator),
         base_model=facts.base_model or _UNKNOWN,

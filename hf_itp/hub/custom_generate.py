@@ -14,7 +14,7 @@ FOLDER = "custom_generate"
 _GENERATE = '''"""Decodes as this checkpoint recommends in the `hf_itp` entry of its generation_config.json."""
 
 
-def generate(model, strategy="auto", **arguments):
+def generate(*inputs, model, strategy="auto", **arguments):
     try:
         import hf_itp
     except ImportError as error:
@@ -25,7 +25,7 @@ def generate(model, strategy="auto", **arguments):
         given.pop(name, None)
     hf_itp.enable()
     # The class's `generate`: this function is the instance's.
-    return type(model).generate(model, strategy=strategy, **given)
+    return type(model).generate(model, *inputs, strategy=strategy, **given)
 '''
 
 

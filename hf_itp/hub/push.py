@@ -6,20 +6,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.calibration.fingerprints import cached_commit
-from hf_itp.embedded import reward_model_path
-from hf_itp.errors import ArgumentError, ItpError
+from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.hub.artefacts import decoding_entry, write_artefacts
 from hf_itp.hub.cards import CardFacts
+from hf_itp.hub.reward_reference import current_commit, reward_reference
+from hf_itp.hub.upload import prepare_repository, upload_in_one_commit
 from hf_itp.policies import policy_tokenizer
 from hf_itp.recommendation import is_repo_id
-from hf_itp.rewards import RewardFunction, RewardModel
 
 
 def push_to_hub(
@@ -32,6 +31,7 @@ def push_to_hub(
     num_candidates: int = 16,
     calibrator: RewardCalibrator | None = None,
     private: bool | None = None,
+    gated: Literal["auto", "manual"] | None = None,
     revision: str | None = None,
     create_pr: bool = False,
     token: str | bool | None = None,
@@ -42,96 +42,95 @@ def push_to_hub(
     """
     Pushes a policy with how it wants to be decoded, so that `generate(strategy="auto")` does that anywhere.
 
-    One commit: a repository that is half pushed cannot exist, and pushing the same content again makes none.
+    One commit: a repository that is half pushed cannot exist, and pushing the same content again makes none. The card
+    is written anew, so say in `facts` what it has to keep saying.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`): Weights go as safetensors; of a PEFT model the adapters.
         repo_id (`str`): `name` or `org/name`; created if it is not there.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Loaded from beside the policy if absent.
         strategy (`str`, *optional*): What to recommend, with `strategy_fields` such as `beta`. Nothing if absent.
-        reward_model (*optional*): What the strategy is to score with: a Hub id, `"embedded"`, or a model loaded from
-            the Hub, whose revision is recorded.
+        reward_model (*optional*): What the strategy is to score with: a Hub id, `"embedded"`, or a reward model loaded
+            from the Hub. The commit it is at is recorded, and is what `strategy="auto"` loads.
         num_candidates (`int`, *optional*, defaults to 16): N to recommend.
         calibrator ([`RewardCalibrator`], *optional*): Carried along.
-        private (`bool`, *optional*): Of a repository that is created.
+        private (`bool`, *optional*): Of a repository that is created. `True` for one that is public is an error.
+        gated (`str`, *optional*): `"auto"` or `"manual"`: readers have to ask for access.
         revision (`str`, *optional*): Branch; created if it is not there.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
-        token (`str` or `bool`, *optional*): Hub token.
+        token (`str` or `bool`, *optional*): Hub token. It is sent to the Hub and written nowhere.
         facts ([`CardFacts`], *optional*): For the card.
 
     Returns:
         `CommitInfo`: Of the commit; where nothing changed, of the one that was there.
 
     Raises:
-        `ArgumentError`: If the strategy, its fields or the reward model cannot be recommended; nothing is sent then.
+        `ArgumentError`: If the strategy, its fields or the reward model cannot be recommended, or an adapter's base
+            model is on this machine alone; nothing is sent then.
+        `HubError`: If the Hub refuses or cannot be reached, after three attempts; nothing is pushed then.
+
+    Examples:
+
+    ```python
+    >>> import hf_itp
+    >>> hf_itp.push_to_hub(
+    ...     policy, "me/policy", strategy="pessimism", beta=0.1, num_candidates=32, reward_model="org/reward-model"
+    ... )  # doctest: +SKIP
+
+    ```
     """
+    if getattr(policy, "generation_config", None) is None:
+        raise ArgumentTypeError(
+            f"`policy` has to be a model that generates, but is a {type(policy).__name__}. Pass a policy."
+        )
     name, reward_revision = reward_reference(reward_model)
     entry = decoding_entry(strategy, num_candidates, name, reward_revision, strategy_fields)
-    if strategy_fields and not entry:
-        raise ArgumentError(
-            f"`{next(iter(strategy_fields))}` belongs to a strategy, but `strategy` is None. Pass strategy=... too."
-        )
+    for given in (*strategy_fields, *(["reward_model"] if name else [])):
+        if not entry:
+            raise ArgumentError(f"`{given}` belongs to a strategy, but `strategy` is None. Pass strategy=... too.")
+    base_model(policy)
     tokenizer = tokenizer or policy_tokenizer(policy)
     api = HfApi(token=token)
+    if name is not None and reward_revision is None and name != "embedded":
+        entry["reward_model_revision"] = current_commit(api, name)
+    repo_id = prepare_repository(api, repo_id, private=private, gated=gated, revision=revision)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        base = getattr(policy.config, "_name_or_path", "") or None
-        facts = facts or CardFacts(repo_id, base_model=base if base and is_repo_id(base) else None)
         write_artefacts(
-            folder, generation_config=policy.generation_config, entry=entry, calibrator=calibrator, facts=facts
+            folder,
+            generation_config=policy.generation_config,
+            entry=entry,
+            calibrator=calibrator,
+            facts=facts or known_facts(policy, repo_id),
         )
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            # Never weights that run code when they are read.
-            ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"],
-        )
+        return upload_in_one_commit(api, repo_id, folder, commit_message, revision=revision, create_pr=create_pr)
 
 
-def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
+def known_facts(policy: Any, repo_id: str) -> CardFacts:
+    """What the policy itself says, for its card; complete it with `dataclasses.replace`."""
+    seq2seq = getattr(policy.config, "is_encoder_decoder", False)
+    return CardFacts(
+        repo_id,
+        base_model=base_model(policy),
+        auto_class="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM",
+        adapter=bool(getattr(policy, "peft_config", None)),
+    )
+
+
+def base_model(policy: Any) -> str | None:
     """
-    Id and revision by which others can load a reward model.
+    The Hub id a policy was loaded from, if it was.
 
     Raises:
-        `ArgumentError`: If there is none: a function, an ensemble, a folder on this machine.
+        `ArgumentError`: If the policy is an adapter and there is none: nobody else could load it.
     """
-    if reward_model is None:
-        return None, None
-    if isinstance(reward_model, str):
-        name, revision = reward_model, None
-    else:
-        model = getattr(reward_model, "model", reward_model)
-        config = getattr(model, "config", None)
-        name = str(getattr(reward_model, "name", None) or getattr(config, "_name_or_path", ""))
-        revision = cached_commit(name)
-    if name == "embedded" or _is_embedded(name):
-        return "embedded", None
-    if not is_repo_id(name) or Path(name).is_dir():
+    base = getattr(policy.config, "_name_or_path", "") or ""
+    found = base if is_repo_id(base) and not Path(base).is_dir() else None
+    if found is None and getattr(policy, "peft_config", None):
         raise ArgumentError(
-            f"`reward_model` has to be one that others can load, a Hub id or 'embedded', but is {name!r}. Push it "
-            "first, or leave `reward_model` out."
+            f"`policy` is an adapter, whose base model has to be on the Hub, but that is {base!r}. Push the base "
+            "model first and load it from there, or push policy.merge_and_unload()."
         )
-    return name, revision
-
-
-def published_reward(reward: RewardFunction) -> tuple[str | None, str | None]:
-    """Id and revision of a reward model that others can load; none of a function, an ensemble or a local folder."""
-    try:
-        return reward_reference(reward) if isinstance(reward, RewardModel) else (None, None)
-    except ArgumentError:
-        return None, None
-
-
-def _is_embedded(name: str) -> bool:
-    try:
-        return Path(name).is_dir() and Path(name).resolve() == Path(reward_model_path()).resolve()
-    except ItpError:  # the packages it is made of are not installed
-        return False
+    return found

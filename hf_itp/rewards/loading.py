@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
@@ -112,6 +113,19 @@ def local_name(id_or_folder: str) -> str:
     from hf_itp.embedded import reward_model_path
 
     return str(reward_model_path())
+
+
+def loaded_commit(id_or_folder: str, revision: str | None) -> str | None:
+    """The commit on the Hub that a checkpoint just loaded was read from; none for a folder."""
+    place = local_name(id_or_folder)
+    if Path(place).expanduser().is_dir():
+        return None
+    for name in ("config.json", "adapter_config.json"):
+        found = try_to_load_from_cache(place, name, revision=revision)
+        if isinstance(found, str):
+            # .../snapshots/COMMIT/name
+            return Path(found).parent.name
+    return None
 
 
 def _existing(id_or_folder: str) -> str:

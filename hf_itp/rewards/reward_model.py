@@ -20,7 +20,7 @@ from hf_itp.rewards import forward
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.batching import BatchSize
 from hf_itp.rewards.encoding import PairEncoder
-from hf_itp.rewards.loading import check_remote_code, load_model, load_tokenizer
+from hf_itp.rewards.loading import check_remote_code, load_model, load_tokenizer, loaded_commit
 from hf_itp.rewards.scoring import label_logits
 
 
@@ -92,6 +92,7 @@ class RewardModel(RewardFunction):
             raise ArgumentError(f'`batch_size` has to be "auto" or at least 1, but is {batch_size!r}. Pass "auto".')
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
+        self.revision: str | None = None
         # A class of the repository's own says with `score` what the reward is.
         self.label = 0 if label is None and forward.is_custom(model) else _label_index(model.config, label)
         self._shift, self._scale = _normalization(model)
@@ -178,7 +179,7 @@ class RewardModel(RewardFunction):
             unbatched=unbatched,
             progress=progress,
         )
-        reward_model.name = id_or_folder
+        reward_model.name, reward_model.revision = id_or_folder, loaded_commit(id_or_folder, revision)
         return reward_model
 
     @property

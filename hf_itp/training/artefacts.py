@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.hub.artefacts import decoding_entry, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
-from hf_itp.hub.push import published_reward
+from hf_itp.hub.reward_reference import published_reward
 from hf_itp.recommendation import is_repo_id
 from hf_itp.rewards import RewardFunction
 from hf_itp.training.objective import CTRLObjective, ObjectiveArguments
@@ -94,6 +94,7 @@ class CarriesCalibration(_Base):
             },
             results=results,
             results_on="the prompts of its last training steps",
+            adapter=bool(getattr(self.accelerator.unwrap_model(self.model), "peft_config", None)),
             extra_tags=["ctrl"],
         )
 

@@ -46,7 +46,7 @@ def decode(policy: str, how: str, **options: Any) -> dict[str, Any]:
 
         model = AutoModelForCausalLM.from_pretrained(policy)
         call = {"strategy": "auto", **call}
-    return {"ids": model.generate(**inputs, **call)[0].tolist(), "commit": getattr(model.config, "_commit_hash", None)}
+    return {"ids": model.generate(**inputs, **call)[0].tolist()}
 
 
 def plain(policy: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from hf_itp import RewardCalibrator
 from hf_itp.calibration.fingerprints import model_identity
+from tests.hub.here import taken_for_the_hub
 from tests.hub.running import Machine
 from tests.hub.server import LoopbackHub
 from tests.rewards.classifiers import saved, tiny_classifier
@@ -45,4 +46,19 @@ def with_reward_model(hub: LoopbackHub, machine: Callable[..., Machine], tmp_pat
     """A reward model on the Hub; its id."""
     folder = saved(tmp_path / "reward", tiny_classifier("llama"), tiny_tokenizer())
     machine("the reward model's author").run("push_reward_model", folder=folder, repo=REWARD_MODEL)
+    return REWARD_MODEL
+
+
+@pytest.fixture
+def hub_here(hub: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """The Hub as this process sees it: seconds faster than a process of its own, where none is needed."""
+    with taken_for_the_hub(hub, tmp_path / "cache here"):
+        yield hub
+
+
+@pytest.fixture
+def reward_model_here(hub_here: LoopbackHub, tmp_path: Path) -> str:
+    """A reward model on the Hub; its id."""
+    folder = Path(saved(tmp_path / "reward here", tiny_classifier("llama"), tiny_tokenizer()))
+    hub_here.publish(REWARD_MODEL, {file.name: file.read_bytes() for file in folder.iterdir()})
     return REWARD_MODEL

@@ -63,6 +63,11 @@ class LoopbackHub:
         }
         return found | ({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
 
+    def publish(self, repo_id: str, files: dict[str, bytes], **settings: bool) -> str:
+        """Puts files into a repository, made if need be, without any request; returns the commit's name."""
+        repository = self.repositories.setdefault(repo_id, Repository(**settings))
+        return repository.commit("main", "published", files, []).oid
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """What a repository holds."""
         commit = self.repositories[repo_id].at(revision)

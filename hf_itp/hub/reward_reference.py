@@ -1,0 +1,70 @@
+"""
+By what a reward model can be named to others: a Hub id and a commit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+
+from hf_itp.embedded import reward_model_path
+from hf_itp.errors import ArgumentError, ItpError
+from hf_itp.recommendation import is_repo_id
+from hf_itp.rewards import RewardFunction, RewardModel
+
+
+def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
+    """
+    Id and commit by which others can load a reward model; the commit only where it is known already.
+
+    Raises:
+        `ArgumentError`: If there is none: a function, an ensemble, a folder on this machine.
+    """
+    if reward_model is None:
+        return None, None
+    if isinstance(reward_model, str):
+        name, revision = reward_model, None
+    else:
+        config = getattr(getattr(reward_model, "model", reward_model), "config", None)
+        name = str(getattr(reward_model, "name", None) or getattr(config, "_name_or_path", ""))
+        revision = getattr(reward_model, "revision", None)
+    if name == "embedded" or _is_embedded(name):
+        return "embedded", None
+    if not is_repo_id(name) or Path(name).is_dir():
+        raise ArgumentError(
+            f"`reward_model` has to be one that others can load, a Hub id or 'embedded', but is {name!r}. Push it "
+            "first, or leave `reward_model` out."
+        )
+    return name, revision
+
+
+def published_reward(reward: RewardFunction) -> tuple[str | None, str | None]:
+    """Id and commit of a reward model that others can load; none of a function, an ensemble or a local folder."""
+    try:
+        return reward_reference(reward) if isinstance(reward, RewardModel) else (None, None)
+    except ArgumentError:
+        return None, None
+
+
+def current_commit(api: HfApi, name: str) -> str | None:
+    """
+    Raises:
+        `ArgumentError`: If there is no such model on the Hub, or it cannot be seen.
+    """
+    try:
+        return api.model_info(name).sha
+    except HTTPError as error:
+        raise ArgumentError(
+            f"`reward_model` has to be on the Hub, but {name!r} cannot be found there ({type(error).__name__}). "
+            "Correct the id, push it first, or leave `reward_model` out."
+        ) from error
+
+
+def _is_embedded(name: str) -> bool:
+    try:
+        return Path(name).is_dir() and Path(name).resolve() == Path(reward_model_path()).resolve()
+    except ItpError:  # the packages it is made of are not installed
+        return False

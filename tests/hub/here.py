@@ -1,0 +1,34 @@
+"""The loopback Hub taken for the real one by this process, which has imported huggingface_hub already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from huggingface_hub import close_session, constants, hf_api
+
+from hf_itp.rewards.resolve import clear_loaded_reward_models
+from tests.hub.server import TOKEN, LoopbackHub
+
+
+@contextmanager
+def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
+    """Settings that huggingface_hub read at import, as the environment of a fresh process would have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(hf_api.api, "endpoint", hub.address)
+        patch.setenv("HF_TOKEN", TOKEN)
+        close_session()
+        clear_loaded_reward_models()
+        try:
+            yield
+        finally:
+            close_session()
+            clear_loaded_reward_models()
