@@ -67,17 +67,31 @@ def _threshold(gaps: torch.Tensor) -> torch.Tensor:
     # The support is usually a small part of the pool, and finding that part is several times faster than sorting.
     part = size if size <= 64 else size // 4
     top = gaps.topk(part, dim=-1).values
-    threshold = _threshold_of_sorted(top, size)
+    counts = torch.arange(1, part + 1, dtype=gaps.dtype, device=gaps.device)
+    threshold = ((top.cumsum(dim=-1) - size) / counts).amax(dim=-1, keepdim=True)
     if part < size:
         unsettled = (threshold < top[..., -1:]).squeeze(-1)  # the support may go on below the part
         if unsettled.any():
-            threshold[unsettled] = _threshold_of_sorted(gaps[unsettled].sort(dim=-1, descending=True).values, size)
+            threshold[unsettled] = _threshold_by_newton(gaps[unsettled])
     return threshold
 
 
-def _threshold_of_sorted(gaps: torch.Tensor, size: int) -> torch.Tensor:
-    counts = torch.arange(1, gaps.shape[-1] + 1, dtype=gaps.dtype, device=gaps.device)
-    return ((gaps.cumsum(dim=-1) - size) / counts).amax(dim=-1, keepdim=True)
+def _threshold_by_newton(gaps: torch.Tensor) -> torch.Tensor:
+    """
+    The same for large supports. The mean is convex in the root, so steps from below never overshoot and end, exactly,
+    when the support no longer changes: a few passes over the pool, where sorting would take many.
+    """
+    size = gaps.shape[-1]
+    threshold = (gaps.mean(dim=-1, keepdim=True) - 1).clamp_min(-float(size))  # both are below the root
+    previous = None
+    while True:
+        above = gaps > threshold
+        count = above.sum(dim=-1, keepdim=True)
+        if previous is not None and torch.equal(count, previous):
+            return threshold
+        total = gaps.where(above, 0.0).sum(dim=-1, keepdim=True)
+        # Rounding may not take a step back, or two supports could follow each other for ever.
+        threshold, previous = torch.maximum(threshold, (total - size) / count), count
 
 
 def weights_beyond_pool(
