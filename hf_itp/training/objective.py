@@ -24,7 +24,8 @@ Nats by which the reward of the worst response is below that of the best at most
 down less than e^-6 of the others' share. With the penalties of `exponential(-10)` in full, 87 nats at a KL of 0.5, a
 policy gives up the first tokens of good responses along with those of bad ones before it can tell them apart.
 """
-# Which exponentials "auto" tries: beyond 20 the estimate would need more references than are usual.
+# Which exponentials "auto" tries, as far as the references carry: from t = sqrt(K) on the noise of an estimate is more
+# than half of its value.
 _AUTO_T = range(1, 21)
 
 
@@ -175,5 +176,5 @@ def _best_exponential(args: ObjectiveArguments, kl: float, num_reference: int) -
         return tradeoff.worst_of_n_win_rate(n) if strategy == "worst_of_n" else tradeoff.best_of_n_win_rate(n)
 
     sign = -1 if strategy == "worst_of_n" else 1
-    candidates = [Exponential(float(sign * t)) for t in _AUTO_T if 3 * t <= num_reference]
+    candidates = [Exponential(float(sign * t)) for t in _AUTO_T if t * t <= num_reference and 3 * t <= num_reference]
     return max([Identity(), *candidates], key=rate)

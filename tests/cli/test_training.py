@@ -1,0 +1,118 @@
+"""`hf-itp calibrate` and `hf-itp train`, from prompts in a file to a policy that says how it wants to be decoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.rewards.classifiers import saved, tiny_classifier
+from tests.tiny import saved_policy, tiny_tokenizer
+
+RECIPES = Path(__file__).parent.parent.parent / "examples" / "recipes"
+PROMPTS = ["how do you bake bread", "what is salt for"]
+
+pytestmark = [
+    pytest.mark.uses_global_rng,  # transformers' Trainer seeds it
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL's default
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    policy = str(saved_policy(folder))
+    return policy, saved(folder / "reward", tiny_classifier("llama"), tiny_tokenizer())
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS))
+    return str(path)
+
+
+def settings(models, prompts, output):
+    return [
+        "--model", models[0], "--reward_model", models[1], "--train_file", prompts, "--output_dir", str(output),
+        "--num_reference", "32", "--transform", "exponential", "--t", "5", "--max_completion_length", "4",
+        "--max_steps", "2", "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true",
+    ]  # fmt: skip
+
+
+def calibrate(run, models, prompts, folder, *more):
+    return run(
+        "calibrate", str(folder), "-f", prompts, "-m", models[0], "-r", models[1], "-k", "32", "--plain",
+        "--max-new-tokens", "4", "-q", *more,
+    )  # fmt: skip
+
+
+def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path):
+    shown = calibrate(run, models, prompts, tmp_path / "calibration")
+    assert shown.code == 0, shown.err
+    assert "2 prompts with 32 references each" in shown.out
+    again = calibrate(run, models, prompts, tmp_path / "calibration")
+    assert again.code == 0 and again.out == shown.out
+    other = calibrate(run, models, prompts, tmp_path / "calibration", "--seed", "7")
+    assert other.code == 1 and "Choose another folder" in other.err
+
+    output = tmp_path / "trained"
+    shown = run(
+        "train", *settings(models, prompts, output), "--solver", "quantile_regression",
+        "--train_file", prompts, "--calibration", str(tmp_path / "calibration"),
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    assert json.loads((output / "generation_config.json").read_text())["hf_itp"]["strategy"] == "best_of_n"
+    assert (output / "calibration.json").is_file() and (output / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_train_by_reinforcement_from_a_file_and_resume(run, models, prompts, tmp_path):
+    output = tmp_path / "trained"
+    arguments = [*settings(models, prompts, output), "--num_generations", "2", "--save_steps", "1"]
+    assert run("train", *arguments).code == 0
+    assert (output / "checkpoint-2").is_dir()
+    # Two more steps, from the second on.
+    arguments[arguments.index("--max_steps") + 1] = "4"
+    shown = run("train", *arguments, "--resume")
+    assert shown.code == 0, shown.err
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+
+
+def test_options_win_over_the_file(run, models, prompts, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"train_file: {prompts}\noutput_dir: {tmp_path}/out\ntarget_kl: 0.25\nreport_to: none\n")
+    assert "0.250 nats" in run("train", "--config", str(recipe), "--dry-run").out
+    assert "0.750 nats" in run("train", "--config", str(recipe), "--dry-run", "--target_kl", "0.75").out
+
+
+def test_full_scale_recipe_holds(run):
+    shown = run("train", "--config", str(RECIPES / "ctrl_7b.yaml"), "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "Qwen2.5-7B-Instruct" in shown.out and "best_of_n, N = 4" in shown.out and "1.000 nats" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--output_dir", "x"], "One of `train_file` and `dataset_name`"),
+        (["--output_dir", "x", "--train_file", "y", "--solver", "magic"], "`solver` has to be one of rl"),
+        (["--output_dir", "x", "--train_file", "y", "--target_kl", "-1"], "`kl` has to be"),
+        (["--output_dir", "x", "--train_file", "y", "--strategy", "nonsense"], "Unknown strategy"),
+        (["--config", "/does/not/exist.yaml"], "there is none at"),
+        (["--output_dir", "x", "--train_file", "y", "--betta", "1"], "betta"),
+    ],
+)
+def test_configurations_that_do_not_hold_are_refused(run, arguments, told):
+    shown = run("train", *arguments, "--dry-run")
+    assert shown.code == 1 and told in shown.err
+
+
+def test_all_options_lists_those_of_the_trainer(run):
+    shown = run("train", "--all-options")
+    assert shown.code == 0
+    for name in ("--target_kl", "--num_generations", "--lora_r", "--use_vllm"):
+        assert name in shown.out
+    assert "--partition" in run("train", "--all-options", "--solver", "quantile_regression").out
