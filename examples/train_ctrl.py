@@ -43,6 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 STRENGTHS = (1.0, 2.0)
 N = 4
+RATIOS = 2  # responses per prompt that the KL is estimated from: a pass each, twice
 LONGEST_PROMPT = 40  # tokens
 
 
@@ -89,12 +90,12 @@ def raw_beta(calibrator: RewardCalibrator, kl: float) -> float:
 
 @torch.no_grad()
 def measure(model: Any, tokenizer: Any, reward: RewardModel, prompts: list, count: int, tokens: int) -> dict:
-    """Rewards `(P, G)` and log-ratios `(P, G)` of the policy's own responses."""
+    """Rewards `(P, G)` of the policy's own responses, and log-ratios `(P, RATIOS)` of the first of them."""
     drawn = draw_responses(model, tokenizer, prompts, count, seed=7, max_new_tokens=tokens)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for group in drawn for ids in group]
     rewards = reward([prompt for prompt in prompts for _ in range(count)], texts).view(len(prompts), count)
-    ratios = torch.empty(len(prompts), count)
-    for row, (prompt, group) in enumerate(zip(prompts, drawn, strict=True)):
+    ratios = torch.empty(len(prompts), RATIOS)
+    for row, (prompt, group) in enumerate(zip(prompts, [group[:RATIOS] for group in drawn], strict=True)):
         start = prompt_ids(tokenizer, prompt)
         ours = logprobs(model, start, group)
         with model.disable_adapter():
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/train_ctrl"))
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     options = parser.parse_args()
-    sizes = (6, 4, 32, 4, 12) if options.quick else (48, 48, 32, 8, 24)
+    sizes = (6, 4, 32, 4, 12) if options.quick else (48, 48, 32, 6, 24)
     train_prompts, eval_prompts, references, drawn, tokens = sizes
 
     began = time.monotonic()
@@ -148,8 +149,8 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(policy_path())
         args = QuantileRegressionArguments(
             str(options.output / name), **objective, strategy="best_of_n", num_candidates=N, target_kl=0.5,
-            responses_per_prompt=12, per_device_train_batch_size=16, per_device_eval_batch_size=32,
-            num_train_epochs=1, learning_rate=2e-4, lr_scheduler_type="cosine", max_grad_norm=1.0, logging_steps=8,
+            responses_per_prompt=8, per_device_train_batch_size=16, per_device_eval_batch_size=32,
+            num_train_epochs=1, learning_rate=4e-4, lr_scheduler_type="cosine", max_grad_norm=1.0, logging_steps=8,
             save_strategy="no", report_to="none", seed=0, use_cpu=True,
         )  # fmt: skip
         trainer_class = RawRewardTrainer if name == "raw" else QuantileRegressionTrainer
