@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all the set-up themselves. Needed: Python 3.11 or newer, git, make.
 #
 #   make demo        the main job on the embedded default: a real policy, a real reward model, a few real prompts
+#   make demo-hub    a tiny policy trained, pushed, pulled and decoded, over a Hub on this machine
 #   make test        every test, in two processes (WORKERS=4 for four)
 #   make test-fast   the tests that take less than five seconds each
 #   make quality     lint, format and types
@@ -17,11 +18,14 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-fast quality format bench bench-quick clean
+.PHONY: demo demo-hub test test-fast quality format bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/hf-itp demo $(DEMO_OPTIONS)
+
+demo-hub: $(INSTALLED)
+	$(BIN)/python examples/hub_demo.py
 
 # One thread per process: two processes with two threads each would fight for two cores.
 test: $(INSTALLED)

@@ -48,7 +48,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         args ([`QuantileRegressionArguments`]):
             Objective and training.
         train_dataset (`datasets.Dataset`, *optional*):
-            With a column `prompt`. Its references are drawn when training begins, into `output_dir/calibration`.
+            With a column `prompt`. Its references are drawn when training begins, into `output_dir/_calibration`.
         pool (`str` or `Path`, *optional*):
             Instead of a dataset, a folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with
             `prompt`, `responses` and `rewards`.
@@ -149,7 +149,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     def _references(self) -> list[Row]:
         tokenizer: Any = self.processing_class
         if self._read_pool is None:
-            folder = Path(self.args.output_dir or ".") / "calibration"
+            folder = Path(self.args.output_dir or ".") / "_calibration"
             policy: Any = self.accelerator.unwrap_model(self.model)
             RewardCalibrator.fit(
                 policy.eval(),

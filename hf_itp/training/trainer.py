@@ -60,7 +60,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             The policy's tokenizer.
         calibrator ([`RewardCalibrator`], *optional*):
             Reference rewards of every prompt. Without it they are drawn when training begins, into
-            `output_dir/calibration`, from which a killed run takes them up.
+            `output_dir/_calibration`, from which a killed run takes them up.
         peft_config, callbacks, optimizers, kwargs: As `RLOOTrainer` takes them.
 
     Logged beside TRL's own: `reward/raw`, `reward/calibrated`, `reward/transformed`, `kl_sequence` (nats),
@@ -143,7 +143,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
                 tokenizer=self._tokenizer,
-                output_dir=Path(self.args.output_dir) / "calibration",
+                output_dir=Path(self.args.output_dir) / "_calibration",
                 max_new_tokens=self.args.max_completion_length,
                 eos_token_id=self.eos_token_ids,
                 **{name: value for name, value in settings.items() if value is not None},
