@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session, constants, hf_api
 
+from hf_itp.recommended_reward import _current_commit
 from hf_itp.rewards.resolve import clear_loaded_reward_models
 from tests.hub.server import TOKEN, LoopbackHub
 
@@ -27,8 +28,10 @@ def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
         patch.setenv("HF_TOKEN", TOKEN)
         close_session()
         clear_loaded_reward_models()
+        _current_commit.cache_clear()
         try:
             yield
         finally:
             close_session()
             clear_loaded_reward_models()
+        _current_commit.cache_clear()

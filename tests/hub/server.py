@@ -174,6 +174,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.repositories[repo] = Repository(private=private)
         self._send(200, {"url": url, "id": repo, "name": repo})
 
+    def settings(self, repo: str) -> None:
+        if (repository := self._found(repo)) is None:
+            return
+        asked = self._json()
+        repository.gated = bool(asked.get("gated", repository.gated))
+        repository.private = bool(asked.get("private", repository.private))
+        self._send(200, asked)
+
     def whoami(self) -> None:
         self._send(200, {"type": "user", "name": "tester", "orgs": []}) if self._allowed() else self._send(401)
 
@@ -336,6 +344,7 @@ _ROUTES: list[tuple[str, str, Callable]] = [
     ("GET", rf"{_MODELS}/refs", _Handler.refs),
     ("GET", rf"{_MODELS}/tree/{_REVISION}(?P<folder>/.*)?", _Handler.tree),
     ("POST", rf"{_MODELS}/paths-info/{_REVISION}", _Handler.paths),
+    ("PUT", rf"{_MODELS}/settings", _Handler.settings),
     ("GET", _MODELS, _Handler.info),
     ("GET", rf"{_MODELS}/revision/{_REVISION}", _Handler.info),
     ("GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
