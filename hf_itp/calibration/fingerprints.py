@@ -7,15 +7,13 @@ from __future__ import annotations
 import json
 import re
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.loading import loaded_commit
 
 # Values read of each parameter: enough that fine-tuning shows, few enough that it takes no time.
 _VALUES_PER_PARAMETER = 256
@@ -49,29 +47,18 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "name": name,
-        "revision": cached_commit(name),
+        "revision": loaded_commit(name),
         "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
         "weights": weights_fingerprint(model),
     }
-
-
-def cached_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit a repository's files in the cache are of; none of a folder or what was never downloaded."""
-    if Path(name).is_dir():
-        return None
-    try:
-        path = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def reward_identity(reward: RewardFunction) -> dict[str, Any]:
     """Of a reward model its own identity, of any other reward its name."""
     model = getattr(reward, "model", None)
     if isinstance(model, nn.Module):
-        revision = getattr(reward, "revision", None) or cached_commit(reward.name)
-        return {**model_identity(model), "name": reward.name, "revision": revision}
+        known = model_identity(model)
+        return {**known, "name": reward.name, "revision": getattr(reward, "revision", None) or known["revision"]}
     return {"name": reward.name, "revision": None, "dtype": None, "weights": None}
 
 

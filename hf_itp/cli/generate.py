@@ -183,11 +183,11 @@ def generate(
         strategy = strategy or ("auto" if recommendation(policy) else "pessimism")
         if strategy == "auto":
             chosen: dict[str, Any] = {"strategy": "auto", **fields}
-            if not quiet:
+            if not quiet and recommendation(policy):
                 print(f"Decoding as {model} recommends: {recommendation(policy)}", file=sys.stderr)
         else:
             chosen = {"strategy": get_strategy(strategy, **fields)}
-            reward_model = reward_model or [EMBEDDED]
+            reward_model, num_candidates = reward_model or [EMBEDDED], num_candidates or 16
         if reward_model:
             chosen["reward_model"] = load_reward_models(
                 reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
@@ -197,7 +197,7 @@ def generate(
     # A bar of prompts, where results go elsewhere and so do not show the progress; else the sampler's own bars.
     bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
     # As many prompts at once as fill a batch: without one named, a prompt's result is not to wait for another's.
-    at_once = max(1, (batch_size or 1) // (num_candidates or 16))
+    at_once = max(1, (batch_size or 1) // (num_candidates or batch_size or 1))
     for batch in _batches(conversations, at_once, bar):
         output = policy.generate(
             batch,

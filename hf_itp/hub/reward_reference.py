@@ -14,6 +14,7 @@ from hf_itp.embedded import reward_model_path
 from hf_itp.errors import ArgumentError, ItpError
 from hf_itp.recommendation import is_repo_id
 from hf_itp.rewards import RewardFunction, RewardModel
+from hf_itp.rewards.loading import loaded_commit
 
 
 def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
@@ -30,7 +31,7 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
     else:
         config = getattr(getattr(reward_model, "model", reward_model), "config", None)
         name = str(getattr(reward_model, "name", None) or getattr(config, "_name_or_path", ""))
-        revision = getattr(reward_model, "revision", None)
+        revision = getattr(reward_model, "revision", None) or loaded_commit(name)
     if name == "embedded" or _is_embedded(name):
         return "embedded", None
     if not is_repo_id(name) or Path(name).is_dir():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,6 +23,8 @@ from transformers import (
 )
 
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
+
+_CONFIGS = ("config.json", "adapter_config.json")
 
 
 def load_model(id_or_folder: str, **options: Any) -> PreTrainedModel:
@@ -115,24 +118,24 @@ def local_name(id_or_folder: str) -> str:
     return str(reward_model_path())
 
 
-def loaded_commit(id_or_folder: str, revision: str | None) -> str | None:
-    """The commit on the Hub that a checkpoint just loaded was read from; none for a folder."""
+def loaded_commit(id_or_folder: str, revision: str | None = None) -> str | None:
+    """The commit on the Hub that a checkpoint just loaded was read from; none for a folder. Asks the cache alone."""
     place = local_name(id_or_folder)
     if Path(place).expanduser().is_dir():
         return None
-    for name in ("config.json", "adapter_config.json"):
-        found = try_to_load_from_cache(place, name, revision=revision)
-        if isinstance(found, str):
-            # .../snapshots/COMMIT/name
-            return Path(found).parent.name
-    return None
+    try:
+        paths = [try_to_load_from_cache(place, name, revision=revision) for name in _CONFIGS]
+    except HFValidationError:
+        return None
+    # .../snapshots/COMMIT/config.json
+    return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
 
 
 def _existing(id_or_folder: str) -> str:
     id_or_folder = local_name(id_or_folder)
     path = Path(id_or_folder).expanduser()
     if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any((path / name).is_file() for name in _CONFIGS):
             raise LoadError(
                 f"The folder of a reward model has to hold a config.json, but '{id_or_folder}' does not. Pass the "
                 "folder `save_pretrained` wrote to."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -192,3 +193,34 @@ def test_global_random_numbers_are_left_alone(generate):
     before = torch.get_rng_state()
     generate(PROMPT)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def recommending(policy, reward_model, tmp_path):
+    """The policy, with a recommendation of its own."""
+    folder = tmp_path / "recommending"
+    shutil.copytree(policy, folder)
+    entry = {"strategy": "best_of_n", "num_candidates": 3, "reward_model": str(reward_model)}
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"hf_itp": entry}))
+    return folder
+
+
+def test_recommendation_of_the_policy_is_followed_and_said(run, recommending, generate):
+    ended = run("generate", "-m", recommending, "--max-new-tokens", 6, "--json", "--all-candidates", PROMPT)
+    [expected] = records(generate("--json", "--all-candidates", "-s", "best_of_n", "-n", 3, PROMPT))
+    [found] = records(ended)
+    assert found["responses"] == expected["responses"] and found["candidates"] == expected["candidates"]
+    assert "recommends" in ended.err and "best_of_n" in ended.err
+
+
+def test_options_win_over_the_recommendation(run, recommending, generate):
+    arguments = ("--json", "--all-candidates", "-s", "pessimism", "--beta", 0.7, "-n", 4)
+    [expected] = records(generate(*arguments, PROMPT))
+    [found] = records(generate(*arguments, "-m", recommending, PROMPT))
+    assert found["responses"] == expected["responses"] and found["candidates"] == expected["candidates"]
+
+
+def test_auto_without_a_recommendation_is_an_error(run, policy):
+    ended = run("generate", "-m", policy, "-s", "auto", PROMPT)
+    assert ended.code == 1 and "Pass a strategy by name" in ended.err and "recommends: None" not in ended.err

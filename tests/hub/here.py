@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import transformers
 from huggingface_hub import close_session, constants, hf_api
+from transformers import dynamic_module_utils
 
+from hf_itp.policies import _tokenizer
 from hf_itp.recommended_reward import _current_commit
 from hf_itp.rewards.resolve import clear_loaded_reward_models
 from tests.hub.server import TOKEN, LoopbackHub
@@ -24,14 +28,24 @@ def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache / "modules"))
+        # What `init_hf_modules` puts there.
+        patch.setattr(sys, "path", list(sys.path))
         patch.setattr(hf_api.api, "endpoint", hub.address)
+        # transformers keeps a client of its own once it has made one.
+        patch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+        patch.setenv("HF_HUB_OFFLINE", "0")
         patch.setenv("HF_TOKEN", TOKEN)
-        close_session()
-        clear_loaded_reward_models()
-        _current_commit.cache_clear()
+        _forget()
         try:
             yield
         finally:
-            close_session()
-            clear_loaded_reward_models()
-        _current_commit.cache_clear()
+            _forget()
+
+
+def _forget() -> None:
+    """What this process keeps of repositories by their names, which are the same on every test's Hub."""
+    close_session()
+    clear_loaded_reward_models()
+    _current_commit.cache_clear()
+    _tokenizer.cache_clear()

@@ -63,13 +63,13 @@ def test_samplings_temperature_is_not_taken_for_the_strategys(hub_here, reward_m
 def test_remote_code_takes_positional_inputs_and_overrides(hub_here, reward_model_here, architecture):
     from transformers import AutoModelForSeq2SeqLM
 
-    push(tiny_model(architecture), strategy="pessimism", beta=0.3, num_candidates=4, reward_model=reward_model_here)
+    push(tiny_model(architecture), strategy="pessimism", beta=0.6, num_candidates=4, reward_model=reward_model_here)
     loader = AutoModelForSeq2SeqLM if architecture == "t5" else AutoModelForCausalLM
     plain, remote = loader.from_pretrained(POLICY), loader.from_pretrained(POLICY, trust_remote_code=True)
     ids = {"attention_mask": INPUTS["attention_mask"]}
     assert "generate" in vars(remote) and "generate" not in vars(plain)
     assert remote.generate(INPUTS["input_ids"], **ids, **CALL).equal(decoded(plain, strategy="auto"))
-    assert decoded(remote, beta=2.0).equal(decoded(plain, strategy="auto", beta=2.0))
+    assert decoded(remote, beta=0.9).equal(decoded(plain, strategy="auto", beta=0.9))
     greedy = {"do_sample": False, "max_new_tokens": 4}
     assert remote.generate(**INPUTS, **greedy, strategy=None).equal(plain.generate(**INPUTS, **greedy))
 
@@ -81,9 +81,7 @@ def test_reward_model_that_changed_is_used_as_it_was_and_said_to_have_changed(hu
     other = tiny_classifier("llama")
     other.score.weight.data.neg_()
     other.save_pretrained(tmp_path / "other")
-    hub_here.publish(
-        reward_model_here, {"model.safetensors": (tmp_path / "other" / "model.safetensors").read_bytes()}
-    )
+    hub_here.publish(reward_model_here, {"model.safetensors": (tmp_path / "other" / "model.safetensors").read_bytes()})
     hf_itp.recommended_reward._current_commit.cache_clear()
     clear_loaded_reward_models()
     with pytest.warns(ItpWarning, match="has changed since the checkpoint was pushed"):
@@ -153,7 +151,7 @@ def test_recommended_reward_model_may_not_bring_code_or_pickles(hub_here, reward
         decoded(pulled, strategy="auto")
 
 
-@pytest.mark.parametrize("num_truncated", [1, 99])
+@pytest.mark.parametrize("num_truncated", [1, pytest.param(99, marks=pytest.mark.slow)])
 def test_truncated_download_is_never_taken_for_a_model(hub_here, reward_model_here, num_truncated):
     push(strategy="best_of_n", num_candidates=4, reward_model=reward_model_here)
     hub_here.faults.add("GET", rf"{POLICY}/resolve/.*model\.safetensors", truncated=True, times=num_truncated)
@@ -194,7 +192,7 @@ def test_adapter_is_pushed_alone_and_decodes_as_recommended_by_every_way(
 
     expected = decoded(model, strategy="pessimism", beta=0.3, num_candidates=4, reward_model=reward_model_here)
     pulled = AutoModelForCausalLM.from_pretrained(POLICY)
-    with pytest.raises(ArgumentError, match="GenerationConfig.from_pretrained"):
+    with pytest.raises(ArgumentError, match=r"GenerationConfig\.from_pretrained"):
         decoded(pulled, strategy="auto")
     pulled.generation_config = GenerationConfig.from_pretrained(POLICY)
     assert decoded(pulled, strategy="auto").equal(expected)
