@@ -28,6 +28,19 @@ def test_block_of_the_readme_runs(block):
     exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.slow
+@pytest.mark.uses_global_rng
+def test_judge_of_the_documents_grades():
+    from hf_itp.rewards import as_reward_function
+
+    page = (ROOT / "docs" / "reward_models.md").read_text().split("## A generative judge")[1]
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "reward_models.md", "exec"), names)
+    grades = as_reward_function(names["helpfulness"])(["Name a river."] * 2, ["The Nile is one.", "Go away."])
+    assert all(1 < grade < 9 for grade in grades) and grades[0] != grades[1]
+
+
 def test_readme_links_lead_somewhere():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
     assert targets

@@ -22,11 +22,15 @@ from hf_itp.rewards.rendering import conversation, fold_system, transcript
 
 
 class TokenSequence(NamedTuple):
-    """The tokens of one prompt and response. `removable` marks those that may be cut; equal sequences score equal."""
+    """
+    The tokens of one prompt and response. `removable` marks those that may be cut, `reads` are the positions a model
+    that judges steps is read at; equal sequences score equal.
+    """
 
     ids: tuple[int, ...]
     type_ids: tuple[int, ...]
     removable: tuple[bool, ...]
+    reads: tuple[int, ...] = ()
 
 
 class PairEncoder:
@@ -73,17 +77,9 @@ class PairEncoder:
             if excess > 0:
                 cut_prompts += 1
                 cut_responses += excess > self._num_removable_before_response(sequence, prompt)
-                sequence = _cut_left(sequence, excess)
+                sequence = cut_left(sequence, excess)
             sequences.append(sequence)
-        if cut_prompts:
-            also = f", and the response itself in {cut_responses} of them" if cut_responses else ""
-            warnings.warn(
-                f"{cut_prompts} of {len(sequences)} prompts were cut on the left to fit the reward model's "
-                f"{self.max_length} tokens{also}, so their rewards ignore the beginning. Raise `max_length` or pass "
-                "shorter prompts.",
-                ItpWarning,
-                stacklevel=4,
-            )
+        warn_of_cuts(cut_prompts, len(sequences), self.max_length, cut_responses)
         return sequences
 
     def _encode_one(self, prompt: Prompt, response: str) -> TokenSequence:
@@ -160,7 +156,8 @@ class PairEncoder:
         return sum(sequence.removable[:shared])
 
 
-def _cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
+def cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
+    """The sequence without its first `excess` removable tokens."""
     kept = []
     for position, removable in enumerate(sequence.removable):
         if removable and excess > 0:
@@ -169,8 +166,23 @@ def _cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
             kept.append(position)
     # Only where special tokens alone are too many is anything left to remove here.
     kept = kept[excess:]
+    place = {position: index for index, position in enumerate(kept)}
     return TokenSequence(
         tuple(sequence.ids[position] for position in kept),
         tuple(sequence.type_ids[position] for position in kept),
         tuple(sequence.removable[position] for position in kept),
+        tuple(place[position] for position in sequence.reads if position in place),
+    )
+
+
+def warn_of_cuts(cut_prompts: int, count: int, max_length: int | None, cut_responses: int) -> None:
+    """One warning for all that had to be cut, none where nothing had."""
+    if not cut_prompts:
+        return
+    also = f", and the response itself in {cut_responses} of them" if cut_responses else ""
+    warnings.warn(
+        f"{cut_prompts} of {count} prompts were cut on the left to fit the reward model's {max_length} tokens{also}, "
+        "so their rewards ignore the beginning. Raise `max_length` or pass shorter prompts.",
+        ItpWarning,
+        stacklevel=5,
     )

@@ -47,11 +47,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
-def is_custom(model: nn.Module) -> bool:
-    """Whether a model's class came with its repository."""
-    return type(model).__module__.startswith("transformers_modules.")
-
-
 def pools_last_token(model: PreTrainedModel) -> bool:
     """
     Whether the model is one of transformers' decoders with a `score` head on the last token.
@@ -76,16 +71,50 @@ def logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.
         outputs = _last_token_logits(model, **inputs)
     else:
         outputs = _own_logits(model, **inputs)
-    if is_custom(model) and outputs.dim() == 1:
-        outputs = outputs[:, None]
-    if outputs.shape[0] != len(sequences) or (
-        outputs.shape[1:] != (model.config.num_labels,) and not is_custom(model)
-    ):
+    if outputs.shape != (len(sequences), model.config.num_labels):
         raise RewardModelError(
             f"`{type(model).__name__}` has to return logits of shape {(len(sequences), model.config.num_labels)}, but "
             f"returned {tuple(outputs.shape)}. Wrap the model in a RewardFunction of your own that reads its output."
         )
     return outputs.float().cpu()
+
+
+def step_logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
+    """
+    A token classifier's outputs where each sequence is to be read, its head in float32.
+
+    Returns:
+        `list[torch.Tensor]`: One `(len(reads), num_labels)` per sequence, float32, on the CPU.
+    """
+    check_ids(model, sequences)
+    outputs = _own_logits(model, **_padded(model, sequences)).float().cpu()
+    return [outputs[row, list(sequence.reads)] for row, sequence in enumerate(sequences)]
+
+
+def answer_logits(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], answers: Sequence[int]
+) -> list[torch.Tensor]:
+    """
+    A language model's logits for a few tokens, where each sequence is to be read: of its whole vocabulary no other
+    logit is computed, and those in float32.
+
+    Returns:
+        `list[torch.Tensor]`: One `(len(reads), len(answers))` per sequence, float32, on the CPU.
+    """
+    check_ids(model, sequences)
+    head: Any = model.get_output_embeddings()
+    name = next((name for name, child in model._modules.items() if child is head), None)
+    if name is None or type(head) is not nn.Linear:
+        raise RewardModelError(
+            f"`{type(model).__name__}` has to have a linear output embedding of its own to be read at single tokens, "
+            "but has none. Wrap it in a callable f(prompts, completions, **kwargs)."
+        )
+    # A shallow copy that shares the body and has a head of these tokens alone: caps and scales of logits stay on.
+    view = copy.copy(model)
+    view._modules = {**model._modules, name: _Rows(head, answers)}
+    outputs = type(model).forward(view, **_padded(model, sequences), use_cache=False, return_dict=True).logits
+    outputs = outputs.float().cpu()
+    return [outputs[row, list(sequence.reads)] for row, sequence in enumerate(sequences)]
 
 
 def _last_token_logits(
@@ -128,15 +157,26 @@ def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
         outputs = type(model).forward(view, **inputs, return_dict=True)
     else:
         outputs = model(**inputs, return_dict=True)
-    # ArmoRM and its kin: `logits` are many objectives, `score` is the reward.
-    if is_custom(model) and isinstance(getattr(outputs, "score", None), torch.Tensor):
-        return outputs.score
     if not isinstance(getattr(outputs, "logits", None), torch.Tensor):
         raise RewardModelError(
             f"`{type(model).__name__}` has to return `logits`, but returned {type(outputs).__name__} without them. "
             "Wrap the model in a RewardFunction of your own that reads its output."
         )
     return outputs.logits
+
+
+class _Rows(nn.Module):
+    """A few rows of a linear layer, in float32."""
+
+    def __init__(self, layer: nn.Linear, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.weight.detach()[list(rows)].float())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach()[list(rows)].float())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight: Any = self.weight
+        bias: Any = self.bias
+        return nn.functional.linear(hidden.to(weight.device, torch.float32), weight, bias)
 
 
 def _in_float32(head: nn.Module) -> nn.Module:

@@ -7,87 +7,152 @@ Knows nothing of scoring.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
+from hf_itp.rewards.checkpoint import Checkpoint, check_code, check_remote_code, read_checkpoint
+from hf_itp.rewards.layouts import Layout
+
+# Value heads of TRL, OpenRLHF's critics and others, which classifiers leave unread.
+_OTHER_HEAD = re.compile(r"^(v_head|value_head|reward_head|score_head|regression_head|regression_layer)\.")
 
 _CONFIGS = ("config.json", "adapter_config.json")
 
 
-def load_model(id_or_folder: str, **options: Any) -> PreTrainedModel:
+class Loaded(NamedTuple):
+    """A model and its tokenizer; `commit` is the one on the Hub they were read from, `None` for a folder."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    commit: str | None
+
+
+def load(
+    id_or_folder: str,
+    layout_of: Callable[[Checkpoint], Layout],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | int | torch.device | None = None,
+    device_map: str | dict | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+    **options: Any,
+) -> Loaded:
     """
-    The sequence-classification model of a checkpoint, in eval mode.
+    A checkpoint's model and tokenizer.
+
+    Args:
+        id_or_folder (`str`): Hub id, local folder or `"embedded"`.
+        layout_of (`Callable`): Says how to load a checkpoint, or refuses it.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Used instead of the checkpoint's own.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether its code may run, where the layout asks.
+        code_revision (`str`, *optional*): Commit of another repository its code lies in.
+        options: As in `from_pretrained`, like the other arguments.
+
+    Raises:
+        `LoadError`: If checkpoint or tokenizer cannot be found or read.
+        `RewardModelError`: If it is no reward model, or holds or points at what is never loaded.
+        `ArgumentError`: If its code would run at no particular commit.
+    """
+    if device is not None and device_map is not None:
+        raise ArgumentError(
+            f"Only one of `device` and `device_map` can be given, but they are {device!r} and {device_map!r}. "
+            "Drop one of them."
+        )
+    hub = {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
+    checkpoint = describe(id_or_folder, trust_remote_code, code_revision, hub | options)
+    layout = layout_of(checkpoint)
+    code = {"code_revision": code_revision} if code_revision is not None else {}
+    if tokenizer is None:
+        own = trust_remote_code and "AutoTokenizer" in checkpoint.code
+        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **hub, **(code if own else {}))
+    if layout.options.get("trust_remote_code"):
+        options |= code
+    model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **hub, **options)
+    if device is not None:
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    return Loaded(model, tokenizer, loaded_commit(id_or_folder, revision))
+
+
+def describe(
+    id_or_folder: str, trust_remote_code: bool, code_revision: str | None, options: Mapping[str, Any]
+) -> Checkpoint:
+    """
+    What a checkpoint says of itself, once it is known to ask for nothing it must not.
 
     Args:
         id_or_folder (`str`): Hub id or local folder.
-        options: Forwarded to `AutoModelForSequenceClassification.from_pretrained`.
+        trust_remote_code (`bool`): Whether its code may run.
+        code_revision (`str`, *optional*): Commit of another repository its code lies in.
+        options (`dict`): Of `from_pretrained`.
 
     Raises:
         `LoadError`: If the checkpoint cannot be found or read.
+        `RewardModelError`: If it holds, or points at, what is never loaded: pickles, files and code of elsewhere.
+        `ArgumentError`: If its code would run at no particular commit.
+    """
+    place = _existing(id_or_folder)
+    check_remote_code(id_or_folder, place, trust_remote_code, options.get("revision"))
+    with _explaining(id_or_folder):
+        checkpoint = read_checkpoint(id_or_folder, place, options)
+    if trust_remote_code:
+        check_code(checkpoint, code_revision)
+    return checkpoint
+
+
+def load_model(checkpoint: Checkpoint, layout: Layout, **options: Any) -> PreTrainedModel:
+    """
+    The model of a checkpoint, in eval mode. Safetensors alone are read: a pickle runs what it holds.
+
+    Args:
+        checkpoint ([`Checkpoint`]): From [`describe`].
+        layout ([`Layout`]): What loads it.
+        options: The caller's, forwarded to `from_pretrained`.
+
+    Raises:
+        `LoadError`: If its weights cannot be found or read.
         `RewardModelError`: If it is no reward model: another architecture, or weights that would be random.
     """
-    _refuse_other_layouts(id_or_folder, options)
-    return load_weights(AutoModelForSequenceClassification, id_or_folder, **options)
-
-
-def load_weights(auto_class: Any, id_or_folder: str, **options: Any) -> PreTrainedModel:
-    """
-    [`load_model`] for any of transformers' auto classes.
-
-    Safetensors alone: a pickle runs what it holds.
-    """
+    if not options.get("use_safetensors", True):
+        raise ArgumentError(
+            "`use_safetensors` has to be True: a pickle runs whatever it holds. Drop it; convert the checkpoint where "
+            "you trust it."
+        )
     # Mismatched shapes are let through to be reported by name below, instead of in a table in the log.
-    options = {"use_safetensors": True, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    place = _existing(id_or_folder)
-    try:
-        # What the checkpoint lacks is drawn at random before it can be refused, from the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            model, info = auto_class.from_pretrained(place, **options)
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _explained(error, id_or_folder) from None
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    # What the caller says of the labels counts for more than what the family has by default.
+    options = {"trust_remote_code": False, **layout.options, **options}
+    if checkpoint.adapter:
+        # The adapter's revision is none of its base model's.
+        options["adapter_kwargs"] = {"revision": options.pop("revision", None)}
+        options["revision"] = checkpoint.adapter.get("revision")
+    # What the checkpoint lacks is drawn at random before it can be refused, from the caller's generator.
+    with _explaining(checkpoint.name), torch.random.fork_rng(devices=[]):
+        model, info = layout.loader.from_pretrained(checkpoint.place, **options)
     if info["mismatched_keys"]:
         name, stored, expected = min(info["mismatched_keys"])
         raise RewardModelError(
-            f"Weights of reward model '{id_or_folder}' have to fit its configuration, but `{name}` is stored with "
+            f"Weights of reward model '{checkpoint.name}' have to fit its configuration, but `{name}` is stored with "
             f"shape {tuple(stored)} where {tuple(expected)} is expected. Pass `num_labels={stored[0]}`, or drop the "
             "`num_labels` you passed."
         )
     random = sorted(info["missing_keys"]) or _head_outside_adapter(model)
-    if random:
-        shown = ", ".join(f"`{name}`" for name in random[:3]) + (", ..." if len(random) > 3 else "")
-        raise RewardModelError(
-            f"A reward model has to bring a trained head, but '{id_or_folder}' does not hold {shown}, so its rewards "
-            "would be random. Pass a model trained as a reward model (a `...ForSequenceClassification` checkpoint)."
-        )
+    others = sorted(key for key in info["unexpected_keys"] if _OTHER_HEAD.search(key))
+    if random or others:
+        raise _untrained(checkpoint.name, random, others)
     return model.eval()
-
-
-def check_remote_code(id_or_folder: str, trust_remote_code: bool, revision: str | None) -> None:
-    """
-    Raises:
-        `ArgumentError`: If code of a Hub repository is to run that may change: the revision is no commit.
-    """
-    is_local = Path(local_name(id_or_folder)).expanduser().is_dir()
-    if trust_remote_code and not is_local and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise ArgumentError(
-            f"`revision` has to be a commit (40 hexadecimal digits) with trust_remote_code=True, but is {revision!r}: "
-            f"who owns '{id_or_folder}' could change the code that runs. Read the code at one commit and pass that."
-        )
 
 
 def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -149,62 +214,46 @@ def _existing(id_or_folder: str) -> str:
     return id_or_folder
 
 
-def _refuse_other_layouts(id_or_folder: str, options: dict[str, Any]) -> None:
-    """Refuses, by what its configuration says, a checkpoint that is no scalar reward model, with the reason."""
-    hub = {name: options[name] for name in ("revision", "token") if name in options}
+@contextmanager
+def _explaining(id_or_folder: str) -> Iterator[None]:
+    """Says what the libraries' errors mean for a reward model, and what to do about them."""
     try:
-        config, _ = PreTrainedConfig.get_config_dict(_existing(id_or_folder), **hub)
-    except (OSError, ValueError):
-        return  # loading the model says what is wrong
-    own = config.get("auto_map") or {}
-    if "AutoModelForSequenceClassification" in own and not options.get("trust_remote_code"):
-        raise _brings_code(id_or_folder)
-    architectures = [] if own else config.get("architectures") or []
-    kind = config.get("model_type") or ""
-    for pattern, reason, remedy in _OTHER_LAYOUTS:
-        if any(re.search(pattern, name) for name in [*architectures, kind]):
-            raise RewardModelError(f"Reward model '{id_or_folder}' {reason}. {remedy}")
+        yield
+    except (ArgumentError, RewardModelError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _explained(error, id_or_folder) from None
 
 
-# Layouts of checkpoints that `AutoModelForSequenceClassification` would load with a random head, or not at all.
-_OTHER_LAYOUTS = (
-    (
-        r"ForTokenClassification|ForProcessRewardModel",
-        "judges steps, not responses",
-        "Load it with `ProcessRewardModel.from_pretrained(..., step_token=...)`.",
-    ),
-    (
-        r"PairRM|Ranker|pair_preference|PairPreference",
-        "compares two responses and gives no response a reward of its own",
-        "Use a reward model that scores one response, or a callable that plays a tournament.",
-    ),
-    (
-        r"ForScore$|CostModel",
-        "has a head of its own (`LlamaForScore` and its kin); where it is a cost model, higher is worse",
-        "Wrap it in a callable f(prompts, completions, **kwargs), with the sign turned for costs.",
-    ),
-    (
-        r"InternLM2ForRewardModel|ForRewardModel$",
-        "scores with a method of its own (`get_score`)",
-        "Load it with AutoModel and wrap that method in a callable f(prompts, completions, **kwargs).",
-    ),
-    (
-        r"WithValueHead",
-        "is a language model with TRL's old value head, which no auto class loads",
-        "Convert it to a sequence classifier, or wrap it in a callable f(prompts, completions, **kwargs).",
-    ),
-)
+def _untrained(name: str, random: list[str], others: list[str]) -> RewardModelError:
+    shown = ", ".join(f"`{key}`" for key in random[:3]) + (", ..." if len(random) > 3 else "")
+    if others:
+        also = f" and does not hold {shown}" if random else ""
+        return RewardModelError(
+            f"The head of reward model '{name}', `{others[0]}`, is of a kind nothing here reads{also}, so its rewards "
+            "would not be the trained ones. Convert it to a `...ForSequenceClassification` checkpoint, or pass a "
+            "callable f(prompts, completions, **kwargs) that scores with the library it was trained with."
+        )
+    return RewardModelError(
+        f"A reward model has to bring a trained head, but '{name}' does not hold {shown}, so its rewards would be "
+        "random. Pass a model trained as a reward model (a `...ForSequenceClassification` checkpoint); load a "
+        "process reward model with `ProcessRewardModel`; pass a judge as a callable f(prompts, completions, **kwargs)."
+    )
 
 
 def _explained(error: Exception, id_or_folder: str) -> LoadError | RewardModelError:
     reason = _first_line(error)
     if "trust_remote_code" in str(error):
-        return _brings_code(id_or_folder)
-    folder = Path(id_or_folder).expanduser()
-    if "no file named" in reason and not (folder.is_dir() and not list(folder.glob("*.bin"))):
         return RewardModelError(
-            f"Reward model '{id_or_folder}' has to be stored as safetensors, but is a pickle, which runs whatever it "
-            "holds. Convert it (load it where you trust it, then `save_pretrained`), or ask its authors to."
+            f"Reward model '{id_or_folder}' brings code of its own, which is not run unasked. Read that code, then "
+            "pass `trust_remote_code=True`."
+        )
+    folder = Path(local_name(id_or_folder)).expanduser()
+    if "file named model.safetensors" in reason and (not folder.is_dir() or any(folder.glob("*.bin"))):
+        return RewardModelError(
+            f"Reward model '{id_or_folder}' has to be stored as safetensors, but holds none. A pickle such as "
+            "pytorch_model.bin runs whatever it holds and is not loaded. Convert it (load it where you trust it, then "
+            "`save_pretrained`), or ask its authors to."
         )
     if isinstance(error, ValueError) and reason.startswith(("Unrecognized configuration", "The checkpoint you are")):
         return RewardModelError(
@@ -218,13 +267,6 @@ def _explained(error: Exception, id_or_folder: str) -> LoadError | RewardModelEr
     return LoadError(
         f"Reward model '{id_or_folder}' could not be loaded: {reason} Correct the id, check the connection, log in "
         "with `hf auth login` if the repository is private or gated, or pass a local folder."
-    )
-
-
-def _brings_code(id_or_folder: str) -> RewardModelError:
-    return RewardModelError(
-        f"Reward model '{id_or_folder}' brings code of its own, which is not run unasked. Read that code, then pass "
-        "`trust_remote_code=True`."
     )
 
 

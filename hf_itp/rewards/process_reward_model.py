@@ -1,5 +1,7 @@
 """
 Rewards of models that judge a response step by step: one number per step, put together to one per response.
+
+Text becomes tokens in `steps`; this file reads the model behind each step.
 """
 
 from __future__ import annotations
@@ -8,21 +10,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.errors import ArgumentError, RewardModelError
+from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.functional.checks import check_choice
-from hf_itp.rewards import forward
+from hf_itp.rewards import forward, own_scores, steps
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.loading import check_remote_code, load_tokenizer, load_weights, local_name
-from hf_itp.rewards.rendering import conversation
+from hf_itp.rewards.batching import BatchSize, map_batches, scoring_bar
+from hf_itp.rewards.encoding import TokenSequence, cut_left, warn_of_cuts
+from hf_itp.rewards.layouts import process_layout
+from hf_itp.rewards.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
+from hf_itp.rewards.lengths import token_limit
+from hf_itp.rewards.loading import load
+from hf_itp.rewards.scoring import budget_of
 
 AGGREGATES = ("min", "product", "last", "mean")
 
@@ -31,24 +31,51 @@ class ProcessRewardModel(RewardFunction):
     r"""
     Scores responses by the probability that each of their steps is good.
 
-    A response is cut into steps at `separator`, `step_token` is written behind each, and the model is read there: a
-    token classifier by the softmax of its second label, a language model by `good_token` against `bad_token`. With
-    step probabilities \\( p_1, \ldots, p_m \\) the reward is their minimum, product, mean or the last.
+    A response is cut into steps at `separator`, and the model is read behind each, the way it was trained:
 
-    Known layouts: Qwen2.5-Math-PRM (`step_token="<extra_0>"`), TRL's PRMs (token classifiers, `step_token="\n"`),
-    Math-Shepherd (`step_token="ки", good_token="+", bad_token="-"`).
+    - Qwen2.5-Math-PRM: at `<extra_0>`, in the chat template, by the softmax of its second label.
+    - TRL's token classifiers: at the last token of `step_token`, without a template, by the same.
+    - Math-Shepherd's kind, a language model with `step_token`: at that token, by `good_token` against `bad_token`.
+    - RLHFlow's kind, a language model without `step_token`: each step is a turn of its own, and what it would answer
+      counts, `good_token` against `bad_token`.
+
+    With step probabilities \\( p_1, \ldots, p_m \\) the reward is their minimum, product, mean or the last. A
+    response without a separator is one step.
 
     Args:
-        model (`PreTrainedModel`): A token classifier with two labels, or a language model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        step_token (`str`): What stands behind a step.
-        separator (`str`, *optional*, defaults to two line breaks): What stands between steps in a response.
-        good_token, bad_token (`str`, *optional*): One token each, of a language model.
-        aggregate (`"min"`, `"product"`, `"last"` or `"mean"`, *optional*, defaults to `"min"`): Steps to response.
+        model (`PreTrainedModel`):
+            A token classifier with two labels, bad and good, or a language model.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer it was trained with.
+        step_token (`str`, *optional*):
+            What the model expects behind a step, as it is written, a space before it included. Qwen2.5-Math-PRM's is
+            known.
+        separator (`str`, *optional*, defaults to two line breaks):
+            What stands between steps in a response.
+        good_token, bad_token (`str`, *optional*):
+            What a language model says of a step, one token each.
+        aggregate (`"min"`, `"product"`, `"last"` or `"mean"`, *optional*, defaults to `"min"`):
+            Steps to response.
+        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`):
+            Responses per forward pass. Halved when memory runs out.
+        max_length (`int`, *optional*):
+            Tokens of prompt and response together. Longer ones lose their beginning, with a warning.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
 
     Raises:
-        `RewardModelError`: If the model has no two labels, or `step_token` is no token of the tokenizer.
-        `ArgumentError`: If `aggregate` is none, or a language model is given without its two answers.
+        `RewardModelError`: If the model has no two labels, or `good_token` or `bad_token` is not one token.
+        `ArgumentError`: If `aggregate` is none, `step_token` is missing, or only one of the two answers is given.
+
+    Examples:
+
+    ```python
+    >>> from hf_itp.rewards import ProcessRewardModel
+    >>> reward_model = ProcessRewardModel.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B")  # doctest: +SKIP
+    >>> reward_model(["What is 2 + 3 * 4?"], ["3 * 4 = 12.\n\n2 + 12 = 14."])  # doctest: +SKIP
+    tensor([0.9961])
+
+    ```
     """
 
     def __init__(
@@ -56,32 +83,33 @@ class ProcessRewardModel(RewardFunction):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        step_token: str,
+        step_token: str | None = None,
         separator: str = "\n\n",
         good_token: str | None = None,
         bad_token: str | None = None,
         aggregate: Literal["min", "product", "last", "mean"] = "min",
-    ):
+        batch_size: BatchSize = "auto",
+        max_length: int | None = None,
+        progress: bool = False,
+    ) -> None:
         check_choice("aggregate", aggregate, AGGREGATES)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ArgumentTypeError(
+                f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
+                "AutoTokenizer.from_pretrained(...)."
+            )
         if not separator:
             raise ArgumentError("`separator` has to be what stands between steps, but is empty. Pass e.g. '\\n\\n'.")
-        if (good_token is None) != (bad_token is None):
-            raise ArgumentError(
-                f"`good_token` and `bad_token` go together, but are {good_token!r} and {bad_token!r}. Pass both for a "
-                "language model, none for a token classifier."
-            )
         self.model, self.tokenizer, self.separator, self.aggregate = model, tokenizer, separator, aggregate
         self.name = model.config.name_or_path or type(model).__name__
-        self._step = self._ids(step_token)
-        if not self._step:
-            raise RewardModelError(
-                f"`step_token` has to be tokens of the tokenizer, but {step_token!r} is none. Take it from the "
-                "model's card."
-            )
-        self._answers = None
-        if good_token is not None and bad_token is not None:
-            self._answers = [self._one_id("good_token", good_token), self._one_id("bad_token", bad_token)]
-        elif getattr(model.config, "num_labels", 0) != 2:
+        self.revision: str | None = None
+        self.max_length = token_limit(model, tokenizer, max_length)
+        self.batch_size: BatchSize = 1 if own_scores.has_own_code(model) else batch_size
+        self.progress = progress
+        self._answers = _answers(tokenizer, good_token, bad_token)
+        self._good_token = good_token
+        self.step_token = _step_token(model, tokenizer, step_token, language_model=self._answers is not None)
+        if self._answers is None and getattr(model.config, "num_labels", 0) != 2:
             raise RewardModelError(
                 f"A process reward model has to have two labels, bad and good, but `{type(model).__name__}` has "
                 f"{getattr(model.config, 'num_labels', 0)}. Pass good_token and bad_token for a language model."
@@ -92,30 +120,58 @@ class ProcessRewardModel(RewardFunction):
         cls,
         id_or_folder: str,
         *,
+        step_token: str | None = None,
+        separator: str = "\n\n",
+        good_token: str | None = None,
+        bad_token: str | None = None,
+        aggregate: Literal["min", "product", "last", "mean"] = "min",
+        batch_size: BatchSize = "auto",
+        max_length: int | None = None,
+        progress: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         trust_remote_code: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        dtype: str | torch.dtype = "auto",
         **options: Any,
     ) -> ProcessRewardModel:
         """
         Loads a token classifier, or with `good_token` and `bad_token` a language model, and its tokenizer.
 
         Args:
-            options: Of the constructor.
+            id_or_folder (`str`): Hub id or local folder.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Used instead of the checkpoint's own.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to run code the checkpoint brings, where its class is not known here.
+            options: `revision`, `token`, `dtype`, `device`, `device_map` and more of
+                [`RewardModel.from_pretrained`].
+            step_token, separator, good_token, bad_token, aggregate, batch_size, max_length, progress:
+                See [`ProcessRewardModel`].
+
+        Raises:
+            `LoadError`: If checkpoint or tokenizer cannot be found or read.
+            `RewardModelError`: If it judges no steps, its head is not trained, it is a pickle, or brings code that is
+                not allowed to run.
+            `ArgumentError`: If code from the Hub would run at no particular commit.
         """
-        check_remote_code(id_or_folder, trust_remote_code, revision)
-        hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-        hub = {name: value for name, value in hub.items() if value is not None}
-        kind: Any = AutoModelForTokenClassification if options.get("good_token") is None else AutoModelForCausalLM
-        if trust_remote_code:
-            # Qwen2.5-Math-PRM registers its class as the plain model's.
-            own = getattr(AutoConfig.from_pretrained(local_name(id_or_folder), **hub), "auto_map", {})
-            kind = AutoModel if kind.__name__ not in own and "AutoModel" in own else kind
-        model = load_weights(kind, id_or_folder, dtype=dtype, **hub)
-        found = cls(model, load_tokenizer(id_or_folder, **hub), **options)
-        found.name = id_or_folder
-        return found
+        loaded = load(
+            id_or_folder,
+            lambda checkpoint: process_layout(checkpoint, good_token is not None, trust_remote_code),
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+        reward_model = cls(
+            loaded.model,
+            loaded.tokenizer,
+            step_token=step_token,
+            separator=separator,
+            good_token=good_token,
+            bad_token=bad_token,
+            aggregate=aggregate,
+            batch_size=batch_size,
+            max_length=max_length,
+            progress=progress,
+        )
+        reward_model.name, reward_model.revision = id_or_folder, loaded.commit
+        return reward_model
 
     def score(
         self,
@@ -123,49 +179,97 @@ class ProcessRewardModel(RewardFunction):
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        with forward.evaluating(self.model):
-            return torch.stack([self._reward(p, r) for p, r in zip(prompts, responses, strict=True)])
+        sequences = self._encode(prompts, responses)
+        distinct = list(dict.fromkeys(sequences))
+        with forward.evaluating(self.model), scoring_bar(len(distinct), self.progress) as bar:
+            rewards = map_batches(self._rewards, distinct, self.batch_size, bar, *budget_of(self.model))
+        index = {sequence: position for position, sequence in enumerate(distinct)}
+        return rewards[[index[sequence] for sequence in sequences]]
 
     def step_rewards(self, prompt: Prompt, response: str) -> torch.Tensor:
-        """The probability that each step of one response is good, float32 `(steps,)`."""
+        """The probability that each step of one response is good, float32 `(steps,)`, on the CPU."""
         with forward.evaluating(self.model):
-            return self._steps(prompt, response)
+            return self._probabilities(self._encode([prompt], [response]))[0].float()
 
-    def _reward(self, prompt: Prompt, response: str) -> torch.Tensor:
-        steps = self._steps(prompt, response)
-        if self.aggregate == "min":
-            return steps.min()
-        if self.aggregate == "product":
-            return steps.prod()
-        return steps[-1] if self.aggregate == "last" else steps.mean()
+    def _rewards(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        return torch.stack([_aggregated(steps, self.aggregate) for steps in self._probabilities(sequences)]).float()
 
-    def _steps(self, prompt: Prompt, response: str) -> torch.Tensor:
-        ids, places = self._prompt_ids(prompt), []
-        for step in [part for part in response.split(self.separator) if part.strip()] or [response]:
-            ids = [*ids, *self._ids(step), *self._step]
-            places.append(len(ids) - 1)
-        device = forward.input_device(self.model)
-        logits = self.model(input_ids=torch.tensor([ids], device=device), return_dict=True).logits[0, places].float()
-        if self._answers is None:
-            return logits.softmax(dim=-1)[:, 1].cpu()
-        return logits[:, self._answers].softmax(dim=-1)[:, 0].cpu()
+    def _probabilities(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
+        # In float64, where the product of many steps stays above 0.
+        if self._answers is not None:
+            logits = forward.answer_logits(self.model, sequences, self._answers)
+            return [row.double().softmax(dim=-1)[:, 0] for row in logits]
+        return [row.double().softmax(dim=-1)[:, 1] for row in forward.step_logits(self.model, sequences)]
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        if self.tokenizer.chat_template is None:
-            text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
-            return list(self.tokenizer(text + "\n")["input_ids"])
-        messages = conversation(prompt, "")[:-1] if isinstance(prompt, str) else list(prompt)
-        encoded: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+    def _encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+        sequences, cut_prompts, cut_responses = [], 0, 0
+        for prompt, response in zip(prompts, responses, strict=True):
+            whole = self._render(prompt, steps.split_steps(response, self.separator))
+            excess = len(whole.ids) - (self.max_length or len(whole.ids))
+            sequences.append(cut_left(whole, excess) if excess > 0 else whole)
+            cut_prompts += excess > 0
+            cut_responses += len(sequences[-1].reads) < len(whole.reads)
+        warn_of_cuts(cut_prompts, len(sequences), self.max_length, cut_responses)
+        return sequences
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _render(self, prompt: Prompt, parts: list[str]) -> TokenSequence:
+        if self._answers is not None and self._good_token is not None:
+            if self.step_token is None:
+                return steps.answered(self.tokenizer, prompt, parts, self._good_token, self._answers[0])
+            return steps.marked(self.tokenizer, prompt, parts, self.step_token, between=self.separator)
+        assert self.step_token is not None
+        if isinstance(self.model, Qwen2ForProcessRewardModel) or own_scores.has_own_code(self.model):
+            return steps.marked(self.tokenizer, prompt, parts, self.step_token)
+        return steps.concatenated(self.tokenizer, prompt, parts, self.step_token)
 
-    def _one_id(self, name: str, text: str) -> int:
-        ids = self._ids(text)
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            raise RewardModelError(
-                f"`{name}` has to be one token of the tokenizer, but {text!r} is {len(ids)} or unknown. Take it from "
-                "the model's card."
-            )
-        return ids[0]
+
+def _aggregated(probabilities: torch.Tensor, aggregate: str) -> torch.Tensor:
+    if aggregate == "min":
+        return probabilities.min()
+    if aggregate == "product":
+        return probabilities.prod()
+    return probabilities[-1] if aggregate == "last" else probabilities.mean()
+
+
+def _answers(tokenizer: PreTrainedTokenizerBase, good: str | None, bad: str | None) -> list[int] | None:
+    """The ids of what a language model says of a step; none for a token classifier."""
+    if good is None and bad is None:
+        return None
+    if good is None or bad is None or good == bad:
+        raise ArgumentError(
+            f"`good_token` and `bad_token` go together and differ, but are {good!r} and {bad!r}. Pass both for a "
+            "language model, none for a token classifier."
+        )
+    return [_one_id(tokenizer, "good_token", good), _one_id(tokenizer, "bad_token", bad)]
+
+
+def _one_id(tokenizer: PreTrainedTokenizerBase, name: str, text: str) -> int:
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise RewardModelError(
+            f"`{name}` has to be one token of the tokenizer, but {text!r} is {len(ids)} or unknown. Take it from the "
+            "model's card."
+        )
+    return ids[0]
+
+
+def _step_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, step_token: str | None, language_model: bool
+) -> str | None:
+    """What stands behind a step; none where each step is a turn of its own."""
+    if step_token is None and isinstance(model, Qwen2ForProcessRewardModel):
+        step_token = STEP_TOKEN
+    if step_token is None and language_model:
+        return None
+    if not step_token:
+        raise ArgumentError(
+            f"`step_token` has to be what the model expects behind a step, but is {step_token!r}. Take it from the "
+            "model's card; TRL's own models expect a line break."
+        )
+    ids = list(tokenizer(step_token, add_special_tokens=False)["input_ids"])
+    if not ids or tokenizer.unk_token_id in ids:
+        raise RewardModelError(
+            f"`step_token` has to be tokens of the tokenizer, but {step_token!r} is none. Take it from the model's "
+            "card."
+        )
+    return step_token

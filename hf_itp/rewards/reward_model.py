@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.rewards import forward
+from hf_itp.rewards import forward, own_scores
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.batching import BatchSize
 from hf_itp.rewards.encoding import PairEncoder
-from hf_itp.rewards.loading import check_remote_code, load_model, load_tokenizer, loaded_commit
+from hf_itp.rewards.layouts import scalar_layout
+from hf_itp.rewards.lengths import token_limit
+from hf_itp.rewards.loading import load
 from hf_itp.rewards.scoring import label_logits
 
 
@@ -93,8 +94,8 @@ class RewardModel(RewardFunction):
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
-        # A class of the repository's own says with `score` what the reward is.
-        self.label = 0 if label is None and forward.is_custom(model) else _label_index(model.config, label)
+        self._scores_itself = own_scores.has_own_code(model)
+        self.label = 0 if self._scores_itself and label is None else _label_index(model.config, label)
         self._shift, self._scale = _normalization(model)
         self.unbatched = unbatched
         self.batch_size: BatchSize = 1 if unbatched else batch_size
@@ -102,7 +103,7 @@ class RewardModel(RewardFunction):
         self._encoder = PairEncoder(
             tokenizer,
             pairs=not forward.pools_last_token(model),
-            max_length=_max_length(model, tokenizer, max_length),
+            max_length=token_limit(model, tokenizer, max_length),
             append_eos=append_eos,
         )
 
@@ -131,10 +132,10 @@ class RewardModel(RewardFunction):
 
         Args:
             id_or_folder (`str`):
-                Hub id, local folder or `"embedded"`, of an `AutoModelForSequenceClassification` checkpoint or of an
-                adapter that brings its head.
+                Hub id, local folder or `"embedded"`, of a sequence classifier, of one of the other families that
+                `docs/reward_models.md` lists, or of an adapter that brings its head.
             revision (`str`, *optional*):
-                Branch, tag or commit on the Hub.
+                Branch, tag or commit on the Hub; with `trust_remote_code` a commit.
             dtype (`str` or `torch.dtype`, *optional*):
                 Data type of the body; the head runs in float32 anyway. Defaults to the checkpoint's.
             device (`str`, `int` or `torch.device`, *optional*):
@@ -144,34 +145,35 @@ class RewardModel(RewardFunction):
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
                 Used instead of the checkpoint's own.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to run code the repository brings.
+                Whether to run code the checkpoint brings, where its family needs that.
             token (`str` or `bool`, *optional*):
                 Hub token for private and gated repositories.
             label, batch_size, max_length, append_eos, unbatched, progress:
                 See [`RewardModel`].
             kwargs:
-                Forwarded to `AutoModelForSequenceClassification.from_pretrained`.
+                Forwarded to transformers' `from_pretrained`.
 
         Raises:
             `LoadError`: If checkpoint or tokenizer cannot be found or read.
-            `RewardModelError`: If the checkpoint is no reward model, such as a language model without a trained head.
+            `RewardModelError`: If the checkpoint is no reward model, such as a language model without a trained head;
+                if it is a pickle, or brings code that is not allowed to run.
+            `ArgumentError`: If code from the Hub would run at no particular commit.
         """
-        if device is not None and device_map is not None:
-            raise ArgumentError(
-                f"Only one of `device` and `device_map` can be given, but they are {device!r} and {device_map!r}. "
-                "Drop one of them."
-            )
-        check_remote_code(id_or_folder, trust_remote_code, revision)
-        hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-        hub = {name: value for name, value in hub.items() if value is not None}
-        if tokenizer is None:
-            tokenizer = load_tokenizer(id_or_folder, **hub)
-        model = load_model(id_or_folder, dtype=dtype or "auto", device_map=device_map, **hub, **kwargs)
-        if device is not None:
-            model.to(torch.device(device))  # type: ignore[arg-type]
+        loaded = load(
+            id_or_folder,
+            lambda checkpoint: scalar_layout(checkpoint, trust_remote_code),
+            tokenizer=tokenizer,
+            device=device,
+            device_map=device_map,
+            dtype=dtype,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            **kwargs,
+        )
         reward_model = cls(
-            model,
-            tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             label=label,
             batch_size=batch_size,
             max_length=max_length,
@@ -179,7 +181,7 @@ class RewardModel(RewardFunction):
             unbatched=unbatched,
             progress=progress,
         )
-        reward_model.name, reward_model.revision = id_or_folder, loaded_commit(id_or_folder, revision)
+        reward_model.name, reward_model.revision = id_or_folder, loaded.commit
         return reward_model
 
     @property
@@ -206,9 +208,16 @@ class RewardModel(RewardFunction):
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        if self._scores_itself:
+            rewards = own_scores.score(self.model, self._encoder, prompts, responses)
+        else:
+            rewards = self._label_logits(prompts, responses)
+        return rewards if self._scale is None else (rewards - self._shift) / self._scale
+
+    def _label_logits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
         sequences = self._encoder.encode(prompts, responses)
         distinct = list(dict.fromkeys(sequences))
-        rewards = label_logits(
+        logits = label_logits(
             self.model,
             distinct,
             self.label,
@@ -217,8 +226,7 @@ class RewardModel(RewardFunction):
             progress=self.progress,
         )
         index = {sequence: position for position, sequence in enumerate(distinct)}
-        rewards = rewards[[index[sequence] for sequence in sequences]]
-        return rewards if self._scale is None else (rewards - self._shift) / self._scale
+        return logits[[index[sequence] for sequence in sequences]]
 
 
 def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
@@ -264,34 +272,3 @@ def _label_index(config: Any, label: int | str | None) -> int:
             f"{listed}."
         )
     raise ArgumentError(f"`label` has to be a label of the reward model, but is {label!r}. Choose one of {listed}.")
-
-
-def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
-    positions = _num_positions(model)
-    if max_length is None:
-        # Tokenizers without a limit say 1e30.
-        limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
-        return min(limits, default=None)
-    smallest = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if not isinstance(max_length, int) or max_length < smallest:
-        raise ArgumentError(
-            f"`max_length` has to be an integer of at least {smallest}, which leaves one token beside the special "
-            f"ones, but is {max_length!r}. Raise it or leave it out."
-        )
-    if positions and max_length > positions:
-        raise ArgumentError(
-            f"`max_length` has to be at most the reward model's {positions} positions, but is {max_length}. Lower it "
-            "or leave it out."
-        )
-    return max_length
-
-
-def _num_positions(model: PreTrainedModel) -> int | None:
-    for name, module in model.named_modules():
-        # RoBERTa and its kin number positions from behind the padding index, so their tables are longer than usable.
-        if not isinstance(module, nn.Embedding) or module.padding_idx is None:
-            continue
-        if name.endswith("position_embeddings"):
-            return module.num_embeddings - module.padding_idx - 1
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if positions and positions > 0 else None

@@ -63,7 +63,7 @@ def label_logits(
     Returns:
         `torch.Tensor` of shape `(len(sequences),)`, float32, on the CPU.
     """
-    budget = _ON_CPU if forward.input_device(model).type == "cpu" else _ON_ACCELERATOR
+    budget = budget_of(model)
     results = torch.empty(len(sequences))
     rest = set(range(len(sequences)))
     with forward.evaluating(model), scoring_bar(len(sequences), progress) as bar:
@@ -81,6 +81,11 @@ def label_logits(
             plain = _of_label(lambda batch: forward.logits(model, batch), label)
             results[remaining] = map_batches(plain, whole, batch_size, bar, *budget)
     return results
+
+
+def budget_of(model: PreTrainedModel) -> Budget:
+    """What a forward pass may take where the model lies."""
+    return _ON_CPU if forward.input_device(model).type == "cpu" else _ON_ACCELERATOR
 
 
 def _of_label(logits: Logits, label: int) -> Logits:
@@ -110,7 +115,7 @@ def _behind_prefix(
         return forward.score_hidden(model, hidden).float().cpu()
 
     start = group.length
-    rest = [TokenSequence(ids[start:], types[start:], removable[start:]) for ids, types, removable in sequences]
+    rest = [TokenSequence(ids[start:], types[start:], removable[start:]) for ids, types, removable, _ in sequences]
     return logits, rest
 
 

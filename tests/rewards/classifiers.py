@@ -14,10 +14,17 @@ from typing import Any
 
 import torch
 from tokenizers import processors
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.architectures import config_arguments
-from tests.tiny import BOS, EOS, PAD, VOCABULARY_SIZE, tiny_tokenizer
+from tests.tiny import BOS, EOS, PAD, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
 
 DECODERS = ("llama", "qwen2", "gemma2", "mistral", "gpt2", "opt", "falcon", "jamba")
 ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
@@ -30,7 +37,9 @@ _ENCODER_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_classifier(architecture: str, num_labels: int = 1, **config_overrides: Any) -> PreTrainedModel:
+def tiny_classifier(
+    architecture: str, num_labels: int = 1, of_tokens: bool = False, **config_overrides: Any
+) -> PreTrainedModel:
     """A reward model in float32 and eval mode whose rewards for different words are far apart."""
     if architecture in ENCODERS:
         special = {"vocab_size": VOCABULARY_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
@@ -39,7 +48,8 @@ def tiny_classifier(architecture: str, num_labels: int = 1, **config_overrides: 
         arguments = config_arguments(architecture)
     config = AutoConfig.for_model(architecture, **(arguments | {"num_labels": num_labels} | config_overrides))
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+        auto_class: Any = AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
+        model = auto_class.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(zlib.crc32(architecture.encode()))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -120,3 +130,21 @@ def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def saved_adapter(folder: Path, task_type: str | None) -> PreTrainedModel:
+    """
+    A LoRA adapter in `folder / "adapter"` on a language model in `folder / "base"`, with its tokenizer; with the task
+    type `SEQ_CLS` it brings its head. Returns the merged model. Draws from the global generator.
+    """
+    import peft
+
+    base = AutoModelForCausalLM.from_pretrained(saved(folder / "base", tiny_model("llama"), tiny_tokenizer()))
+    model = tiny_classifier("llama")
+    model.model.load_state_dict(base.model.state_dict())
+    model.config.name_or_path = model.name_or_path = str(folder / "base")
+    config = peft.LoraConfig(task_type=task_type, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    adapted.save_pretrained(folder / "adapter")
+    tiny_tokenizer().save_pretrained(folder / "adapter")
+    return adapted.merge_and_unload().eval()

@@ -6,11 +6,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, ViTConfig
+from transformers import ViTConfig
 
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
 from hf_itp.rewards import RewardModel
-from tests.rewards.classifiers import DECODERS, ENCODERS, encoder_tokenizer, pair_tokenizer, saved, tiny_classifier
+from tests.rewards.classifiers import (
+    DECODERS,
+    ENCODERS,
+    encoder_tokenizer,
+    pair_tokenizer,
+    saved,
+    saved_adapter,
+    tiny_classifier,
+)
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS, RESPONSES = ["how do i bake", "see you"], ["use cold water", "yes"]
@@ -154,24 +162,10 @@ def test_device_and_device_map_exclude_each_other():
 
 
 class TestAdapters:
-    peft = pytest.importorskip("peft")
-
-    def saved_adapter(self, tmp_path, task_type):
-        # Adapters draw their first weights from the global generator.
-        base = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "base", tiny_model("llama"), tiny_tokenizer()))
-        model = tiny_classifier("llama")
-        model.model.load_state_dict(base.model.state_dict())
-        model.config.name_or_path = model.name_or_path = str(tmp_path / "base")
-        config = self.peft.LoraConfig(task_type=task_type, target_modules=["q_proj"], init_lora_weights=False)
-        adapted = self.peft.get_peft_model(model, config)
-        adapted.save_pretrained(tmp_path / "adapter")
-        tiny_tokenizer().save_pretrained(tmp_path / "adapter")
-        return adapted.merge_and_unload().eval()
-
     @pytest.mark.uses_global_rng
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     def test_adapter_with_its_head_scores_like_the_merged_model(self, tmp_path):
-        merged = self.saved_adapter(tmp_path, "SEQ_CLS")
+        merged = saved_adapter(tmp_path, "SEQ_CLS")
         loaded = RewardModel.from_pretrained(str(tmp_path / "adapter"), num_labels=1)
         expected = RewardModel(merged, tiny_tokenizer())(PROMPTS, RESPONSES)
         assert torch.allclose(loaded(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-4)
@@ -179,6 +173,6 @@ class TestAdapters:
     @pytest.mark.uses_global_rng
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     def test_adapter_without_a_head_is_refused(self, tmp_path):
-        self.saved_adapter(tmp_path, None)
+        saved_adapter(tmp_path, None)
         with pytest.raises(RewardModelError, match=r"`score.weight`, so its rewards would be random. Pass a model"):
             RewardModel.from_pretrained(str(tmp_path / "adapter"), num_labels=1)
