@@ -74,6 +74,11 @@ def load(
     hub = {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
     checkpoint = describe(id_or_folder, trust_remote_code, code_revision, hub | options)
     layout = layout_of(checkpoint)
+    # Every file of one commit, though a branch moves meanwhile; and by a branch's name transformers would answer a
+    # pickle with weights converted in somebody's pull request.
+    commit = loaded_commit(id_or_folder, revision)
+    if commit is not None:
+        hub["revision"] = commit
     code = {"code_revision": code_revision} if code_revision is not None else {}
     if tokenizer is None:
         own = trust_remote_code and "AutoTokenizer" in checkpoint.code
@@ -83,7 +88,7 @@ def load(
     model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **hub, **options)
     if device is not None:
         model.to(torch.device(device))  # type: ignore[arg-type]
-    return Loaded(model, tokenizer, loaded_commit(id_or_folder, revision))
+    return Loaded(model, tokenizer, commit)
 
 
 def describe(

@@ -76,7 +76,9 @@ def test_bad_options_send_nothing(hub_here, folder, options, code):
     assert not hub_here.repositories
 
 
-def test_pushed_calibration_is_the_repositorys_where_the_policy_is_on_the_hub(hub_here, folder, policy_and_calibration):
+def test_pushed_calibration_is_the_repositorys_where_the_policy_is_on_the_hub(
+    hub_here, folder, policy_and_calibration
+):
     assert push(folder, "--calibration", policy_and_calibration[1]) == 0
     with pytest.raises(SystemExit) as ended:
         main(["push", POLICY, "tester/copy"])

@@ -74,7 +74,9 @@ def test_pickle_is_not_loaded_on_request_either(folder):
     refused(folder, "`use_safetensors` has to be True", ArgumentError, use_safetensors=False)
 
 
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "../model.safetensors", "/etc/x.safetensors", "a/b.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["pytorch_model.bin", "../model.safetensors", "/etc/x.safetensors", "a/b.safetensors"]
+)
 def test_index_names_safetensors_of_its_own_folder_alone(file, folder):
     shutil.copy(folder / "model.safetensors", folder.parent / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -147,8 +149,10 @@ def test_code_that_is_not_needed_is_not_run_even_where_it_may(tmp_path):
 
 def test_code_of_the_tokenizer_is_not_run_unasked(folder):
     (folder / "code.py").write_text(HARMFUL_CODE)
-    edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}, tokenizer_class="Own")
-    with pytest.raises((LoadError, RewardModelError), match="trust_remote_code|Pass `tokenizer=`"):
+    edit(
+        folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}, tokenizer_class="Own"
+    )
+    with pytest.raises((LoadError, RewardModelError), match=r"trust_remote_code|Pass `tokenizer=`"):
         RewardModel.from_pretrained(str(folder))
     assert RewardModel.from_pretrained(str(folder), tokenizer=tiny_tokenizer())(["how"], ["yes"]).shape == (1,)
 
@@ -163,7 +167,9 @@ def test_code_from_the_hub_runs_at_a_commit_only(kind, revision):
         kind.from_pretrained("org/custom", trust_remote_code=True, revision=COMMIT, **options)
 
 
-@pytest.mark.parametrize("reference", ["/tmp/code.Model", "../code.Model", "code.Model; x", "a/b--../code.Model", "code"])
+@pytest.mark.parametrize(
+    "reference", ["/tmp/code.Model", "../code.Model", "code.Model; x", "a/b--../code.Model", "code"]
+)
 def test_code_lies_beside_the_weights(reference, folder):
     edit(folder, auto_map={"AutoModelForSequenceClassification": reference})
     refused(folder, r"has to lie beside its weights, .* Do not run it", trust_remote_code=True)

@@ -156,9 +156,7 @@ def open_rlhf(head: str, **entries: Any) -> Callable[[Path], Family]:
         config = config_of(model, architectures=["RewardModel"], normalize_reward=False, **entries)
         write(folder, config, body_weights(model) | {f"{head}.weight": model.score.weight})
         mean, std = entries.get("mean", 0.0), entries.get("std", 1.0)
-        return Family(
-            {}, lambda prompt, response: (decoder_reward(model, chat_text(prompt, response)) - mean) / std
-        )
+        return Family({}, lambda prompt, response: (decoder_reward(model, chat_text(prompt, response)) - mean) / std)
 
     return build
 
@@ -166,9 +164,7 @@ def open_rlhf(head: str, **entries: Any) -> Callable[[Path], Family]:
 def pythia(folder: Path) -> Family:
     model = tiny_classifier("gpt_neox")
     head = random_weights(0, out_proj__weight=(1, 32), out_proj__bias=(1,))
-    config = config_of(
-        model, architectures=["GPTNeoXRewardModel"], model_type="gpt_neox_reward_model", pooling="last"
-    )
+    config = config_of(model, architectures=["GPTNeoXRewardModel"], model_type="gpt_neox_reward_model", pooling="last")
     write(folder, config, body_weights(model) | head)
 
     def reference(prompt: str, response: str) -> float:
