@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/train_ctrl"))
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     options = parser.parse_args()
-    sizes = (6, 4, 32, 4, 12) if options.quick else (48, 48, 32, 6, 24)
+    sizes = (6, 4, 32, 4, 12) if options.quick else (48, 96, 32, 6, 24)
     train_prompts, eval_prompts, references, drawn, tokens = sizes
 
     began = time.monotonic()

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
 
 
+class Engine(StrEnum):
+    """What runs the policy."""
+
+    auto = "auto"
+    native = "native"
+    paged = "paged"
+
+
 class Dtype(StrEnum):
     """What the policy computes in."""
 
@@ -106,6 +114,20 @@ def generate(
         typer.Option(
             min=1,
             help="Most candidates decoded at once. Default: what memory allows, one prompt at a time.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="What runs the policy; paged is transformers' continuous batching.", rich_help_panel=options.DRAWING
+        ),
+    ] = Engine.auto,
+    early_rejection: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="best_of_n: score unfinished responses and stop this share of them, such as 0.5.",
             rich_help_panel=options.DRAWING,
         ),
     ] = None,
@@ -206,6 +228,8 @@ def generate(
             num_return_sequences=num_return_sequences,
             seed=seed,
             batch_size=batch_size,
+            engine=engine.value,
+            early_rejection=early_rejection,
             max_new_tokens=max_new_tokens,
             progress=False if quiet or bar else None,
             **{name: value for name, value in sampling.items() if value is not None},

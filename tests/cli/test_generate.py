@@ -224,3 +224,20 @@ def test_options_win_over_the_recommendation(run, recommending, generate):
 def test_auto_without_a_recommendation_is_an_error(run, policy):
     ended = run("generate", "-m", policy, "-s", "auto", PROMPT)
     assert ended.code == 1 and "Pass a strategy by name" in ended.err and "recommends: None" not in ended.err
+
+
+def test_paged_engine_gives_the_same_responses(generate):
+    native = records(generate("--json", "--engine", "native", "--seed", 3, PROMPT))
+    [paged] = records(generate("--json", "--engine", "paged", "--seed", 3, PROMPT))
+    assert [paged["responses"]] == [record["responses"] for record in native]
+
+
+def test_early_rejection_returns_a_candidate_and_says_what_was_rejected(generate):
+    [record] = records(generate("--json", "-s", "best_of_n", "-n", 8, "--early-rejection", 0.5, PROMPT))
+    assert len(record["responses"]) == 1
+    assert any(name.startswith("early_rejection") or "rejected" in name for name in record["diagnostics"])
+
+
+def test_early_rejection_of_another_strategy_is_refused_with_the_remedy(generate):
+    ended = generate("--early-rejection", 0.5, "-s", "pessimism", PROMPT)
+    assert ended.code == 1 and "best_of_n" in ended.err
