@@ -35,7 +35,7 @@ def calibrate(
             "-k",
             min=2,
             help="Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) "
-            "needs 3 |t| at least.",
+            "needs 3 |t| + 2 at least.",
             rich_help_panel=options.DRAWING,
         ),
     ] = 100,

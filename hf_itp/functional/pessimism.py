@@ -72,17 +72,18 @@ def _threshold(gaps: torch.Tensor) -> torch.Tensor:
     if part < size:
         unsettled = (threshold < top[..., -1:]).squeeze(-1)  # the support may go on below the part
         if unsettled.any():
-            threshold[unsettled] = _threshold_by_newton(gaps[unsettled])
+            threshold[unsettled] = _threshold_by_newton(gaps[unsettled], threshold[unsettled])
     return threshold
 
 
-def _threshold_by_newton(gaps: torch.Tensor) -> torch.Tensor:
+def _threshold_by_newton(gaps: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """
-    The same for large supports. The mean is convex in the root, so steps from below never overshoot and end, exactly,
-    when the support no longer changes: a few passes over the pool, where sorting would take many.
+    The same for large supports, from a `start` at or below the root. The mean is convex in the root, so steps from
+    below never overshoot and end, exactly, when the support no longer changes: a few passes over the pool, where
+    sorting would take many.
     """
     size = gaps.shape[-1]
-    threshold = (gaps.mean(dim=-1, keepdim=True) - 1).clamp_min(-float(size))  # both are below the root
+    threshold = torch.maximum(start, gaps.mean(dim=-1, keepdim=True) - 1)  # the root if all are in the support
     previous = None
     while True:
         above = gaps > threshold

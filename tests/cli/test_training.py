@@ -15,7 +15,6 @@ PROMPTS = ["how do you bake bread", "what is salt for"]
 
 pytestmark = [
     pytest.mark.uses_global_rng,  # transformers' Trainer seeds it
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL's default
 ]
 
 

@@ -42,7 +42,6 @@ COMMON = {
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.uses_global_rng,  # transformers' Trainer seeds it
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL's default
 ]
 
 

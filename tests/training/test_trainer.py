@@ -21,7 +21,6 @@ CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 # By a rank of its own: one response is never worth as much as another.
 pytestmark = [
     pytest.mark.uses_global_rng,  # transformers' Trainer seeds it
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL's default
 ]
 
 
@@ -138,7 +137,7 @@ def test_calibrator_of_another_policy_or_reward_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"num_reference": 8}, "Draw 15 or more"),
+        ({"num_reference": 8}, "Draw 17 or more"),
         ({"strategy": "nonsense"}, "nonsense"),
         ({"strategy_fields": {"betta": 1.0}}, "betta"),
         ({"transform": "exponential", "t": None}, "`t` has to be given"),

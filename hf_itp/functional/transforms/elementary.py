@@ -58,8 +58,8 @@ class Exponential(Transform):
     \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\): for best-of-n with `t > 0`, for worst-of-n with `t < 0`.
 
     For `t > 0` its estimate is unbiased for the Taylor polynomial of degree `K`,
-    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\), whose error at
-    `K = 3 |t|` is at most 1e-4 of the value for `|t| >= 5` (2e-2 for 1, 1e-7 for 10), and vanishes as `K` grows; for
+    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\), whose error is below
+    1e-3 of the value at the fewest references allowed, `K = 3 |t| + 2` (1e-8 for 10), and vanishes as `K` grows; for
     `t < 0` the mirror \\( e^{tu} = e^t e^{|t| (1 - u)} \\) is estimated, all terms positive.
 
     Args:
@@ -69,8 +69,8 @@ class Exponential(Transform):
 
     ```python
     >>> import torch
-    >>> Exponential(5.0).estimate(torch.tensor([0, 16]), 16)
-    tensor([  1.0000, 148.4102], dtype=torch.float64)
+    >>> Exponential(5.0).estimate(torch.tensor([0, 20]), 20)
+    tensor([  1.0000, 148.4131], dtype=torch.float64)
 
     ```
     """
@@ -90,11 +90,11 @@ class Exponential(Transform):
 
     def check_num_reference(self, num_reference: int) -> None:
         super().check_num_reference(num_reference)
-        needed = math.ceil(3 * abs(self.t))
+        needed = math.ceil(3 * abs(self.t)) + 2
         if num_reference < needed:
             raise ArgumentError(
-                f"`num_reference` has to be at least {needed} for exponential(t={self.t}), 3 |t|, but is "
-                f"{num_reference}: no estimate from so few is free of bias. Draw {needed} or more references per "
+                f"`num_reference` has to be at least {needed} for exponential(t={self.t}), 3 |t| + 2, but is "
+                f"{num_reference}: from fewer the bias may exceed a thousandth. Draw {needed} or more references per "
                 "prompt, or choose a smaller t."
             )
 
