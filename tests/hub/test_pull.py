@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import hf_itp
@@ -138,16 +140,12 @@ def test_recommended_reward_model_may_not_bring_code_or_pickles(hub_here, reward
 
     repository = hub_here.repositories[reward_model_here]
     pickled = {name: content for name, content in held.items() if name != "model.safetensors"}
-    import io
-
-    import torch
-
     stream = io.BytesIO()
     torch.save(tiny_classifier("llama").state_dict(), stream)
     commit = repository.commit("main", "pickled", {**pickled, "pytorch_model.bin": stream.getvalue()},
                                ["model.safetensors", "evil.py"]).oid  # fmt: skip
     pulled.generation_config.hf_itp["reward_model_revision"] = commit
-    with pytest.raises(LoadError, match=reward_model_here):
+    with pytest.raises(RewardModelError, match="runs whatever it holds and is not loaded"):
         decoded(pulled, strategy="auto")
 
 
