@@ -65,13 +65,6 @@ def plain(policy: str) -> dict[str, Any]:
     return found
 
 
-def calibration(repo: str) -> dict[str, Any]:
-    import hf_itp
-
-    calibrator = hf_itp.RewardCalibrator.from_pretrained(repo)
-    return {"rewards": calibrator.reference_rewards.tolist(), "fingerprints": calibrator.fingerprints}
-
-
 def train(policy: str, output: str, repo: str, **options: Any) -> dict[str, Any]:
     """A training run of the trainer that pushes while it goes on."""
     import warnings

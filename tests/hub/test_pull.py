@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import hf_itp
-from hf_itp import ItpWarning, RewardModel, push_to_hub
+from hf_itp import ItpWarning, RewardCalibrator, RewardModel, push_to_hub
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
 from hf_itp.rewards.resolve import clear_loaded_reward_models
 from tests.rewards.classifiers import saved, tiny_classifier
@@ -149,11 +149,20 @@ def test_recommended_reward_model_may_not_bring_code_or_pickles(hub_here, reward
         decoded(pulled, strategy="auto")
 
 
-@pytest.mark.parametrize("num_truncated", [1, pytest.param(99, marks=pytest.mark.slow)])
-def test_truncated_download_is_never_taken_for_a_model(hub_here, reward_model_here, num_truncated):
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"truncated": True},
+        pytest.param({"truncated": True, "times": 99}, marks=pytest.mark.slow),
+        {"status": 503},
+        {"seconds": 2.0},
+    ],
+    ids=["truncated", "always truncated", "503", "slow"],
+)
+def test_download_that_fails_is_never_taken_for_a_model(hub_here, reward_model_here, fault):
     push(strategy="best_of_n", num_candidates=4, reward_model=reward_model_here)
-    hub_here.faults.add("GET", rf"{POLICY}/resolve/.*model\.safetensors", truncated=True, times=num_truncated)
-    if num_truncated > 5:
+    hub_here.faults.add("GET", rf"{POLICY}/resolve/.*model\.safetensors", **fault)
+    if fault.get("times", 1) > 5:
         with pytest.raises(Exception):  # noqa: B017  huggingface_hub's own, whatever it is
             AutoModelForCausalLM.from_pretrained(POLICY)
         hub_here.faults.clear()
@@ -161,6 +170,18 @@ def test_truncated_download_is_never_taken_for_a_model(hub_here, reward_model_he
     whole = decoded(tiny_model("llama"), strategy="best_of_n", num_candidates=4, reward_model=reward_model_here,
                     tokenizer=tiny_tokenizer())  # fmt: skip
     assert decoded(pulled, strategy="auto").equal(whole)
+
+
+def test_calibration_comes_back_and_a_missing_one_is_named(hub_here, policy_and_calibration):
+    push()
+    with pytest.raises(LoadError, match=r"calibration\.safetensors"):
+        RewardCalibrator.from_pretrained(POLICY)
+    with pytest.raises(LoadError, match="Check the id"):
+        RewardCalibrator.from_pretrained("tester/nothing")
+    own = RewardCalibrator.from_pretrained(policy_and_calibration[1])
+    push(calibrator=own)
+    pulled = RewardCalibrator.from_pretrained(POLICY)
+    assert pulled.reference_rewards.equal(own.reference_rewards) and pulled.fingerprints == own.fingerprints
 
 
 # peft draws the adapter's first weights from torch's global random numbers.

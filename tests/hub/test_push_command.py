@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from hf_itp.cli import main
 from hf_itp.hub import write_artefacts
+from tests.hub.test_round_trip import COMPLETE
 from tests.tiny import saved_policy, tiny_model, tiny_tokenizer
 
 POLICY = "tester/policy"
@@ -85,4 +86,4 @@ def test_pushed_calibration_is_the_repositorys_where_the_policy_is_on_the_hub(
     assert not ended.value.code
     pushed, copied = hub_here.files(POLICY), hub_here.files("tester/copy")
     assert pushed["calibration.safetensors"] == copied["calibration.safetensors"]
-    assert set(pushed) == set(copied)
+    assert set(pushed) == set(copied) == COMPLETE

@@ -7,8 +7,6 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.hub.server import TOKEN
-
 POLICY = "tester/policy"
 RECOMMENDED = {"strategy": "pessimism", "beta": 0.4, "num_candidates": 6}
 COMPLETE = {
@@ -46,42 +44,11 @@ def test_every_way_of_use_gives_the_tokens_of_before_the_push(hub, machine, poli
     assert json.loads(command.stdout)["responses"] == [text.strip()]
 
 
-def test_pulled_calibration_is_the_pushed_one(machine, policy_and_calibration):
-    push(machine, policy_and_calibration)
-    from hf_itp import RewardCalibrator
-
-    own = RewardCalibrator.from_pretrained(policy_and_calibration[1])
-    pulled = machine("one").run("calibration", repo=POLICY)
-    assert pulled == {"rewards": own.reference_rewards.tolist(), "fingerprints": own.fingerprints}
-
-
 def test_without_hf_itp_it_is_an_ordinary_checkpoint_that_refuses_strategy(machine, policy_and_calibration):
     push(machine, policy_and_calibration)
     found = machine("one").run("plain", policy=POLICY)
     assert 5 < found["length"] <= 8
     assert "strategy" in found["error"]
-
-
-def test_one_commit_and_none_for_the_same_content(hub, machine, policy_and_calibration):
-    first = push(machine, policy_and_calibration)
-    commits = len(hub.repositories[POLICY].commits)
-    assert commits == 2, "the repository's own and ours"
-    assert push(machine, policy_and_calibration) == first
-    assert len(hub.repositories[POLICY].commits) == commits
-
-
-def test_branches_pull_requests_and_private_repositories(hub, machine, policy_and_calibration):
-    push(machine, policy_and_calibration, private=True)
-    assert hub.repositories[POLICY].private
-    push(machine, policy_and_calibration, revision="careful", beta=0.9)
-    entry = json.loads(hub.files(POLICY, "careful")["generation_config.json"])["hf_itp"]
-    assert entry["beta"] == 0.9
-    assert json.loads(hub.files(POLICY)["generation_config.json"])["hf_itp"]["beta"] == 0.4
-    request = push(machine, policy_and_calibration, create_pr=True, beta=0.7)
-    assert request["pull_request"].endswith("/discussions/1")
-    assert json.loads(hub.files(POLICY, "refs/pr/1")["generation_config.json"])["hf_itp"]["beta"] == 0.7
-    stranger = machine("stranger", HF_TOKEN="")
-    assert stranger.start("plain", policy=POLICY).returncode != 0
 
 
 @pytest.mark.parametrize(
@@ -108,26 +75,3 @@ def test_trainer_leaves_the_same_complete_set(hub, machine, policy_and_calibrati
         card = ModelCard(commit.files["README.md"].decode())
         assert "hf-itp" in card.data.tags and "{{" not in card.content
         assert "training_args.bin" not in {name for name in commit.files if name.startswith("custom_generate")}
-
-
-def test_command_pushes_the_same_complete_set(hub, machine, policy_and_calibration, tmp_path):
-    import shutil
-
-    from hf_itp import RewardCalibrator
-
-    folder = tmp_path / "folder"
-    shutil.copytree(policy_and_calibration[0], folder)
-    RewardCalibrator.from_pretrained(policy_and_calibration[1]).save_pretrained(folder)
-    command = machine("pusher").command(
-        "push", str(folder), POLICY, "--strategy", "best_of_n", "--num-candidates", "4", "--reward-model", "embedded"
-    )
-    assert command.returncode == 0, command.stderr
-    assert set(hub.files(POLICY)) == COMPLETE
-    entry = json.loads(hub.files(POLICY)["generation_config.json"])["hf_itp"]
-    assert entry == {"strategy": "best_of_n", "num_candidates": 4, "reward_model": "embedded"}
-    assert TOKEN not in command.stdout + command.stderr
-
-
-def test_token_is_in_nothing_that_is_pushed(hub, machine, policy_and_calibration):
-    push(machine, policy_and_calibration)
-    assert not [path for path, content in hub.files(POLICY).items() if TOKEN.encode() in content]
