@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_itp import QuantileRegressionArguments, QuantileRegressionTrainer, RewardCalibrator, RewardModel
 from hf_itp.embedded import policy_path, reward_model_path
 from hf_itp.functional import alignment_tradeoff, best_of_n_win_rate, beta_for_kl, kl_k1, win_rate
+from hf_itp.functional.transforms import Transform
 from hf_itp.functional.win_rates import Estimate, prompt_win_rates
 from hf_itp.sampling import draw_responses
 from hf_itp.sampling.drawing import prompt_ids
@@ -172,7 +173,7 @@ def main() -> None:
         for strength in STRENGTHS:
             set_strength(trained, strength)
             found = measure(trained, tokenizer, reward, held_out, drawn, tokens)
-            results.append({"arm": name, "strength": strength, **found})
+            results.append({"arm": name, "strength": strength, "transform": trainer.objective.transform, **found})
             torch.save(results, options.output / "measured.pt")
             kl, plain = kl_k1(found["log_ratios"]).mean, win_rate(found["rewards"], reference).mean
             seconds = time.monotonic() - began
@@ -215,7 +216,7 @@ def report(results: list[dict], reference: torch.Tensor, folder: Path) -> None:
         for other in ("raw", "calibrated"):
             difference = Estimate.over_prompts(at["ctrl"][column] - at[other][column])
             print(f"  ctrl - {other:<12}{'':<13}{difference.mean:+.3f} ± {1.96 * difference.standard_error:.3f}")
-    picture(rows, folder)
+    picture(rows, {result["arm"]: result["transform"] for result in results}, folder)
 
 
 def at_kl(results: list[dict], reference: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,7 +233,7 @@ def at_kl(results: list[dict], reference: torch.Tensor, level: float) -> tuple[t
     raise AssertionError("the level is at most the largest KL of every arm")
 
 
-def picture(rows: list[dict], folder: Path) -> None:
+def picture(rows: list[dict], transforms: dict[str, Transform], folder: Path) -> None:
     """Measured points and the optima's curves, for rewards without ties."""
     import matplotlib
 
@@ -244,12 +245,10 @@ def picture(rows: list[dict], folder: Path) -> None:
     top = max(0.2, 1.15 * max(row["kl"].mean for row in rows))
     levels = torch.linspace(0.01, top, 25).tolist()
     for panel, key, n in ((panels[0], "win_rate", 1), (panels[1], f"best_of_{N}", N)):
-        for arm, transform, fields in (("calibrated", "identity", {}), ("ctrl", "exponential", {"t": 10.0})):
-            curve = [
-                alignment_tradeoff(transform, beta_for_kl(transform, kl, **fields), **fields).best_of_n_win_rate(n)
-                for kl in levels
-            ]
-            panel.plot(levels, curve, "--", color=colors[arm], linewidth=1, label=f"optimum of {transform}")
+        for arm in ("calibrated", "ctrl"):
+            betas = [beta_for_kl(transforms[arm], kl) for kl in levels]
+            curve = [alignment_tradeoff(transforms[arm], beta).best_of_n_win_rate(n) for beta in betas]
+            panel.plot(levels, curve, "--", color=colors[arm], linewidth=1, label=f"optimum of {arm}")
         for arm, color in colors.items():
             mine = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["kl"].mean)
             panel.errorbar(

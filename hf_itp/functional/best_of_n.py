@@ -223,12 +223,21 @@ def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
     records = rewards.cummax(dim=-1).values  # of the first n candidates
     sets_record = rewards == records  # it is the best, or among the best, of those up to itself
     winners = sets_record.cumsum(dim=-1)
-    first = torch.searchsorted(records, records)  # where the record of the first n was set
-    winners = winners - winners.gather(-1, first) + 1  # how many share the record of the first n
+    first, last = _runs(records)  # of the n with the same record
+    winners -= winners.gather(-1, first) - 1  # how many share the record of the first n
     per_winner = _truncated_poisson(rewards.shape[-1], rate).to(rewards.device) / winners
     up_to = torch.nn.functional.pad(per_winner.cumsum(dim=-1), (1, 0))
-    last = torch.searchsorted(records, records, right=True)  # one past the last n with the same record
-    return torch.where(sets_record, up_to.gather(-1, last) - up_to[..., :-1], 0)
+    return up_to.gather(-1, last).sub_(up_to[..., :-1]).mul_(sets_record)
+
+
+def _runs(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each entry where its run of equal neighbours begins, and one past where it ends: `(..., N)` each."""
+    size = values.shape[-1]
+    positions = torch.arange(size, device=values.device)
+    begins = torch.nn.functional.pad(values[..., 1:] != values[..., :-1], (1, 0), value=True)
+    first = (begins * positions).cummax(dim=-1).values
+    following = torch.nn.functional.pad(torch.where(begins, positions, size)[..., 1:], (0, 1), value=size)
+    return first, following.flip(-1).cummin(dim=-1).values.flip(-1)
 
 
 def _truncated_poisson(size: int, rate: float) -> torch.Tensor:
