@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from accelerate.state import PartialState
 from transformers import TrainingArguments
@@ -12,8 +14,28 @@ from hf_itp.errors import ArgumentError
 from hf_itp.training.objective import ObjectiveArguments
 
 
+class TokensStayHere:
+    """
+    Tokens among the arguments are left out where they are pickled: transformers pickles them into every checkpoint, as
+    `training_args.bin`, and pushes it. Copies in memory keep them.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+
 @dataclass
-class CTRLArguments(ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
+class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
     """
     Arguments of [`CTRLTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of TRL's `RLOOConfig`,
     whose `beta` they replace. vLLM, DeepSpeed and FSDP settings pass through.
@@ -42,7 +64,7 @@ class CTRLArguments(ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `b
 
 
 @dataclass
-class QuantileRegressionArguments(ObjectiveArguments, TrainingArguments):
+class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingArguments):
     """
     Arguments of [`QuantileRegressionTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of
     `transformers.TrainingArguments`.
