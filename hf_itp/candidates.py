@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
+from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.engines import Engine
 from hf_itp.sharding import Sharding
 
@@ -42,6 +44,7 @@ class CandidatePools:
         self._sampler, self._reward, self._tokenizer, self._prompts = sampler, reward, tokenizer, prompts
         self._sharding = sharding
         self._held: dict[tuple[int, int], torch.Tensor] = {}
+        self._being_scored: list[Future[torch.Tensor]] = []
         self.rewards: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -73,13 +76,45 @@ class CandidatePools:
 
     def _draw(self, pairs: list[tuple[int, int]]) -> list[torch.Tensor]:
         started = time.perf_counter()
-        drawn = self._sampler.draw(pairs)
+        sampler = self._sampler
+        if isinstance(sampler, CandidateSampler) and self._scores_elsewhere(sampler):
+            drawn = self._draw_while_scoring(sampler, pairs)
+        else:
+            drawn = sampler.draw(pairs)
         self.seconds["sampling"] += time.perf_counter() - started
+        return drawn
+
+    def _scores_elsewhere(self, sampler: CandidateSampler) -> bool:
+        """Whether policy and reward are known to share no device. What another process draws is scored there."""
+        policy = {parameter.device for parameter in sampler.model.parameters()}
+        return (
+            self._sharding.num_processes == 1
+            and bool(self._reward.devices)
+            and policy.isdisjoint(self._reward.devices)
+        )
+
+    def _draw_while_scoring(self, sampler: CandidateSampler, pairs: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """Each batch is scored while the next one is drawn."""
+        scorer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_itp_reward")
+
+        def score(batch: list[tuple[int, int]], responses: list[torch.Tensor]) -> None:
+            self._being_scored.append(scorer.submit(self._score, [row for row, _ in batch], responses))
+
+        try:
+            drawn = sampler.draw(pairs, on_batch=score)
+        except BaseException:
+            scorer.shutdown(cancel_futures=True)
+            raise
+        scorer.shutdown(wait=False)
         return drawn
 
     def _score_pairs(self, pairs: list[tuple[int, int]], drawn: list[torch.Tensor]) -> torch.Tensor:
         started = time.perf_counter()
-        rewards = self._score([row for row, _ in pairs], drawn)
+        being_scored, self._being_scored = self._being_scored, []
+        if being_scored:
+            rewards = torch.cat([batch.result() for batch in being_scored])
+        else:
+            rewards = self._score([row for row, _ in pairs], drawn)
         self.seconds["reward"] += time.perf_counter() - started
         return rewards
 

@@ -47,6 +47,10 @@ class CalibratedReward(RewardFunction):
         calibrator.check_belongs(reward_model=reward_identity(self._reward))
         self.name = f"calibrated({self._reward.name})"
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        return self._reward.devices
+
     def score(
         self,
         prompts: Sequence[Prompt],

@@ -33,6 +33,11 @@ class RewardFunction(ABC):
 
     name: str
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        """Where it computes; empty where nobody knows."""
+        return frozenset()
+
     def __call__(
         self,
         prompts: Sequence[Prompt],

@@ -67,6 +67,11 @@ class RewardEnsemble(RewardFunction):
         self.penalty = penalty
         self.name = f"{aggregate}({', '.join(member.name for member in members)})"
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        known = [member.devices for member in self.members]
+        return frozenset().union(*known) if all(known) else frozenset()
+
     def score(
         self,
         prompts: Sequence[Prompt],

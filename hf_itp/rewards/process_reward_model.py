@@ -173,6 +173,10 @@ class ProcessRewardModel(RewardFunction):
         reward_model.name, reward_model.revision = id_or_folder, loaded.commit
         return reward_model
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        return frozenset(parameter.device for parameter in self.model.parameters())
+
     def score(
         self,
         prompts: Sequence[Prompt],

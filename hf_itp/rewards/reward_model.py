@@ -202,6 +202,10 @@ class RewardModel(RewardFunction):
         with forward.evaluating(self.model):
             return torch.cat([forward.features(self.model, [sequence]) for sequence in sequences])
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        return frozenset(parameter.device for parameter in self.model.parameters())
+
     def score(
         self,
         prompts: Sequence[Prompt],

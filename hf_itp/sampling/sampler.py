@@ -80,6 +80,7 @@ class CandidateSampler:
         self,
         candidates: list[tuple[int, int]],
         review: Callable[[list[tuple[int, int]]], Review] | None = None,
+        on_batch: Callable[[list[tuple[int, int]], list[torch.Tensor]], None] | None = None,
     ) -> list[torch.Tensor]:
         """
         One response per pair of a prompt (its row) and the index of a candidate. A pair gives the same response
@@ -90,6 +91,7 @@ class CandidateSampler:
                 and equally many of each.
             review (`Callable`, *optional*): Makes, for the pairs of a batch, what may end some of them early. All
                 pairs of a prompt then share a batch, and what they give are the first tokens of the same responses.
+            on_batch (`Callable`, *optional*): Shown the pairs of each batch and their responses when it is done.
 
         Returns:
             `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
@@ -106,11 +108,18 @@ class CandidateSampler:
             )
         with responses_bar(len(candidates), self.progress) as bar:
             if independent:
-                return self._draw_in_chunks(candidates, bar.update, review)
-            return self._draw_in_rounds(candidates, bar.update)
+                return self._draw_in_chunks(candidates, bar.update, review, on_batch)
+            responses = self._draw_in_rounds(candidates, bar.update)
+        if on_batch is not None:
+            on_batch(candidates, responses)
+        return responses
 
     def _draw_in_chunks(
-        self, candidates: list[tuple[int, int]], on_finished: Any, review: Callable | None
+        self,
+        candidates: list[tuple[int, int]],
+        on_finished: Any,
+        review: Callable | None,
+        on_batch: Callable | None,
     ) -> list[torch.Tensor]:
         responses: list[torch.Tensor] = []
         size = self.batch_size or len(candidates)
@@ -120,12 +129,16 @@ class CandidateSampler:
             rows = max(unit, self._affordable(size) // unit * unit)
             chunk = candidates[len(responses) : len(responses) + rows]
             try:
-                responses += self._decode(chunk, on_finished, review and review(chunk))
-                continue
+                drawn = self._decode(chunk, on_finished, review and review(chunk))
             except (RuntimeError, MemoryError) as error:
                 out_of_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
                 if not out_of_memory or len(chunk) <= unit or self._any_unfinished is not None:
                     raise
+            else:
+                responses += drawn
+                if on_batch is not None:
+                    on_batch(chunk, drawn)
+                continue
             # Outside of the `except`, whose traceback would keep the tensors of the failed pass alive.
             clear_device_cache(garbage_collection=True)
             size = len(chunk) // 2
