@@ -202,14 +202,16 @@ def test_adapter_is_pushed_alone_and_decodes_as_recommended_by_every_way(
     saved(tmp_path / "base", tiny_model("llama"), tiny_tokenizer())
     hub_here.publish("tester/base", {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()})
     model = adapted(AutoModelForCausalLM.from_pretrained("tester/base"))
-    push(model, strategy="pessimism", beta=0.3, num_candidates=4, reward_model=reward_model_here)
+    # On quantiles, since random adapters give rewards of any spread, and a beta that does not fit is warned of.
+    recommended = {"strategy": "pessimism", "beta": 0.3, "normalize": "quantile", "num_candidates": 4}
+    push(model, reward_model=reward_model_here, **recommended)
     files = set(hub_here.files(POLICY))
     assert {"adapter_config.json", "adapter_model.safetensors", "custom_generate/generate.py"} <= files
     assert "model.safetensors" not in files
     card = hub_here.files(POLICY)["README.md"].decode()
     assert "base_model: tester/base" in card and "GenerationConfig.from_pretrained" in card
 
-    expected = decoded(model, strategy="pessimism", beta=0.3, num_candidates=4, reward_model=reward_model_here)
+    expected = decoded(model, reward_model=reward_model_here, **recommended)
     pulled = AutoModelForCausalLM.from_pretrained(POLICY)
     with pytest.raises(ArgumentError, match=r"GenerationConfig\.from_pretrained"):
         decoded(pulled, strategy="auto")
