@@ -4,6 +4,7 @@ Ways to score many responses to one prompt with a reward model.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -69,8 +70,9 @@ class Scorer(Contestant):
         operations = operations_needed(self.model, self.chat_tokens, lengths, with_head=False)
         return {**result, "tokens": sum(lengths), "operations": operations, "rewards": rewards.tolist()}
 
+    @abstractmethod
     def score(self, responses: list[str]) -> torch.Tensor:
-        raise NotImplementedError
+        """The rewards of responses to the one prompt."""
 
 
 class OurScorer(Scorer):

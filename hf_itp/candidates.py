@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.forward import devices
 from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.engines import Engine
 from hf_itp.sharding import Sharding
@@ -86,12 +87,8 @@ class CandidatePools:
 
     def _scores_elsewhere(self, sampler: CandidateSampler) -> bool:
         """Whether policy and reward are known to share no device. What another process draws is scored there."""
-        policy = {parameter.device for parameter in sampler.model.parameters()}
-        return (
-            self._sharding.num_processes == 1
-            and bool(self._reward.devices)
-            and policy.isdisjoint(self._reward.devices)
-        )
+        reward = self._reward.devices
+        return self._sharding.num_processes == 1 and bool(reward) and reward.isdisjoint(devices(sampler.model))
 
     def _draw_while_scoring(self, sampler: CandidateSampler, pairs: list[tuple[int, int]]) -> list[torch.Tensor]:
         """Each batch is scored while the next one is drawn."""

@@ -26,6 +26,14 @@ def scoring_bar(count: int, progress: bool) -> tqdm:
     return tqdm(total=count, desc="Scoring", unit="response", disable=not shown)
 
 
+def each_once(
+    function: Callable[[Sequence[TokenSequence]], torch.Tensor], sequences: Sequence[TokenSequence]
+) -> torch.Tensor:
+    """`function` of all sequences, in order, asked for the distinct ones alone: candidates of one prompt repeat."""
+    place = {sequence: position for position, sequence in enumerate(dict.fromkeys(sequences))}
+    return function(list(place))[[place[sequence] for sequence in sequences]]
+
+
 def map_batches(
     function: Callable[[Sequence[TokenSequence]], torch.Tensor],
     sequences: Sequence[TokenSequence],

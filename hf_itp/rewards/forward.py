@@ -25,6 +25,11 @@ _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyD
 _locks_guard = threading.Lock()
 
 
+def devices(model: nn.Module) -> frozenset[torch.device]:
+    """Where its weights are."""
+    return frozenset(parameter.device for parameter in model.parameters())
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """

@@ -14,17 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.functional.checks import check_choice
+from hf_itp.functional.steps import STEP_AGGREGATIONS, aggregate_steps
 from hf_itp.rewards import forward, own_scores, steps
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.batching import BatchSize, map_batches, scoring_bar
+from hf_itp.rewards.batching import BatchSize, each_once, map_batches, scoring_bar
 from hf_itp.rewards.encoding import TokenSequence, cut_left, warn_of_cuts
 from hf_itp.rewards.layouts import process_layout
 from hf_itp.rewards.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
 from hf_itp.rewards.lengths import token_limit
 from hf_itp.rewards.loading import load
 from hf_itp.rewards.scoring import budget_of
-
-AGGREGATES = ("min", "product", "last", "mean")
 
 
 class ProcessRewardModel(RewardFunction):
@@ -92,7 +91,7 @@ class ProcessRewardModel(RewardFunction):
         max_length: int | None = None,
         progress: bool = False,
     ) -> None:
-        check_choice("aggregate", aggregate, AGGREGATES)
+        check_choice("aggregate", aggregate, STEP_AGGREGATIONS)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ArgumentTypeError(
                 f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
@@ -175,7 +174,7 @@ class ProcessRewardModel(RewardFunction):
 
     @property
     def devices(self) -> frozenset[torch.device]:
-        return frozenset(parameter.device for parameter in self.model.parameters())
+        return forward.devices(self.model)
 
     def score(
         self,
@@ -183,12 +182,11 @@ class ProcessRewardModel(RewardFunction):
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        sequences = self._encode(prompts, responses)
-        distinct = list(dict.fromkeys(sequences))
-        with forward.evaluating(self.model), scoring_bar(len(distinct), self.progress) as bar:
-            rewards = map_batches(self._rewards, distinct, self.batch_size, bar, *budget_of(self.model))
-        index = {sequence: position for position, sequence in enumerate(distinct)}
-        return rewards[[index[sequence] for sequence in sequences]]
+        return each_once(self._score_distinct, self._encode(prompts, responses))
+
+    def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        with forward.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
+            return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))
 
     def step_rewards(self, prompt: Prompt, response: str) -> torch.Tensor:
         """The probability that each step of one response is good, float32 `(steps,)`, on the CPU."""
@@ -196,7 +194,7 @@ class ProcessRewardModel(RewardFunction):
             return self._probabilities(self._encode([prompt], [response]))[0].float()
 
     def _rewards(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        return torch.stack([_aggregated(steps, self.aggregate) for steps in self._probabilities(sequences)]).float()
+        return torch.stack([aggregate_steps(row, self.aggregate) for row in self._probabilities(sequences)]).float()
 
     def _probabilities(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
         # In float64, where the product of many steps stays above 0.
@@ -225,14 +223,6 @@ class ProcessRewardModel(RewardFunction):
         if isinstance(self.model, Qwen2ForProcessRewardModel) or own_scores.has_own_code(self.model):
             return steps.marked(self.tokenizer, prompt, parts, self.step_token)
         return steps.concatenated(self.tokenizer, prompt, parts, self.step_token)
-
-
-def _aggregated(probabilities: torch.Tensor, aggregate: str) -> torch.Tensor:
-    if aggregate == "min":
-        return probabilities.min()
-    if aggregate == "product":
-        return probabilities.prod()
-    return probabilities[-1] if aggregate == "last" else probabilities.mean()
 
 
 def _answers(tokenizer: PreTrainedTokenizerBase, good: str | None, bad: str | None) -> list[int] | None:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.rewards import forward, own_scores
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.batching import BatchSize
-from hf_itp.rewards.encoding import PairEncoder
+from hf_itp.rewards.batching import BatchSize, each_once
+from hf_itp.rewards.encoding import PairEncoder, TokenSequence
 from hf_itp.rewards.layouts import scalar_layout
 from hf_itp.rewards.lengths import token_limit
 from hf_itp.rewards.loading import load
@@ -204,7 +204,7 @@ class RewardModel(RewardFunction):
 
     @property
     def devices(self) -> frozenset[torch.device]:
-        return frozenset(parameter.device for parameter in self.model.parameters())
+        return forward.devices(self.model)
 
     def score(
         self,
@@ -219,18 +219,17 @@ class RewardModel(RewardFunction):
         return rewards if self._scale is None else (rewards - self._shift) / self._scale
 
     def _label_logits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
-        sequences = self._encoder.encode(prompts, responses)
-        distinct = list(dict.fromkeys(sequences))
-        logits = label_logits(
+        return each_once(self._score_distinct, self._encoder.encode(prompts, responses))
+
+    def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        return label_logits(
             self.model,
-            distinct,
+            sequences,
             self.label,
             self.batch_size,
             share_prefixes=not self.unbatched,
             progress=self.progress,
         )
-        index = {sequence: position for position, sequence in enumerate(distinct)}
-        return logits[[index[sequence] for sequence in sequences]]
 
 
 def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:

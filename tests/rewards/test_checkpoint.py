@@ -168,7 +168,7 @@ def test_code_from_the_hub_runs_at_a_commit_only(kind, revision):
 
 
 @pytest.mark.parametrize(
-    "reference", ["/tmp/code.Model", "../code.Model", "code.Model; x", "a/b--../code.Model", "code"]
+    "reference", ["/srv/code.Model", "../code.Model", "code.Model; x", "a/b--../code.Model", "code"]
 )
 def test_code_lies_beside_the_weights(reference, folder):
     edit(folder, auto_map={"AutoModelForSequenceClassification": reference})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,9 +46,9 @@ class _OptimalTransform(Transform):
         values = unit_grid().interpolate(self._values(), torch.as_tensor(u))
         return values.to(u.dtype) if u.is_floating_point() else values
 
+    @abstractmethod
     def _values(self) -> torch.Tensor:
         """The transform at the grid's nodes."""
-        raise NotImplementedError
 
     def _table(self, num_reference: int) -> torch.Tensor:
         # E[a_S] over S ~ Binomial(K, u) is the polynomial with Bernstein coefficients a: those of a polynomial close
