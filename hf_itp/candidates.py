@@ -20,6 +20,9 @@ from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.engines import Engine
 from hf_itp.sharding import Sharding
 
+Pair = tuple[int, int]
+"""A prompt's row and the index of a candidate."""
+
 
 class CandidatePools:
     """
@@ -44,8 +47,8 @@ class CandidatePools:
     ):
         self._sampler, self._reward, self._tokenizer, self._prompts = sampler, reward, tokenizer, prompts
         self._sharding = sharding
-        self._held: dict[tuple[int, int], torch.Tensor] = {}
-        self._being_scored: list[Future[torch.Tensor]] = []
+        self._held: dict[Pair, torch.Tensor] = {}
+        self._being_scored: list[tuple[list[Pair], Future[torch.Tensor]]] = []
         self.rewards: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -75,7 +78,7 @@ class CandidatePools:
         found = self._sharding.exchange(wanted, self._held)
         return [[found[row, index] for index in of_row] for row, of_row in enumerate(indices)]
 
-    def _draw(self, pairs: list[tuple[int, int]]) -> list[torch.Tensor]:
+    def _draw(self, pairs: list[Pair]) -> list[torch.Tensor]:
         started = time.perf_counter()
         sampler = self._sampler
         if isinstance(sampler, CandidateSampler) and self._scores_elsewhere(sampler):
@@ -90,12 +93,12 @@ class CandidatePools:
         reward = self._reward.devices
         return self._sharding.num_processes == 1 and bool(reward) and reward.isdisjoint(devices(sampler.model))
 
-    def _draw_while_scoring(self, sampler: CandidateSampler, pairs: list[tuple[int, int]]) -> list[torch.Tensor]:
+    def _draw_while_scoring(self, sampler: CandidateSampler, pairs: list[Pair]) -> list[torch.Tensor]:
         """Each batch is scored while the next one is drawn."""
         scorer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_itp_reward")
 
-        def score(batch: list[tuple[int, int]], responses: list[torch.Tensor]) -> None:
-            self._being_scored.append(scorer.submit(self._score, [row for row, _ in batch], responses))
+        def score(batch: list[Pair], responses: list[torch.Tensor]) -> None:
+            self._being_scored.append((batch, scorer.submit(self._score, [row for row, _ in batch], responses)))
 
         try:
             drawn = sampler.draw(pairs, on_batch=score)
@@ -105,11 +108,16 @@ class CandidatePools:
         scorer.shutdown(wait=False)
         return drawn
 
-    def _score_pairs(self, pairs: list[tuple[int, int]], drawn: list[torch.Tensor]) -> torch.Tensor:
+    def _score_pairs(self, pairs: list[Pair], drawn: list[torch.Tensor]) -> torch.Tensor:
         started = time.perf_counter()
         being_scored, self._being_scored = self._being_scored, []
         if being_scored:
-            rewards = torch.cat([batch.result() for batch in being_scored])
+            of_pair = {
+                pair: reward
+                for batch, scored in being_scored
+                for pair, reward in zip(batch, scored.result(), strict=True)
+            }
+            rewards = torch.stack([of_pair[pair] for pair in pairs])
         else:
             rewards = self._score([row for row, _ in pairs], drawn)
         self.seconds["reward"] += time.perf_counter() - started

@@ -168,10 +168,9 @@ def test_batch_begun_again_for_want_of_memory_is_judged_anew(monkeypatch):
     expected = run(EarlyRejection(0.5, INTERVAL))
     rows, original = [], sampler.decode_rows
 
-    def short_of_memory(*arguments):
-        *others, on_finished, shown_to = arguments
-        review = shown_to
-        rows.append(len(others[4]))
+    def short_of_memory(*arguments, review, **settings):
+        shown_to = review
+        rows.append(len(arguments[4]))
         if len(rows) == 1:
             looks = []
 
@@ -182,7 +181,7 @@ def test_batch_begun_again_for_want_of_memory_is_judged_anew(monkeypatch):
                 return looks[-1]
 
             review = sampler.Review(shown_to.interval, reject)
-        return original(*others, on_finished, review)
+        return original(*arguments, review=review, **settings)
 
     monkeypatch.setattr(sampler, "decode_rows", short_of_memory)
     output = run(EarlyRejection(0.5, INTERVAL))

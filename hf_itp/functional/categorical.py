@@ -15,7 +15,7 @@ from hf_itp.functional.random import gumbel
 _BLOCK = 256
 
 
-def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
+def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
     r"""
     One index per row from $\mathrm{softmax}(\mathrm{logits})$, by two Gumbel-max races: the block of entries with the
     largest $\log m_b + G_b$, where $m_b$ is the mass of the block, then within it the entry with the largest
@@ -28,7 +28,7 @@ def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int) -> t
     Args:
         logits (`torch.FloatTensor` of shape `(R, V)`): Unnormalised log-probabilities; `-inf` is never drawn.
         keys (`torch.LongTensor` of shape `(R,)`): One 64-bit key per row.
-        step (`int`): Position in each row's stream.
+        step (`int` or `torch.LongTensor` of shape `(R,)`): Position in each row's stream.
 
     Returns:
         `torch.LongTensor` of shape `(R,)`.
@@ -45,6 +45,7 @@ def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int) -> t
     ```
     """
     vocabulary = logits.shape[-1]
+    step = step if isinstance(step, int) else step[:, None]
     masses = _block_masses(logits.softmax(dim=-1))  # (R, blocks)
     num_blocks = masses.shape[-1]
     places = torch.arange(num_blocks, device=logits.device)

@@ -28,6 +28,12 @@ def check_rewards(rewards: torch.Tensor, name: str = "rewards") -> torch.Tensor:
 
     ```
     """
+    check_finite(rewards, name)
+    return rewards.detach().to(torch.float64)
+
+
+def check_finite(rewards: torch.Tensor, name: str = "rewards") -> None:
+    """Raises unless `rewards` are what [`check_rewards`] takes; makes no copy."""
     if not isinstance(rewards, torch.Tensor):
         raise ArgumentTypeError(
             f"`{name}` has to be a torch.Tensor of shape (..., N), but is a {type(rewards).__name__}. Wrap it in "
@@ -40,9 +46,10 @@ def check_rewards(rewards: torch.Tensor, name: str = "rewards") -> torch.Tensor:
         )
     if rewards.is_complex() or rewards.dtype == torch.bool:
         raise ArgumentTypeError(f"`{name}` has to hold real numbers, but has dtype {rewards.dtype}. Convert it first.")
-    rewards = rewards.detach().to(torch.float64)
     # One pass over the data: NaN and both infinities reach an extreme.
-    if rewards.numel() and not all(math.isfinite(extreme) for extreme in torch.stack(rewards.aminmax()).tolist()):
+    if rewards.numel() and not all(
+        math.isfinite(extreme) for extreme in torch.stack(rewards.detach().aminmax()).tolist()
+    ):
         index = tuple((~torch.isfinite(rewards)).nonzero()[0].tolist())
         where = f"prompt {index[:-1] if len(index) > 2 else index[0]}, candidate {index[-1]}"
         if len(index) == 1:
@@ -52,7 +59,6 @@ def check_rewards(rewards: torch.Tensor, name: str = "rewards") -> torch.Tensor:
             f"{subject} of {where} is {rewards[index].item()}, so no candidate can be ranked. Return a finite float "
             "for every response."
         )
-    return rewards
 
 
 def check_positive(name: str, value: float, remedy: str) -> None:

@@ -34,13 +34,13 @@ def mix(bits: torch.Tensor) -> torch.Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-def uniform(keys: torch.Tensor, step: int, index: torch.Tensor) -> torch.Tensor:
+def uniform(keys: torch.Tensor, step: int | torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     r"""
     Uniform numbers in the open interval (0, 1), one per pair of a key and an index.
 
     Args:
         keys (`torch.LongTensor`): 64-bit keys, one stream each; broadcast against `index`.
-        step (`int`): Position in the stream.
+        step (`int` or `torch.LongTensor`): Position in the stream; of each key its own where it is a tensor.
         index (`torch.LongTensor`): Position within the step.
 
     Returns:
@@ -55,11 +55,12 @@ def uniform(keys: torch.Tensor, step: int, index: torch.Tensor) -> torch.Tensor:
 
     ```
     """
-    at_step = mix(mix(keys) + signed64((step + 1) * _GAMMA))
+    skip = signed64((step + 1) * _GAMMA) if isinstance(step, int) else (step + 1) * _GAMMA  # tensors wrap around
+    at_step = mix(mix(keys) + skip)
     bits = mix(at_step + (index + 1) * _GAMMA)
     return (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
 
 
-def gumbel(keys: torch.Tensor, step: int, index: torch.Tensor) -> torch.Tensor:
+def gumbel(keys: torch.Tensor, step: int | torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel numbers `-log(-log(u))` at the same places as [`uniform`]."""
     return -torch.log(-torch.log(uniform(keys, step, index)))

@@ -28,6 +28,8 @@ class Decoder(Protocol):
     """Name of the way taken, as the diagnostics say it."""
     rows_can_leave: bool
     """Whether [`keep`] works."""
+    rows_can_join: bool
+    """Whether [`join`] works."""
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
         """Begins a batch with one row per entry of `prompt_index`; the logits `(R, V)` of their first tokens."""
@@ -38,7 +40,11 @@ class Decoder(Protocol):
         ...
 
     def keep(self, index: torch.Tensor) -> None:
-        """Goes on with the rows at `index` alone."""
+        """Goes on with the rows at `index`, in ascending order, alone."""
+        ...
+
+    def join(self, prompt_index: torch.Tensor) -> torch.Tensor:
+        """Further rows behind those there are, whatever they have written; the logits of their first tokens."""
         ...
 
     def bytes_per_row(self, length: int) -> int:
@@ -70,6 +76,9 @@ class _ForwardDecoder:
         self._rows = self._updated(outputs, self._rows)
         return _last_logits(outputs)
 
+    def join(self, prompt_index: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("rows of a model's own cache are equally long")
+
     def bytes_per_row(self, length: int) -> int:
         return self._row_bytes * length // max(1, self._input_ids.shape[1])
 
@@ -94,7 +103,7 @@ class ExpandedCacheDecoder(_ForwardDecoder):
     """
 
     path = "expanded"
-    rows_can_leave = True
+    rows_can_leave, rows_can_join = True, False
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -119,7 +128,7 @@ class RepeatedPromptDecoder(_ForwardDecoder):
     """
 
     path = "repeated"
-    rows_can_leave = False
+    rows_can_leave = rows_can_join = False
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
         rows = select_rows(_with_own_cache(self._prepared), prompt_index, len(self._input_ids))

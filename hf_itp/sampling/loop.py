@@ -1,5 +1,5 @@
 """
-The decoding loop: rows of one batch, from the prompt to their last token.
+The decoding loop: rows from the prompt to their last token, as many at once as there is room for.
 
 Knows nothing of where keys and values live (the decoder's) nor of how a token is drawn (the token sampler's).
 """
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
+from hf_itp.sampling.cohort import Cohort, Responses
 from hf_itp.sampling.decoders import Decoder
 from hf_itp.sampling.token_sampler import TokenSampler
 
 # Dropping rows copies the cache of those that stay, about the price of the copy every step makes to append to it.
-# Waiting for an eighth of the batch keeps the sum of these copies below that of one pass over the cache per halving.
+# Waiting for an eighth of the batch keeps the sum of these copies below that of one pass over the cache per halving,
+# and the cohorts that follow one another few.
 _DROP_SHARE = 8
 
 
@@ -42,74 +44,113 @@ def decode_rows(
     input_ids: torch.Tensor,
     prompt_index: torch.Tensor,
     keys: torch.Tensor,
-    any_unfinished: Callable[[bool], bool] | None = None,
+    responses: Responses,
+    *,
+    places: torch.Tensor | None = None,
     on_finished: Callable[[int], None] = lambda count: None,
+    most_rows: int | None = None,
+    any_unfinished: Callable[[bool], bool] | None = None,
     review: Review | None = None,
-) -> list[torch.Tensor]:
+) -> None:
     """
     One response per row.
 
     Args:
         decoder ([`Decoder`]): Runs the model.
         token_sampler ([`TokenSampler`]): Draws the tokens.
-        stopping_criteria (`StoppingCriteriaList`): When a row ends. Called with the rows still in the batch.
+        stopping_criteria (`StoppingCriteriaList`): When a row ends. Called with rows of the batch that are equally
+            long.
         input_ids (`torch.LongTensor` of shape `(B, L)`): All prompts.
         prompt_index (`torch.LongTensor` of shape `(R,)`): Which of them each row continues.
         keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
+        responses (`list`): Where the tokens of a row's response go when it has ended, on the CPU and with its end
+            token; what has ended is not lost if a later step fails.
+        places (`torch.LongTensor` of shape `(R,)`, *optional*): Which of `responses` each row writes; the first R
+            without it.
+        on_finished (`Callable`, *optional*): Told how many responses have just ended.
+        most_rows (`int`, *optional*): Rows in the batch at once, all without it. The others take the places of those
+            that finish; only with a decoder that rows can join, and without the next two.
         any_unfinished (`Callable`, *optional*): Where processes have to make equally many forward passes: told whether
             this one is done, says whether any is not. Rows then stay in the batch to the end.
-        on_finished (`Callable`, *optional*): Told how many rows have just ended.
         review ([`Review`], *optional*): May end unfinished rows.
-
-    Returns:
-        `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included.
     """
-    num_rows, prompt_length = len(prompt_index), input_ids.shape[1]
     rows_can_leave = decoder.rows_can_leave and token_sampler.rows_are_independent and any_unfinished is None
-    responses: list[torch.Tensor] = [torch.empty(0, dtype=torch.long)] * num_rows
-    rows = torch.arange(num_rows, device=input_ids.device)  # which response each row of the batch writes
-    unfinished = torch.ones(num_rows, dtype=torch.bool, device=input_ids.device)
-    all_done = False
+    most_rows = len(keys) if most_rows is None else most_rows
+    places = torch.arange(len(keys), device=keys.device) if places is None else places
+    begun = 0
 
-    input_ids = input_ids[prompt_index]
-    row_sampler = token_sampler.for_rows(prompt_index)
-    logits = decoder.start(prompt_index)
+    def begin(count: int) -> Cohort:
+        nonlocal begun
+        chosen = slice(begun, begun + count)
+        cohort = Cohort(token_sampler, input_ids, prompt_index[chosen], keys[chosen], places[chosen])
+        begun += len(cohort)
+        return cohort
+
+    cohorts = [begin(most_rows)]
+    logits = decoder.start(cohorts[0].prompt_index)
+    all_done = False
     while True:
         if not all_done:
-            step = input_ids.shape[1] - prompt_length
-            tokens = row_sampler.draw(input_ids, logits.to(input_ids.device), keys, step)
-            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-            ended = (unfinished & stopping_criteria(input_ids, None)).nonzero().squeeze(-1)
-            for row in ended.tolist():
-                responses[int(rows[row])] = input_ids[row, prompt_length:].cpu()
-            unfinished[ended] = False
-            on_finished(len(ended))
-            if review is not None and (step + 1) % review.interval == 0 and bool(unfinished.any()):
-                on_finished(_end_rejected(review, responses, rows, unfinished, input_ids[:, prompt_length:]))
-            all_done = not bool(unfinished.any())
+            tokens = _next_tokens(token_sampler, cohorts, logits.to(input_ids.device))
+            for cohort, drawn in zip(cohorts, tokens, strict=True):
+                on_finished(cohort.append(drawn, stopping_criteria, responses))
+            if review is not None and cohorts[0].step % review.interval == 0 and bool(cohorts[0].unfinished.any()):
+                _end_rejected(review, cohorts[0], responses, on_finished)
+            unfinished = sum(int(cohort.unfinished.sum()) for cohort in cohorts)
+            all_done = unfinished == 0 and begun == len(keys)
         if not (any_unfinished(all_done) if any_unfinished is not None else not all_done):
-            return responses
-        if rows_can_leave and int((~unfinished).sum()) * _DROP_SHARE >= len(rows):
-            staying = unfinished.nonzero().squeeze(-1)
-            decoder.keep(staying)
-            input_ids, rows, keys, prompt_index, unfinished = (
-                tensor[staying] for tensor in (input_ids, rows, keys, prompt_index, unfinished)
-            )
-            row_sampler = token_sampler.for_rows(prompt_index)
-        logits = decoder.advance(input_ids)
+            return
+        size = sum(map(len, cohorts))
+        joining = None
+        if rows_can_leave and (size - unfinished) * _DROP_SHARE >= size:
+            cohorts = _staying(decoder, cohorts)
+            if begun < len(keys):
+                joining = begin(most_rows - unfinished)
+        parts = []
+        if cohorts:
+            newest = [cohort.input_ids[:, -1:] for cohort in cohorts]
+            parts.append(decoder.advance(torch.cat(newest) if len(newest) > 1 else cohorts[0].input_ids))
+        if joining is not None:
+            cohorts.append(joining)
+            parts.append(decoder.join(joining.prompt_index))
+        logits = torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _end_rejected(
-    review: Review,
-    responses: list[torch.Tensor],
-    rows: torch.Tensor,
-    unfinished: torch.Tensor,
-    written: torch.Tensor,
-) -> int:
-    """Shows the review what is written so far, ends the rows it rejects and says how many these are."""
-    growing = unfinished.nonzero().squeeze(-1)
-    for row in growing.tolist():
-        responses[int(rows[row])] = written[row].cpu()
-    rejected = torch.tensor(review.reject(responses, rows[growing].tolist()), dtype=torch.long, device=rows.device)
-    unfinished &= ~torch.isin(rows, rejected)
-    return len(rejected)
+def _next_tokens(token_sampler: TokenSampler, cohorts: list[Cohort], logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if len(cohorts) == 1:
+        return (token_sampler.draw(cohorts[0].process(logits), cohorts[0].keys, cohorts[0].step),)
+    sizes = [len(cohort) for cohort in cohorts]
+    if token_sampler.warp is not None:
+        logits = cohorts[0].process(logits)  # no row's own tokens matter to it
+    else:
+        parts = zip(cohorts, logits.split(sizes), strict=True)
+        logits = torch.cat([cohort.process(part) for cohort, part in parts])
+    keys = torch.cat([cohort.keys for cohort in cohorts])
+    steps = torch.tensor([cohort.step for cohort in cohorts], device=keys.device)
+    steps = steps.repeat_interleave(torch.tensor(sizes, device=keys.device))
+    return token_sampler.draw(logits, keys, steps).split(sizes)
+
+
+def _staying(decoder: Decoder, cohorts: list[Cohort]) -> list[Cohort]:
+    """The cohorts without their finished rows, which leave the decoder too."""
+    rows, first = [], 0
+    for cohort in cohorts:
+        size = len(cohort)
+        rows.append(first + cohort.leave())
+        first += size
+    decoder.keep(torch.cat(rows))
+    return [cohort for cohort in cohorts if len(cohort)]
+
+
+def _end_rejected(review: Review, cohort: Cohort, responses: Responses, on_finished: Callable[[int], None]) -> None:
+    """Shows the review what is written so far and ends the rows it rejects."""
+    growing = cohort.unfinished.nonzero().squeeze(-1)
+    places = cohort.places[growing].tolist()
+    shown = [torch.empty(0, dtype=torch.long) if response is None else response for response in responses]
+    for row, place in zip(growing.tolist(), places, strict=True):
+        shown[place] = cohort.written[row].cpu()
+    rejected = review.reject(shown, places)
+    for place in rejected:
+        responses[place] = shown[place]
+    cohort.unfinished &= ~torch.isin(cohort.places, torch.tensor(rejected, dtype=torch.long, device=growing.device))
+    on_finished(len(rejected))

@@ -203,15 +203,12 @@ class _RowStreams(ContinuousBatchingLogitsProcessorList):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: Any) -> torch.Tensor:
         if self._keeps_scores and self._rows:
             self.scores.append(scores[: len(self._rows)].clone())
-        by_step = defaultdict(list)
-        for row, (_, step) in enumerate(self._rows):
-            by_step[step].append(row)
         only = torch.full_like(scores, -torch.inf)
-        for step, rows in by_step.items():
-            index = torch.tensor(rows, device=scores.device)
-            keys = torch.tensor([self._rows[row][0] for row in rows], device=scores.device)
-            tokens = self._token_sampler.draw(input_ids, scores[index], keys, step)
-            only[index, tokens] = 0.0
+        rows = len(self._rows)
+        if rows:
+            keys, steps = torch.tensor(self._rows, device=scores.device).unbind(dim=-1)
+            processed = self._token_sampler.process(input_ids, scores[:rows])
+            only[torch.arange(rows, device=scores.device), self._token_sampler.draw(processed, keys, steps)] = 0.0
         return only
 
 

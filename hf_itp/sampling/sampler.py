@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from hf_itp.errors import ArgumentError
+from hf_itp.sampling.cohort import Responses
 from hf_itp.sampling.decoders import Decoder, make_decoder
 from hf_itp.sampling.loop import Review, decode_rows
 from hf_itp.sampling.progress import responses_bar
@@ -91,7 +92,8 @@ class CandidateSampler:
                 and equally many of each.
             review (`Callable`, *optional*): Makes, for the pairs of a batch, what may end some of them early. All
                 pairs of a prompt then share a batch, and what they give are the first tokens of the same responses.
-            on_batch (`Callable`, *optional*): Shown the pairs of each batch and their responses when it is done.
+            on_batch (`Callable`, *optional*): Shown pairs and their responses whenever a batch of them is done, each
+                once and in any order. Not with `review`.
 
         Returns:
             `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
@@ -107,41 +109,56 @@ class CandidateSampler:
                 "the processor or `early_rejection`."
             )
         with responses_bar(len(candidates), self.progress) as bar:
+            if review is not None:
+                return self._draw_under_review(candidates, bar.update, review)
             if independent:
-                return self._draw_in_chunks(candidates, bar.update, review, on_batch)
+                return self._draw_freely(candidates, bar.update, on_batch)
             responses = self._draw_in_rounds(candidates, bar.update)
         if on_batch is not None:
             on_batch(candidates, responses)
         return responses
 
-    def _draw_in_chunks(
-        self,
-        candidates: list[tuple[int, int]],
-        on_finished: Any,
-        review: Callable | None,
-        on_batch: Callable | None,
+    def _draw_freely(self, candidates: list[tuple[int, int]], on_finished: Any, on_batch: Any) -> list[torch.Tensor]:
+        """As many rows at once as there is room for, in batches or each in the place of one that finished."""
+        responses: Responses = [None] * len(candidates)
+        waiting, size, rows = list(range(len(candidates))), self.batch_size or len(candidates), 0
+        flows = self.decoder.rows_can_join and self._any_unfinished is None
+        unseen = set(waiting) if on_batch is not None else set()
+
+        def show(at_least: int) -> None:
+            done = [(place, response) for place in sorted(unseen) if (response := responses[place]) is not None]
+            if unseen and len(done) >= at_least:
+                on_batch([candidates[place] for place, _ in done], [response for _, response in done])
+                unseen.difference_update(place for place, _ in done)
+
+        def finished(count: int) -> None:
+            on_finished(count)
+            show(at_least=rows)
+
+        while waiting:
+            rows = self._affordable(min(size, len(waiting)))
+            chosen = waiting if flows else waiting[:rows]
+            enough = self._decode([candidates[place] for place in chosen], responses, finished, chosen, rows)
+            size = size if enough else rows // 2
+            waiting = [place for place in waiting if responses[place] is None]
+        show(at_least=1)
+        return _complete(responses)
+
+    def _draw_under_review(
+        self, candidates: list[tuple[int, int]], on_finished: Any, review: Any
     ) -> list[torch.Tensor]:
+        """Rows that are compared with one another grow together."""
         responses: list[torch.Tensor] = []
         size = self.batch_size or len(candidates)
-        # Rows that are compared with one another grow together.
-        unit = len(candidates) // len({prompt for prompt, _ in candidates}) if review is not None else 1
+        unit = len(candidates) // len({prompt for prompt, _ in candidates})
         while len(responses) < len(candidates):
             rows = max(unit, self._affordable(size) // unit * unit)
             chunk = candidates[len(responses) : len(responses) + rows]
-            try:
-                drawn = self._decode(chunk, on_finished, review and review(chunk))
-            except (RuntimeError, MemoryError) as error:
-                out_of_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
-                if not out_of_memory or len(chunk) <= unit or self._any_unfinished is not None:
-                    raise
+            drawn: Responses = [None] * len(chunk)
+            if self._decode(chunk, drawn, on_finished, review=review(chunk), fewest=unit):
+                responses += _complete(drawn)
             else:
-                responses += drawn
-                if on_batch is not None:
-                    on_batch(chunk, drawn)
-                continue
-            # Outside of the `except`, whose traceback would keep the tensors of the failed pass alive.
-            clear_device_cache(garbage_collection=True)
-            size = len(chunk) // 2
+                size = len(chunk) // 2
         return responses
 
     def _draw_in_rounds(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
@@ -149,25 +166,52 @@ class CandidateSampler:
         drawn: dict[tuple[int, int], torch.Tensor] = {}
         for index in sorted({index for _, index in candidates}):
             pairs = [(prompt, index) for prompt in range(len(self.input_ids))]
-            drawn.update(zip(pairs, self._decode(pairs, on_finished), strict=True))
+            responses: Responses = [None] * len(pairs)
+            self._decode(pairs, responses, on_finished, fewest=len(pairs))
+            drawn.update(zip(pairs, _complete(responses), strict=True))
         return [drawn[pair] for pair in candidates]
 
     def _decode(
-        self, candidates: list[tuple[int, int]], on_finished: Any, review: Review | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        candidates: list[tuple[int, int]],
+        responses: Responses,
+        on_finished: Any,
+        places: list[int] | None = None,
+        most_rows: int | None = None,
+        *,
+        review: Review | None = None,
+        fewest: int = 1,
+    ) -> bool:
+        """
+        Puts the responses of `candidates` in their places, `most_rows` at once; whether there was memory enough. Not
+        having it is an error for a batch of `fewest`.
+        """
         device = self.input_ids.device
         keys = [candidate_key(self.prompt_keys[prompt], index) for prompt, index in candidates]
-        return decode_rows(
-            self.decoder,
-            self._token_sampler,
-            self.stopping_criteria,
-            self.input_ids,
-            torch.tensor([prompt for prompt, _ in candidates], device=device),
-            torch.tensor(keys, device=device),
-            self._any_unfinished,
-            on_finished,
-            review,
-        )
+        try:
+            decode_rows(
+                self.decoder,
+                self._token_sampler,
+                self.stopping_criteria,
+                self.input_ids,
+                torch.tensor([prompt for prompt, _ in candidates], device=device),
+                torch.tensor(keys, device=device),
+                responses,
+                places=None if places is None else torch.tensor(places, device=device),
+                on_finished=on_finished,
+                most_rows=most_rows,
+                any_unfinished=self._any_unfinished,
+                review=review,
+            )
+            return True
+        except (RuntimeError, MemoryError) as error:
+            out_of_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+            rows = len(candidates) if most_rows is None else most_rows
+            if not out_of_memory or rows <= fewest or self._any_unfinished is not None:
+                raise
+        # Outside of the `except`, whose traceback would keep the tensors of the failed pass alive.
+        clear_device_cache(garbage_collection=True)
+        return False
 
     def _affordable(self, size: int) -> int:
         if self.batch_size is not None or self._any_unfinished is not None:
@@ -177,6 +221,10 @@ class CandidateSampler:
         logits = self.model.config.get_text_config().vocab_size * 4 * _LOGIT_COPIES
         row = logits + self.decoder.bytes_per_row(self.generation_config.max_length)
         return max(1, min(size, int(free * _MEMORY_SHARE) // row))
+
+
+def _complete(responses: Responses) -> list[torch.Tensor]:
+    return [response for response in responses if response is not None]
 
 
 def forwards_are_synchronized(model: Any) -> bool:

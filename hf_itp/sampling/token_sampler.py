@@ -81,22 +81,25 @@ class TokenSampler:
         own = LogitsProcessorList([_for_rows(processor, prompt_index) for processor in self.logits_processor])
         return TokenSampler(own, self.do_sample)
 
-    def draw(self, input_ids: torch.Tensor, logits: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
+    def process(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Logits `(R, V)` of what is drawn from, given the raw ones, float32, and prompt and response so far `(R, L)`.
+        """
+        if self.warp is not None:
+            return warp_logits(logits, **self.warp)
+        return self.logits_processor(input_ids, logits)  # type: ignore[arg-type]
+
+    def draw(self, processed: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(R, L)`): Prompt and response so far.
-            logits (`torch.FloatTensor` of shape `(R, V)`): Raw logits, float32.
+            processed (`torch.FloatTensor` of shape `(R, V)`): From [`process`].
             keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
-            step (`int`): How many tokens the responses have.
+            step (`int` or `torch.LongTensor` of shape `(R,)`): How many tokens the responses have.
 
         Returns:
             `torch.LongTensor` of shape `(R,)`.
         """
-        if self.warp is not None:
-            logits = warp_logits(logits, **self.warp)
-        else:
-            logits = self.logits_processor(input_ids, logits)  # type: ignore[arg-type]
-        return sample_categorical(logits, keys, step) if self.do_sample else logits.argmax(dim=-1)
+        return sample_categorical(processed, keys, step) if self.do_sample else processed.argmax(dim=-1)
 
 
 def _type_in(processor: LogitsProcessor, types: tuple[type, ...]) -> bool:

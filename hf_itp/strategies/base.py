@@ -12,8 +12,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_itp.functional.checks import check_num_return_sequences, check_rewards
+from hf_itp.functional.checks import check_finite, check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
+
+# Rewards worked on at once by a CPU, so that what is computed on the way (float64, several times as much) stays in its
+# cache: 2 to 4 times as fast as all of 10,000 x 1,000 at once, and nearly the same from half to four times this size.
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,17 @@ class Strategy(ABC):
         Returns:
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
         """
-        rewards = check_rewards(rewards)
+        check_finite(rewards)
         check_num_return_sequences(num_return_sequences, rewards.shape[-1])
-        return sample_without_replacement(
-            self.probabilities(rewards), num_return_sequences, generator=generator, then_by=rewards
-        )
+        size = rewards.shape[-1]
+        pools = rewards.reshape(-1, size)
+        # Prompts do not matter to one another, so the work may be done in any portions.
+        block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
+        indices = [
+            sample_without_replacement(self.probabilities(part), num_return_sequences, generator, then_by=part)
+            for part in map(check_rewards, pools.split(block))
+        ]
+        return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
 
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
         """How many candidates beyond `num_candidates` [`decide`] may ask for. 0 for all that select from one pool."""

@@ -127,7 +127,8 @@ def test_soft_cap_the_models_own_attention_drops_is_not_put_back():
     prefix = (torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
     state = torch.zeros(2, 1, 1, 4)
     for honours_softcap in (True, False):
-        cache = SharedPrefixCache([SharedLayer([prefix])], groups=[(0, slice(0, 2))], honours_softcap=honours_softcap)
+        cache = SharedPrefixCache([SharedLayer([prefix])], honours_softcap=honours_softcap)
+        cache.join(torch.tensor([0, 0]))
         with cache.active():
             key, value = cache.update(state, state, 0)
             if honours_softcap:

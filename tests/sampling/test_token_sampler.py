@@ -54,7 +54,7 @@ def test_anything_else_is_left_to_the_processors(items):
     logits = torch.randn(2, 20, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[3, 4], [5, 6]])
     expected = LogitsProcessorList(items)(ids, logits.clone()).argmax(-1)
-    assert sampler(*items, do_sample=False).draw(ids, logits, torch.arange(2), 0).equal(expected)
+    assert sampler(*items, do_sample=False).process(ids, logits).argmax(-1).equal(expected)
 
 
 GENERATION_SETTINGS = [

@@ -32,30 +32,26 @@ class CannotShare(Exception):
 
 
 @dataclass
-class SharedLayer:
-    """
-    One layer's keys and values.
+class OwnKeys:
+    """One layer's keys and values of rows that began together, each row's own alone."""
 
-    Args:
-        prefixes (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values `(1, H, L, D)` of each prompt; of a
-            sliding-window layer the last ones.
-        window (`int`, *optional*): How many tokens a sliding-window layer keeps in sight.
-    """
-
-    prefixes: list[tuple[torch.Tensor, torch.Tensor]]
-    window: int | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     length: int = 0
 
-    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds a token `(R, H, 1, D)` to every row's own; all of these so far, as views."""
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Adds a token `(R, H, 1, D)` to every row."""
         if self.keys is None or self.values is None or self.length == self.keys.shape[2]:
             self.keys, self.values = _grown(self.keys, key), _grown(self.values, value)
         self.keys[:, :, self.length] = key[:, :, 0]
         self.values[:, :, self.length] = value[:, :, 0]
         self.length += 1
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def last(self, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last `count` tokens, or of all, as views."""
+        assert self.keys is not None and self.values is not None
+        first = 0 if count is None else max(0, self.length - count)
+        return self.keys[:, :, first : self.length], self.values[:, :, first : self.length]
 
     def keep(self, index: torch.Tensor) -> None:
         if self.keys is not None and self.values is not None:
@@ -72,31 +68,98 @@ def _grown(buffer: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
+class SharedLayer:
+    """
+    One layer's keys and values.
+
+    Args:
+        prefixes (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values `(1, H, L, D)` of each prompt; of a
+            sliding-window layer the last ones.
+        window (`int`, *optional*): How many tokens a sliding-window layer keeps in sight.
+        own (`list[OwnKeys]`): What follows them, cohort by cohort.
+    """
+
+    prefixes: list[tuple[torch.Tensor, torch.Tensor]]
+    window: int | None = None
+    own: list[OwnKeys] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that continue one prompt, and the cohort they are in where all of them are in one."""
+
+    prompt: int
+    rows: Rows
+    cohort: int
+
+
+@dataclass
 class SharedPrefixCache(Cache):
     """
-    What a batch of rows has read so far.
+    What a batch of rows has read so far. Its rows stand cohort by cohort: those that began together, and so have
+    equally many tokens of their own.
 
     Args:
         layers (`list[SharedLayer]`): One per layer of the model.
-        groups (`list[tuple[int, Rows]]`): Prompt and the rows that continue it.
         honours_softcap (`bool`): Whether the model's own attention does. The sdpa of transformers 5.17 drops a soft
             cap without a word (5.23's refuses), and the policy is what the model computes.
     """
 
     layers: list[Any]
-    groups: list[tuple[int, Rows]]
     honours_softcap: bool = True
+    prompt_index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)
+    """The prompt each row continues."""
+    cohorts: list[int] = field(default_factory=list, init=False)
+    """How many rows each cohort has."""
+    groups: list[Group] = field(default_factory=list, init=False)
+    """The rows of each prompt."""
+    groups_by_cohort: list[Group] = field(default_factory=list, init=False)
+    """The rows of each prompt in each cohort."""
     _pending: SharedLayer | None = field(default=None, init=False)
     _key: torch.Tensor | None = field(default=None, init=False)
+
+    def join(self, prompt_index: torch.Tensor) -> None:
+        """One more cohort of rows, which continue the prompts at `prompt_index`."""
+        for layer in self.layers:
+            layer.own.append(OwnKeys())
+        everyone = torch.cat([self.prompt_index.to(prompt_index.device), prompt_index])
+        self._arrange(everyone, [*self.cohorts, len(prompt_index)])
+
+    def keep(self, index: torch.Tensor) -> None:
+        """Goes on with the rows at `index`, in ascending order, alone."""
+        ends = torch.tensor(self.cohorts).cumsum(0).tolist()
+        stays = []
+        for cohort, (end, size) in enumerate(zip(ends, self.cohorts, strict=True)):
+            own = index[(index >= end - size) & (index < end)] - (end - size)
+            stays.append(len(own))
+            if 0 < len(own) < size:
+                for layer in self.layers:
+                    layer.own[cohort].keep(own)
+        for layer in self.layers:
+            layer.own = [own for own, size in zip(layer.own, stays, strict=True) if size]
+        self._arrange(self.prompt_index[index], [size for size in stays if size])
+
+    def _arrange(self, prompt_index: torch.Tensor, cohorts: list[int]) -> None:
+        self.prompt_index, self.cohorts = prompt_index, cohorts
+        self.groups = [Group(prompt, rows, 0) for prompt, rows in _rows_of_prompts(prompt_index)]
+        if len(cohorts) == 1:
+            self.groups_by_cohort = self.groups
+            return
+        self.groups_by_cohort, first = [], 0
+        for cohort, part in enumerate(prompt_index.split(cohorts)):
+            self.groups_by_cohort += [Group(prompt, rows, cohort) for prompt, rows in _rows_of_prompts(part, first)]
+            first += len(part)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._pending is not None or key_states.shape[2] != 1:
             raise CannotShare("keys were cached and not attended to")
-        self._pending = self.layers[layer_idx]
-        self._key, value = self._pending.append(key_states, value_states)
-        return self._key, value
+        self._pending, self._key = self.layers[layer_idx], key_states
+        parts = zip(self._pending.own, key_states.split(self.cohorts), value_states.split(self.cohorts), strict=True)
+        for own, key, value in parts:
+            own.append(key, value)
+        return key_states, value_states
 
     def take(self, key: torch.Tensor) -> SharedLayer:
         """The layer whose keys have just been returned by [`update`]."""
@@ -106,7 +169,8 @@ class SharedPrefixCache(Cache):
         return layer
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return max(keys.shape[2] for keys, _ in self.layers[layer_idx].prefixes) + self.layers[layer_idx].length
+        layer = self.layers[layer_idx]
+        return max(keys.shape[2] for keys, _ in layer.prefixes) + max((own.length for own in layer.own), default=0)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -152,25 +216,30 @@ def shared_prefix_attention(
     key_heads = key.shape[1]
     scaling = width**-0.5 if scaling is None else scaling
     grouped = query.view(rows, key_heads, heads // key_heads, width)
-    hidden = 0 if sliding_window is None else max(0, layer.length - sliding_window)
-    own, own_lse = attend(grouped, key[:, :, hidden:], value[:, :, hidden:], scaling, softcap)
+    parts = [
+        attend(part, *own.last(sliding_window), scaling, softcap)
+        for part, own in zip(grouped.split(cache.cohorts), layer.own, strict=True)
+    ]
+    own, own_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
 
     shared, shared_lse = torch.zeros_like(own), torch.full_like(own_lse, -torch.inf)
-    for prompt, members in cache.groups:
-        prompt_key, prompt_value = layer.prefixes[prompt]
+    # What a window still shows of a prompt depends on how far a row has come.
+    groups = cache.groups if sliding_window is None else cache.groups_by_cohort
+    for group in groups:
+        prompt_key, prompt_value = layer.prefixes[group.prompt]
         if sliding_window is not None:
-            hidden = max(0, prompt_key.shape[2] + layer.length - sliding_window)
+            hidden = max(0, prompt_key.shape[2] + layer.own[group.cohort].length - sliding_window)
             prompt_key, prompt_value = prompt_key[:, :, hidden:], prompt_value[:, :, hidden:]
         if prompt_key.shape[2] == 0:
             continue
-        folded = grouped[members].transpose(0, 1).reshape(1, key_heads, -1, width)
+        folded = grouped[group.rows].transpose(0, 1).reshape(1, key_heads, -1, width)
         output, lse = attend(folded, prompt_key, prompt_value, scaling, softcap)
         output = output.view(key_heads, -1, heads // key_heads, output.shape[-1]).transpose(0, 1)
         lse = lse.view(key_heads, -1, heads // key_heads).transpose(0, 1)
-        if len(cache.groups) == 1:
+        if len(groups) == 1:
             shared, shared_lse = output, lse
         else:
-            shared[members], shared_lse[members] = output, lse
+            shared[group.rows], shared_lse[group.rows] = output, lse
 
     sink = None if s_aux is None else s_aux.view(1, key_heads, -1)
     merged = merge_attention([own, shared], [own_lse, shared_lse], sink)
@@ -179,3 +248,14 @@ def shared_prefix_attention(
 
 # No mask goes with the name: transformers then prepares none, and there is no padding to hide.
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
+
+
+def _rows_of_prompts(prompt_index: torch.Tensor, first: int = 0) -> list[tuple[int, Rows]]:
+    """Each prompt in `prompt_index` with its rows, counted from `first`."""
+    found: list[tuple[int, Rows]] = []
+    for prompt in prompt_index.unique().tolist():
+        rows = (prompt_index == prompt).nonzero().squeeze(-1) + first
+        begin, end = int(rows[0]), int(rows[-1]) + 1
+        # A slice reads the queries in place; an index copies them.
+        found.append((prompt, slice(begin, end) if end - begin == len(rows) else rows))
+    return found

@@ -88,7 +88,7 @@ class SharedPrefixDecoder:
     """
 
     path = "shared"
-    rows_can_leave = True
+    rows_can_leave = rows_can_join = True
 
     def __init__(
         self,
@@ -113,7 +113,6 @@ class SharedPrefixDecoder:
     ) -> None:
         self._device = input_ids.device
         self._honours_softcap = model.config._attn_implementation != "sdpa"
-        self._prompt_index = self._positions = torch.empty(0, dtype=torch.long)
         self._lengths: list[int] = []
         self._forward_kwargs = {name: model_kwargs[name] for name in ("logits_to_keep",) if name in model_kwargs}
         packed = packed_linears(model)
@@ -136,8 +135,14 @@ class SharedPrefixDecoder:
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
         layers = [SharedLayer(*layer) for layer in zip(self._prefixes, self._windows, strict=True)]
-        self._cache = SharedPrefixCache(layers, groups=[], honours_softcap=self._honours_softcap)
-        self._assign(prompt_index, torch.tensor(self._lengths, device=self._device)[prompt_index, None])
+        self._cache = SharedPrefixCache(layers, honours_softcap=self._honours_softcap)
+        self._positions = torch.empty(0, 1, dtype=torch.long, device=self._device)
+        return self.join(prompt_index)
+
+    def join(self, prompt_index: torch.Tensor) -> torch.Tensor:
+        self._cache.join(prompt_index)
+        lengths = torch.tensor(self._lengths, device=self._device)
+        self._positions = torch.cat([self._positions, lengths[prompt_index, None]])
         return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
 
     def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -154,9 +159,8 @@ class SharedPrefixDecoder:
         return outputs.logits[:, -1].float()
 
     def keep(self, index: torch.Tensor) -> None:
-        for layer in self._cache.layers:
-            layer.keep(index)
-        self._assign(self._prompt_index[index], self._positions[index])
+        self._cache.keep(index)
+        self._positions = self._positions[index]
 
     def bytes_per_row(self, length: int) -> int:
         longest = max(self._lengths)
@@ -167,10 +171,6 @@ class SharedPrefixDecoder:
         )
         # A row pays for its own tokens alone, and for the copy made while its buffer grows.
         return 2 * own * max(0, length - longest)
-
-    def _assign(self, prompt_index: torch.Tensor, positions: torch.Tensor) -> None:
-        self._prompt_index, self._positions = prompt_index, positions
-        self._cache.groups = _groups(prompt_index)
 
     def _try_a_step(self, model: Any, token: torch.Tensor, cache: Cache) -> None:
         """
@@ -204,14 +204,3 @@ def _by_layer(caches: list[Cache]) -> list[list[tuple[torch.Tensor, torch.Tensor
                 raise CannotShare(f"the cache has a layer of type {type(layer).__name__}")
     layers = zip(*(cache.layers for cache in caches), strict=True)
     return [[(layer.keys, layer.values) for layer in of_prompts] for of_prompts in layers]
-
-
-def _groups(prompt_index: torch.Tensor) -> list[tuple[int, slice | torch.Tensor]]:
-    groups: list[tuple[int, slice | torch.Tensor]] = []
-    for prompt in prompt_index.unique().tolist():
-        rows = (prompt_index == prompt).nonzero().squeeze(-1)
-        first, last = int(rows[0]), int(rows[-1])
-        # A slice reads the queries in place; an index copies them.
-        contiguous = last - first + 1 == len(rows)
-        groups.append((prompt, slice(first, last + 1) if contiguous else rows))
-    return groups

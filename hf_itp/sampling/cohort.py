@@ -1,0 +1,83 @@
+"""
+Rows of a batch that began together, and so have written equally many tokens.
+
+Knows nothing of the model: tokens come in, finished responses go out.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+
+from hf_itp.sampling.token_sampler import TokenSampler
+
+Responses = list[torch.Tensor | None]
+"""The tokens of each response, once it has ended."""
+
+
+class Cohort:
+    """
+    Args:
+        token_sampler ([`TokenSampler`]): Draws the tokens.
+        prompts (`torch.LongTensor` of shape `(B, L)`): All prompts.
+        prompt_index (`torch.LongTensor` of shape `(R,)`): Which of them each row continues.
+        keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
+        places (`torch.LongTensor` of shape `(R,)`): Which response each row writes.
+    """
+
+    def __init__(
+        self,
+        token_sampler: TokenSampler,
+        prompts: torch.Tensor,
+        prompt_index: torch.Tensor,
+        keys: torch.Tensor,
+        places: torch.Tensor,
+    ):
+        self._token_sampler = token_sampler
+        self._prompt_length = prompts.shape[1]
+        self.input_ids = prompts[prompt_index]
+        self.prompt_index, self.keys, self.places = prompt_index, keys, places
+        self.unfinished = torch.ones_like(self.places, dtype=torch.bool)
+        self._row_sampler = token_sampler.for_rows(prompt_index)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def step(self) -> int:
+        """How many tokens each response has."""
+        return self.input_ids.shape[1] - self._prompt_length
+
+    @property
+    def written(self) -> torch.Tensor:
+        """The responses so far, `(R, step)`."""
+        return self.input_ids[:, self._prompt_length :]
+
+    def process(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the next tokens are drawn from, given the model's logits `(R, V)`."""
+        return self._row_sampler.process(self.input_ids, logits)
+
+    def append(
+        self,
+        tokens: torch.Tensor,
+        stopping_criteria: StoppingCriteriaList,
+        responses: Responses,
+    ) -> int:
+        """Writes a token `(R,)` to each row, puts the responses that end with it in place and says how many."""
+        self.input_ids = torch.cat([self.input_ids, tokens[:, None]], dim=-1)
+        ended = (self.unfinished & stopping_criteria(self.input_ids, None)).nonzero().squeeze(-1)
+        for row in ended.tolist():
+            responses[int(self.places[row])] = self.written[row].cpu()
+        self.unfinished[ended] = False
+        return len(ended)
+
+    def leave(self) -> torch.Tensor:
+        """Takes the finished rows out; the rows `(R',)` that stay."""
+        staying = self.unfinished.nonzero().squeeze(-1)
+        if len(staying) < len(self):
+            self.input_ids, self.places, self.keys, self.prompt_index, self.unfinished = (
+                tensor[staying]
+                for tensor in (self.input_ids, self.places, self.keys, self.prompt_index, self.unfinished)
+            )
+            self._row_sampler = self._token_sampler.for_rows(self.prompt_index)
+        return staying
