@@ -20,7 +20,7 @@ from hf_itp.functional.attention import attend, merge_attention
 
 ATTENTION = "hf_itp_shared_prefix"
 # Room for so many tokens is added at once to each row's own keys and values.
-_BLOCK = 64
+_BLOCK = 32
 
 Rows = slice | torch.Tensor
 
