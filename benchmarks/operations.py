@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-_SUSTAINED_SECONDS = 1.0
+# Other work on the machine can slow a stretch of a second by half: the best of several is what the machine does.
+_STRETCHES, _STRETCH_SECONDS = 5, 0.3
 
 
 def operations_needed(model: Any, prompt_tokens: int, response_tokens: Sequence[int], with_head: bool = True) -> int:
@@ -43,18 +44,21 @@ def bytes_per_token(model: Any) -> int:
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of `torch.mm` on large square matrices, over about a second."""
+    """Operations per second of `torch.mm` on large square matrices, in the best of several stretches."""
     size = 2048 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
     out = torch.mm(left, right)
-    products, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < _SUSTAINED_SECONDS:
-        torch.mm(left, right, out=out)
-        products += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return products * 2 * size**3 / seconds
+    rates = []
+    for _ in range(_STRETCHES):
+        products, started = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - started) < _STRETCH_SECONDS:
+            torch.mm(left, right, out=out)
+            products += 1
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        rates.append(products * 2 * size**3 / seconds)
+    return max(rates)
 
 
 def _head_size(config: Any) -> int:
