@@ -58,7 +58,8 @@ class StrategyDecoding:
             taken from torch's global generator.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's; loaded from where the policy came from if
             absent.
-        batch_size (`int`, *optional*): Most candidates decoded at once; by free memory if absent.
+        batch_size (`int`, *optional*): Most candidates decoded at once, the others following as these end; by free
+            memory if absent.
         progress (`bool`, *optional*): Progress bars always or never; if absent, on long calls.
         engine (`str`, *optional*, defaults to `"auto"`): What runs the policy: `"native"`, `"paged"` (transformers'
             continuous batching), or `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run.

@@ -8,6 +8,7 @@ sharing the prompt is another class here. Knows nothing of sampling, stopping or
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, LinearAttention
 from transformers.generation import utils as generation_utils
 from transformers.utils import ModelOutput
 
+from hf_itp.errors import ItpWarning
 from hf_itp.sampling.shared_prefix import SharedPrefixDecoder, can_share_prefix
 from hf_itp.sampling.shared_prefix.cache import CannotShare
 
@@ -152,6 +154,13 @@ def make_decoder(
             return SharedPrefixDecoder(*arguments)
         except CannotShare:
             pass
+    if generation_config.compile_config is not None and not generation_config.disable_compile:
+        warnings.warn(
+            "`compile_config` compiles the step of policies whose prompts can be shared; this call is decoded in "
+            "another way, and nothing is compiled. Leave it out.",
+            ItpWarning,
+            stacklevel=2,
+        )
     if model_kwargs.get("use_cache") and not any(_is_fixed(value) for value in model_kwargs.values()):
         # Some models make their cache only now, so whether its rows can be copied shows after the prompt pass.
         expanded = ExpandedCacheDecoder(*arguments)

@@ -13,12 +13,11 @@ from transformers import AttentionInterface
 
 from hf_itp.functional.attention import attend, merge_attention
 from hf_itp.sampling import decoders
+from hf_itp.sampling.shared_prefix.attention import ATTENTION, shared_prefix_attention
 from hf_itp.sampling.shared_prefix.cache import (
-    ATTENTION,
     CannotShare,
     SharedLayer,
     SharedPrefixCache,
-    shared_prefix_attention,
 )
 from tests.architectures import SLIDING_WINDOW
 from tests.sampling.drawing import draw

@@ -1,7 +1,7 @@
 """
 Keys and values in two parts: each prompt's once, and each row's own after it.
 
-To the model it is a cache; the attention that reads it is ours.
+To the model it is a cache; the attention that reads it is in `attention.py`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-from hf_itp.functional.attention import attend, merge_attention
-
-ATTENTION = "hf_itp_shared_prefix"
 # Room for so many tokens is added at once to each row's own keys and values.
 _BLOCK = 32
 
 Rows = slice | torch.Tensor
 
-_active: ContextVar[SharedPrefixCache] = ContextVar("hf_itp_shared_prefix_cache")
+active_cache: ContextVar[SharedPrefixCache] = ContextVar("hf_itp_shared_prefix_cache")
+"""What the attention of the step under way reads."""
 
 
 class CannotShare(Exception):
@@ -175,79 +172,13 @@ class SharedPrefixCache(Cache):
     @contextmanager
     def active(self) -> Iterator[None]:
         """The step's attention reads this cache inside, in this thread alone."""
-        token = _active.set(self)
+        token = active_cache.set(self)
         try:
             yield
         finally:
-            _active.reset(token)
+            active_cache.reset(token)
         if self._pending is not None:
             raise CannotShare("keys were cached and not attended to")
-
-
-def shared_prefix_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """
-    A decoding step of transformers' attention interface: one query per row over its prompt's keys and its own.
-
-    The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head, so no
-    key is repeated and none is read twice.
-    """
-    cache = _active.get()
-    layer = cache.take(key)
-    if softcap is not None and not cache.honours_softcap:
-        raise CannotShare("the model asks for a soft cap that its own attention drops")
-    if attention_mask is not None or dropout > 0.0:
-        raise CannotShare("the model attends with a mask of its own or with dropout")
-    if layer.window not in (None, sliding_window):
-        # Chunked attention, for one, keeps its keys as a window does and hides them otherwise.
-        raise CannotShare("the model keeps a window of keys and does not attend to a window")
-    rows, heads, _, width = query.shape
-    key_heads = key.shape[1]
-    scaling = width**-0.5 if scaling is None else scaling
-    grouped = query.view(rows, key_heads, heads // key_heads, width)
-    parts = [
-        attend(part, *own.last(sliding_window), scaling, softcap)
-        for part, own in zip(grouped.split(cache.cohorts), layer.own, strict=True)
-    ]
-    own, own_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-
-    shared, shared_lse = torch.zeros_like(own), torch.full_like(own_lse, -torch.inf)
-    # What a window still shows of a prompt depends on how far a row has come.
-    groups = cache.groups if sliding_window is None else cache.groups_by_cohort
-    for group in groups:
-        prompt_key, prompt_value = layer.prefixes[group.prompt]
-        if sliding_window is not None:
-            hidden = max(0, prompt_key.shape[2] + layer.own[group.cohort].length - sliding_window)
-            prompt_key, prompt_value = prompt_key[:, :, hidden:], prompt_value[:, :, hidden:]
-        if prompt_key.shape[2] == 0:
-            continue
-        folded = grouped[group.rows].transpose(0, 1).reshape(1, key_heads, -1, width)
-        output, lse = attend(folded, prompt_key, prompt_value, scaling, softcap)
-        output = output.view(key_heads, -1, heads // key_heads, output.shape[-1]).transpose(0, 1)
-        lse = lse.view(key_heads, -1, heads // key_heads).transpose(0, 1)
-        if len(groups) == 1:
-            shared, shared_lse = output, lse
-        else:
-            shared[group.rows], shared_lse[group.rows] = output, lse
-
-    sink = None if s_aux is None else s_aux.view(1, key_heads, -1)
-    merged = merge_attention([own, shared], [own_lse, shared_lse], sink)
-    return merged.reshape(rows, 1, heads, -1), None
-
-
-# No mask goes with the name: transformers then prepares none, and there is no padding to hide.
-AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
 def _rows_of_prompts(prompt_index: torch.Tensor, first: int = 0) -> list[tuple[int, Rows]]:

@@ -16,7 +16,9 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from hf_itp.sampling.packed_linear import packed_linears
 from hf_itp.sampling.padding import unpadded
-from hf_itp.sampling.shared_prefix.cache import ATTENTION, CannotShare, SharedLayer, SharedPrefixCache
+from hf_itp.sampling.shared_prefix.attention import ATTENTION
+from hf_itp.sampling.shared_prefix.cache import CannotShare, SharedLayer, SharedPrefixCache
+from hf_itp.sampling.shared_prefix.compiled import compiled_step
 from hf_itp.sampling.shared_prefix.view import can_be_viewed, model_view
 
 # What a plain text prompt is prepared as. Anything beside it (pictures, virtual tokens) is not for this decoder.
@@ -131,6 +133,7 @@ class SharedPrefixDecoder:
         self._windows = [getattr(layer, "sliding_window", None) for layer in caches[0].layers]
         self._prompt_logits = torch.cat(logits)
         self._view = model_view(model, ATTENTION, packed)
+        self._compiled = compiled_step(model, generation_config)
         self._try_a_step(model, input_ids[:1, -1:], caches[0])
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
@@ -146,15 +149,20 @@ class SharedPrefixDecoder:
         return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
 
     def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
+        newest = input_ids[:, -1:]
         with self._cache.active():
-            outputs = self._view(
-                input_ids=input_ids[:, -1:],
-                position_ids=self._positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                return_dict=True,
-                **self._forward_kwargs,
-            )
+            # torch.compile would compile a step of one row for itself.
+            if self._compiled is not None and len(newest) > 1:
+                outputs = self._compiled(newest, self._positions, **self._forward_kwargs)
+            else:
+                outputs = self._view(
+                    input_ids=newest,
+                    position_ids=self._positions,
+                    past_key_values=self._cache,
+                    use_cache=True,
+                    return_dict=True,
+                    **self._forward_kwargs,
+                )
         self._positions = self._positions + 1
         return outputs.logits[:, -1].float()
 

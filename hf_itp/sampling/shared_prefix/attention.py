@@ -1,0 +1,128 @@
+"""
+A decoding step's attention over a [`SharedPrefixCache`], as transformers and as torch.compile call it.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AttentionInterface
+
+from hf_itp.functional.attention import attend, merge_attention
+from hf_itp.sampling.shared_prefix.cache import CannotShare, SharedLayer, SharedPrefixCache, active_cache
+
+ATTENTION = "hf_itp_shared_prefix"
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """
+    A decoding step of transformers' attention interface: one query per row over its prompt's keys and its own.
+
+    The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head, so no
+    key is repeated and none is read twice.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.compiler.is_compiling():
+        # What the cache holds changes with every step, so to the graph it is one opaque operator.
+        operator = torch.ops.hf_itp.attend_shared
+        return operator(query, key, value, module.layer_idx, scaling, sliding_window, softcap, s_aux), None
+    cache = active_cache.get()
+    layer = cache.take(key)
+    if softcap is not None and not cache.honours_softcap:
+        raise CannotShare("the model asks for a soft cap that its own attention drops")
+    if attention_mask is not None or dropout > 0.0:
+        raise CannotShare("the model attends with a mask of its own or with dropout")
+    if layer.window not in (None, sliding_window):
+        # Chunked attention, for one, keeps its keys as a window does and hides them otherwise.
+        raise CannotShare("the model keeps a window of keys and does not attend to a window")
+    return _attend_to_both(cache, layer, query, scaling, sliding_window, softcap, s_aux), None
+
+
+# No mask goes with the name: transformers then prepares none, and there is no padding to hide.
+AttentionInterface.register(ATTENTION, shared_prefix_attention)
+
+
+def _attend_to_both(
+    cache: SharedPrefixCache,
+    layer: SharedLayer,
+    query: torch.Tensor,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """Outputs `(R, 1, H, E)` of the queries `(R, H, 1, D)`."""
+    rows, heads, _, width = query.shape
+    key_heads = layer.prefixes[0][0].shape[1]
+    grouped = query.view(rows, key_heads, heads // key_heads, width)
+    parts = [
+        attend(part, *own.last(sliding_window), scaling, softcap)
+        for part, own in zip(grouped.split(cache.cohorts), layer.own, strict=True)
+    ]
+    own, own_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+
+    shared, shared_lse = torch.zeros_like(own), torch.full_like(own_lse, -torch.inf)
+    # What a window still shows of a prompt depends on how far a row has come.
+    groups = cache.groups if sliding_window is None else cache.groups_by_cohort
+    for group in groups:
+        prompt_key, prompt_value = layer.prefixes[group.prompt]
+        if sliding_window is not None:
+            hidden = max(0, prompt_key.shape[2] + layer.own[group.cohort].length - sliding_window)
+            prompt_key, prompt_value = prompt_key[:, :, hidden:], prompt_value[:, :, hidden:]
+        if prompt_key.shape[2] == 0:
+            continue
+        folded = grouped[group.rows].transpose(0, 1).reshape(1, key_heads, -1, width)
+        output, lse = attend(folded, prompt_key, prompt_value, scaling, softcap)
+        output = output.view(key_heads, -1, heads // key_heads, output.shape[-1]).transpose(0, 1)
+        lse = lse.view(key_heads, -1, heads // key_heads).transpose(0, 1)
+        if len(groups) == 1:
+            shared, shared_lse = output, lse
+        else:
+            shared[group.rows], shared_lse[group.rows] = output, lse
+
+    sink = None if sink is None else sink.view(1, key_heads, -1)
+    merged = merge_attention([own, shared], [own_lse, shared_lse], sink)
+    return merged.reshape(rows, 1, heads, -1)
+
+
+def _attend_shared(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer_idx: int,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """Caches a token's keys and values and attends, in a compiled step of a model that has taken one uncompiled."""
+    cache = active_cache.get()
+    key, _ = cache.update(key, value, layer_idx)
+    return _attend_to_both(cache, cache.take(key), query, scaling, sliding_window, softcap, sink)
+
+
+def _like_attend_shared(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: object) -> torch.Tensor:
+    return query.new_empty(query.shape[0], 1, query.shape[1], value.shape[-1])
+
+
+_library = torch.library.Library("hf_itp", "DEF")
+_library.define(
+    "attend_shared(Tensor query, Tensor key, Tensor value, int layer_idx, float scaling, int? sliding_window, "
+    "float? softcap, Tensor? sink) -> Tensor",
+    # CUDA graphs are captured around it: its tensors grow from step to step. torch before 2.9 has no such tag, and
+    # there inductor's `graph_partition` is not to be had either.
+    tags=tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)])),
+)
+_library.impl("attend_shared", _attend_shared, "CompositeExplicitAutograd")
+torch.library.register_fake("hf_itp::attend_shared", _like_attend_shared, lib=_library)
