@@ -163,11 +163,12 @@ def merge_attention(
     ```
     """
     merged, total = outputs[0], lses[0]
-    for output, lse in zip(outputs[1:], lses[1:], strict=True):
+    for part, (output, lse) in enumerate(zip(outputs[1:], lses[1:], strict=True), start=2):
         # e^a / (e^a + e^b), which for b = -inf is exactly 1.
         share = torch.sigmoid(total - lse).unsqueeze(-1)
         merged = torch.lerp(output.to(share.dtype), merged.to(share.dtype), share)
-        total = torch.logaddexp(total, lse)
+        if part < len(outputs) or sink is not None:
+            total = torch.logaddexp(total, lse)
     if sink is not None:
         merged = merged * torch.sigmoid(total - sink.to(total.dtype)).unsqueeze(-1)
     return merged.to(outputs[0].dtype)

@@ -67,10 +67,16 @@ class Strategy(ABC):
         # Prompts do not matter to one another, so the work may be done in any portions.
         block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
         indices = [
-            sample_without_replacement(self.probabilities(part), num_return_sequences, generator, then_by=part)
+            sample_without_replacement(
+                self.probabilities(part), num_return_sequences, generator, self.preference(part)
+            )
             for part in map(check_rewards, pools.split(block))
         ]
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
+
+    def preference(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Of the candidates `(..., N)` without any probability, the highest of these are returned first."""
+        return rewards
 
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
         """How many candidates beyond `num_candidates` [`decide`] may ask for. 0 for all that select from one pool."""

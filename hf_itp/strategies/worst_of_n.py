@@ -10,8 +10,6 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import worst_of_n_law
-from hf_itp.functional.checks import check_num_return_sequences, check_rewards
-from hf_itp.functional.selection import sample_without_replacement
 from hf_itp.strategies.base import Strategy
 
 
@@ -42,11 +40,5 @@ class WorstOfN(Strategy):
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return worst_of_n_law(rewards)
 
-    def select(
-        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        rewards = check_rewards(rewards)
-        check_num_return_sequences(num_return_sequences, rewards.shape[-1])
-        return sample_without_replacement(
-            self.probabilities(rewards), num_return_sequences, generator=generator, then_by=-rewards
-        )
+    def preference(self, rewards: torch.Tensor) -> torch.Tensor:
+        return -rewards

@@ -68,7 +68,7 @@ def _attend_to_both(
     grouped = query.view(rows, key_heads, heads // key_heads, width)
     parts = [
         attend(part, *own.last(sliding_window), scaling, softcap)
-        for part, own in zip(grouped.split(cache.cohorts), layer.own, strict=True)
+        for part, own in zip(cache.by_cohort(grouped), layer.own, strict=True)
     ]
     own, own_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
 

@@ -153,10 +153,14 @@ class SharedPrefixCache(Cache):
         if self._pending is not None or key_states.shape[2] != 1:
             raise CannotShare("keys were cached and not attended to")
         self._pending, self._key = self.layers[layer_idx], key_states
-        parts = zip(self._pending.own, key_states.split(self.cohorts), value_states.split(self.cohorts), strict=True)
+        parts = zip(self._pending.own, self.by_cohort(key_states), self.by_cohort(value_states), strict=True)
         for own, key, value in parts:
             own.append(key, value)
         return key_states, value_states
+
+    def by_cohort(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows of each cohort, as views."""
+        return (rows,) if len(self.cohorts) == 1 else rows.split(self.cohorts)
 
     def take(self, key: torch.Tensor) -> SharedLayer:
         """The layer whose keys have just been returned by [`update`]."""
