@@ -74,7 +74,7 @@ class CandidateSampler:
 
     @property
     def path(self) -> str:
-        """Which way the forward passes take: `"expanded"` or `"repeated"`."""
+        """Which way the forward passes take: `"shared"`, `"expanded"` or `"repeated"`."""
         return self.decoder.path
 
     def draw(
