@@ -18,10 +18,7 @@ from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.forward import devices
 from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.engines import Engine
-from hf_itp.sharding import Sharding
-
-Pair = tuple[int, int]
-"""A prompt's row and the index of a candidate."""
+from hf_itp.sharding import Pair, Sharding
 
 
 class CandidatePools:

@@ -18,9 +18,7 @@ from hf_itp.candidates import CandidatePools
 from hf_itp.early_rejection import EarlyRejection
 from hf_itp.functional.early_rejection import num_rejected, rejected
 from hf_itp.sampling.loop import Review
-
-Pair = tuple[int, int]
-"""A prompt (its row) and the index of one of its candidates."""
+from hf_itp.sharding import Pair
 
 
 class RejectingPools(CandidatePools):

@@ -15,7 +15,7 @@ from hf_itp.errors import ItpWarning
 from hf_itp.sampling.shared_prefix.compiled import compiled_step
 from tests.sampling.drawing import draw
 from tests.sampling.test_architectures import SHARED
-from tests.tiny import EOS, left_padded_batch, tiny_model
+from tests.tiny import EOS, PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer
 
 # Rows end after some 6 tokens, so the batch shrinks from step to step.
 ENDING = {"sequence_bias": [[[EOS], 2.0]], "max_new_tokens": 24}
@@ -109,6 +109,18 @@ def test_nobody_who_does_not_ask_is_compiled():
     model.generation_config.compile_config = CompileConfig()
     model.generation_config.disable_compile = True
     assert compiled_step(model, model.generation_config) is None
+
+
+def test_keyword_of_generate_with_a_strategy():
+    model, (config, graphs) = tiny_model("llama"), counted()
+    arguments = {
+        **left_padded_batch([7, 5]),
+        **{"strategy": "pessimism", "reward_model": PromptBoundReward(), "prompts": ["a", "b"]},
+        **{"tokenizer": tiny_tokenizer(), "num_candidates": 6, "seed": 3, "max_new_tokens": 9},
+    }
+    expected = model.generate(**arguments)
+    assert not graphs
+    assert model.generate(**arguments, compile_config=config).equal(expected) and graphs
 
 
 def test_policy_that_is_decoded_another_way_says_so():

@@ -132,6 +132,14 @@ def test_large_pools_are_served_in_one_batch(strategy: Strategy):
 
 
 @every_strategy
+def test_pools_may_be_selected_from_in_any_portions(strategy: Strategy):
+    """More pools than are worked on at once; the uniform numbers of a CPU generator come one after another."""
+    rewards, generator = torch.rand(3, 100, 1_000, generator=seeded()), seeded(1)
+    portions = [strategy.select(portion, 2, generator) for portion in rewards.view(300, 1_000).split(7)]
+    assert strategy.select(rewards, 2, seeded(1)).equal(torch.cat(portions).view(3, 100, 2))
+
+
+@every_strategy
 @pytest.mark.parametrize(
     ("rewards", "k", "error", "remedy"),
     [

@@ -37,7 +37,7 @@ class _TracedCache(Cache):
 
 class CompiledStep:
     """
-    Runs one token of every row.
+    Runs one token of every row, as the model itself would.
 
     Args:
         model (`PreTrainedModel`): The policy.
@@ -52,17 +52,11 @@ class CompiledStep:
         self._forward = torch.compile(model_view(model, ATTENTION), **settings)
         self._cache = _TracedCache()
 
-    def __call__(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any) -> Any:
+    def __call__(self, past_key_values: Cache, **inputs: Any) -> Any:
+        """The model's outputs; `past_key_values`, the active cache, is read by the operator and not by the graph."""
         # What the last step gave may be written over.
         torch.compiler.cudagraph_mark_step_begin()
-        return self._forward(
-            input_ids=input_ids.contiguous(),
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            return_dict=True,
-            **kwargs,
-        )
+        return self._forward(past_key_values=self._cache, **inputs)
 
 
 _compiled: WeakKeyDictionary[Any, CompiledStep] = WeakKeyDictionary()

@@ -149,20 +149,18 @@ class SharedPrefixDecoder:
         return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
 
     def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
-        newest = input_ids[:, -1:]
+        newest = input_ids[:, -1:].contiguous()
+        # torch.compile would compile a step of one row for itself.
+        step = self._view if self._compiled is None or len(newest) == 1 else self._compiled
         with self._cache.active():
-            # torch.compile would compile a step of one row for itself.
-            if self._compiled is not None and len(newest) > 1:
-                outputs = self._compiled(newest, self._positions, **self._forward_kwargs)
-            else:
-                outputs = self._view(
-                    input_ids=newest,
-                    position_ids=self._positions,
-                    past_key_values=self._cache,
-                    use_cache=True,
-                    return_dict=True,
-                    **self._forward_kwargs,
-                )
+            outputs = step(
+                input_ids=newest,
+                position_ids=self._positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                return_dict=True,
+                **self._forward_kwargs,
+            )
         self._positions = self._positions + 1
         return outputs.logits[:, -1].float()
 
