@@ -12,7 +12,8 @@ rows may come, go and be split into batches, which is right only for what looks 
 
 What holds something is copied for the second candidate and on, models and tokenizers in it apart; what cannot be
 copied is refused where copies are needed. A criterion that answers with one bool for all rows is asked once per
-candidate instead, so that the bool ends nothing but that candidate.
+candidate instead, so that the bool ends nothing but that candidate; the stop strings of lm-evaluation-harness are
+asked about each row.
 """
 
 from __future__ import annotations
@@ -235,7 +236,9 @@ class RowCalls:
             arranged.append(one)
         ending: list[StoppingCriteria] = []
         for one, calls in self._criteria:
-            if calls is Calls.BY_CANDIDATE:
+            if _is_harness_tracker(one) and len(groups) > 1:
+                one = _CriterionByCandidate([([row], _for_one_row(self._fresh[id(one)])) for row in range(len(pairs))])
+            elif calls is Calls.BY_CANDIDATE:
                 one = _CriterionByCandidate([(rows, self._own(one)) for rows in groups])
             elif calls is Calls.ALL_ROWS:
                 knows_all = len(groups) == 1 or _holds_one_per(one, len(pairs))
@@ -322,6 +325,19 @@ class _CriterionOfAllRows(StoppingCriteria):
                 "of shape (len(input_ids),)."
             )
         return answer.expand(len(input_ids))
+
+
+def _is_harness_tracker(thing: Any) -> bool:
+    # lm-evaluation-harness makes one per stop string and batch, which is done once every prompt's row has had the
+    # string; what a row writes after its own is cut off when the call is over. A reward would read it. Goes when its
+    # criteria answer with one bool per row.
+    return type(thing).__module__.startswith("lm_eval.") and isinstance(getattr(thing, "done_tracker", None), list)
+
+
+def _for_one_row(tracker: Any) -> Any:
+    own = _copied(tracker)
+    own.done_tracker = [False]
+    return own
 
 
 def _answer(criterion: Any, input_ids: torch.Tensor, scores: Any, kwargs: dict[str, Any]) -> torch.Tensor:
