@@ -34,8 +34,8 @@ from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
 from hf_itp.sampling.engines import Engine, check_engine, make_engine
 from hf_itp.sampling.padding import unpadded
+from hf_itp.sampling.row_calls import RowCalls, rows_are_independent
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
-from hf_itp.sampling.token_sampler import TokenSampler
 from hf_itp.sharding import SHARDS, Sharding
 from hf_itp.strategies import Strategy
 
@@ -154,8 +154,15 @@ class StrategyDecoding:
         token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
         if not self.keep_top_k_50:
             logits_processor = _without_default_top_k(model, logits_processor)
-        rows_are_independent = TokenSampler(logits_processor, bool(generation_config.do_sample)).rows_are_independent
-        sharding = Sharding(self.shard, model, len(input_ids), rows_are_independent)
+        sharding = Sharding(
+            self.shard, model, len(input_ids), rows_are_independent(logits_processor, stopping_criteria)
+        )
+        RowCalls(logits_processor, stopping_criteria, len(input_ids), len(input_ids) * self.num_candidates).check(
+            batch_size=self.batch_size,
+            draws_again=self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) > 0,
+            reviewed=self.early_rejection is not None,
+            processes=sharding.num_processes,
+        )
         own_seed = fresh_seed() if self.seed is None else self.seed
         seed = sharding.agree(own_seed, self._request(token_prompts, generation_config))
         keys = prompt_keys(seed, token_prompts)

@@ -48,7 +48,7 @@ class Sharding:
         model (`PreTrainedModel`): The policy.
         num_prompts (`int`): Rows of the batch.
         rows_are_independent (`bool`): Whether rows may be drawn one without another
-            ([`~sampling.token_sampler.TokenSampler.rows_are_independent`]). Where they may not, candidates are split
+            ([`~sampling.row_calls.rows_are_independent`]). Where they may not, candidates are split
             whatever was asked for, so that each process has all prompts.
     """
 
@@ -169,6 +169,8 @@ class Sharding:
 
 class _OthersAreWell(StoppingCriteria):
     """Stops no row; a failure elsewhere ends the loop from here, at the next token."""
+
+    rowwise = True
 
     def __init__(self, processes: Processes):
         self._processes = processes

@@ -210,7 +210,8 @@ def test_max_time_ends_the_call(tokenizer):
 
     model.forward = forward
     started = time.perf_counter()
-    output = run(model, tokenizer, "best_of_n", max_new_tokens=200, max_time=0.4, eos_token_id=None)
+    with pytest.warns(ItpWarning, match="`max_time` cut"):
+        output = run(model, tokenizer, "best_of_n", max_new_tokens=200, max_time=0.4, eos_token_id=None)
     assert time.perf_counter() - started < 5
     assert output.diagnostics["num_tokens"].max() < 50
 
