@@ -17,7 +17,6 @@ from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.forward import devices
 from hf_itp.sampling import CandidateSampler
-from hf_itp.sampling.engines import Engine
 from hf_itp.sharding import Pair, Sharding
 
 
@@ -26,7 +25,7 @@ class CandidatePools:
     One growing pool per prompt.
 
     Args:
-        sampler ([`~sampling.engines.Engine`]): Draws for the rows of the batch.
+        sampler ([`~sampling.CandidateSampler`]): Draws for the rows of the batch.
         reward ([`RewardFunction`]): Scores what was drawn.
         tokenizer (`PreTrainedTokenizerBase`): The policy's, to turn responses into text.
         prompts (`list`): What the reward sees, one per row.
@@ -36,7 +35,7 @@ class CandidatePools:
 
     def __init__(
         self,
-        sampler: Engine,
+        sampler: CandidateSampler,
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from hf_itp.prompts import check_prompts, decoded_prompts
 from hf_itp.rejecting_pools import RejectingPools
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
-from hf_itp.sampling.engines import Engine, check_engine, make_engine
+from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.row_calls import RowCalls, rows_are_independent
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
@@ -61,8 +60,6 @@ class StrategyDecoding:
         batch_size (`int`, *optional*): Most candidates decoded at once, the others following as these end; by free
             memory if absent.
         progress (`bool`, *optional*): Progress bars always or never; if absent, on long calls.
-        engine (`str`, *optional*, defaults to `"auto"`): What runs the policy: `"native"`, `"paged"` (transformers'
-            continuous batching), or `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run.
         early_rejection (`float` or [`EarlyRejection`], *optional*): Gives up candidates while they are being drawn:
             for `best_of_n`.
         shard (`str`, *optional*): Over the processes of an `accelerate launch`, `"candidates"` splits the candidates
@@ -97,7 +94,6 @@ class StrategyDecoding:
     tokenizer: PreTrainedTokenizerBase | None = None
     batch_size: int | None = None
     progress: bool | None = None
-    engine: str = "auto"
     early_rejection: float | EarlyRejection | None = None
     shard: str | None = None
     streamer: BaseStreamer | None = field(default=None, repr=False)
@@ -120,16 +116,14 @@ class StrategyDecoding:
             check_choice("shard", self.shard, SHARDS)
         if self.prompts is not None:
             self.prompts = check_prompts(self.prompts)
-        check_engine(self.engine)
-        if self.shard is not None and (self.engine == "paged" or self.early_rejection is not None):
-            name = "early_rejection" if self.early_rejection is not None else "engine='paged'"
+        if self.shard is not None and self.early_rejection is not None:
             raise ArgumentError(
-                f"`shard` cannot be combined with {name}, which needs all candidates of a call in one process, but is "
-                f"{self.shard!r}. Leave one of them out."
+                "`shard` cannot be combined with early_rejection, which needs all candidates of a call in one "
+                f"process, but is {self.shard!r}. Leave one of them out."
             )
         if self.early_rejection is not None:
             self.early_rejection = check_early_rejection(
-                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size, self.engine
+                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size
             )
 
     def __call__(
@@ -144,7 +138,7 @@ class StrategyDecoding:
         """Called by `generate` in place of its own decoding loop, with everything it has prepared."""
         check_model(model)
         check_generation_config(generation_config, self.num_candidates)
-        check_model_kwargs(model_kwargs, model.config.is_encoder_decoder)
+        check_model_kwargs(model, model_kwargs)
         if self.streamer is not None and len(input_ids) * self.num_return_sequences != 1:
             raise ArgumentError(
                 f"`streamer` takes one response, but {len(input_ids) * self.num_return_sequences} are to be returned. "
@@ -168,8 +162,8 @@ class StrategyDecoding:
         keys = prompt_keys(seed, token_prompts)
 
         started = time.perf_counter()
-        sampler, how = sharding.sampler(
-            partial(make_engine, self.engine),
+        sampler = sharding.sampler(
+            CandidateSampler,
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,
@@ -192,7 +186,7 @@ class StrategyDecoding:
         sequences = _sequences(input_ids, winners, generation_config)
         output: torch.Tensor | StrategyOutput = sequences
         if generation_config.return_dict_in_generate:
-            output = self._output(sequences, pools, first_pool, selected, how)
+            output = self._output(sequences, pools, first_pool, selected, sampler)
         if self.streamer is not None:
             _stream(self.streamer, input_ids, winners[0][0])
         return output
@@ -213,7 +207,7 @@ class StrategyDecoding:
 
     def _pools(
         self,
-        sampler: Engine,
+        sampler: CandidateSampler,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         keys: Sequence[PromptKey],
@@ -286,7 +280,7 @@ class StrategyDecoding:
         pools: CandidatePools,
         first_pool: torch.Tensor,
         selected: torch.Tensor,
-        how: dict[str, Any],
+        sampler: CandidateSampler,
     ) -> StrategyOutput:
         one_pool = self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) == 0
         table = pools.reward_table()
@@ -299,7 +293,8 @@ class StrategyDecoding:
             probabilities=self.strategy.probabilities(first_pool) if one_pool else None,
             selected=selected,
             diagnostics={
-                **how,
+                "path": sampler.path,
+                "path_reason": sampler.path_reason,
                 "num_tokens": _lengths(candidates),
                 "seconds": dict(pools.seconds),
                 **self.strategy.diagnostics(first_pool),

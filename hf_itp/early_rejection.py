@@ -65,7 +65,7 @@ class EarlyRejection:
 
 
 def check_early_rejection(
-    early_rejection: float | EarlyRejection, strategy: str, num_candidates: int, batch_size: int | None, engine: str
+    early_rejection: float | EarlyRejection, strategy: str, num_candidates: int, batch_size: int | None
 ) -> EarlyRejection:
     """
     Raises:
@@ -83,10 +83,5 @@ def check_early_rejection(
             f"`batch_size` has to be at least `num_candidates` ({num_candidates}) with `early_rejection`, but is "
             f"{batch_size}: candidates that are compared while they grow share a batch. Leave `batch_size` out, or "
             "draw fewer candidates."
-        )
-    if engine == "paged":
-        raise ArgumentError(
-            "`early_rejection` needs engine='native', but `engine` is 'paged', which shows no response before it is "
-            "complete. Leave one of them out."
         )
     return early_rejection

@@ -80,7 +80,6 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
                 "seed",
                 "batch_size",
                 "progress",
-                "engine",
                 "early_rejection",
                 "shard",
             )

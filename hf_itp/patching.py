@@ -31,7 +31,6 @@ KEYWORDS = {
     "seed": "int",
     "batch_size": "int",
     "progress": "bool",
-    "engine": "str",
     "early_rejection": "float or EarlyRejection",
     "shard": "str",
 }
@@ -55,9 +54,6 @@ batch_size (`int`, *optional*):
     Most candidates decoded at once. Defaults to what half of the free memory holds.
 progress (`bool`, *optional*):
     Progress bars always or never. Defaults to long calls.
-engine (`str`, *optional*, defaults to `"auto"`):
-    What runs the policy: `"native"` (the prompt paid for once), `"paged"` (transformers' continuous batching), or
-    `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run. The same seed, the same candidates.
 early_rejection (`float` or [`~hf_itp.EarlyRejection`], *optional*):
     For `"best_of_n"`: the share of a prompt's candidates that is given up every 32 tokens, those of lowest reward so
     far. No longer best-of-n's law; `EarlyRejection(audit=True)` says how often the winner differs.

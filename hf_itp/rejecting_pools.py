@@ -48,7 +48,7 @@ class RejectingPools(CandidatePools):
         """Draws `count` candidates for each prompt in `rows`, and scores them while they grow."""
         pairs = [(row, index) for row in rows for index in range(count)]
         started, scoring_before = time.perf_counter(), self.seconds["reward"]
-        full = self._sampler.draw(pairs, review=self._review)  # type: ignore[call-arg]
+        full = self._sampler.draw(pairs, review=self._review)
         drawn = self._replay(pairs, full)
         self._rescore(pairs, drawn, [at for at, pair in enumerate(pairs) if pair not in self._incomplete])
         for position, row in enumerate(rows):

@@ -15,6 +15,7 @@ import torch
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.host_names import CACHE_NAMES
 from hf_itp.processes import Processes, launched_processes
 from hf_itp.sampling.decoders import select_rows
 from hf_itp.sampling.sampler import forwards_are_synchronized
@@ -32,9 +33,9 @@ _ROWWISE_INPUTS = {
     "decoder_attention_mask",
     "decoder_input_ids",
     "encoder_outputs",
-    "past_key_values",
     "position_ids",
     "token_type_ids",
+    *CACHE_NAMES,
 }
 
 
@@ -146,7 +147,9 @@ class Sharding:
 
             drawn, rewards = self.processes.run(work)
         everyones = [iter(part.tolist()) for part in self.processes.gather(rewards)]
-        return dict(zip(mine, drawn, strict=True)), torch.tensor([next(everyones[owner]) for owner in owners])
+        return dict(zip(mine, drawn, strict=True)), torch.tensor(
+            [next(everyones[owner]) for owner in owners], dtype=rewards.dtype
+        )
 
     def exchange(self, wanted: list[Pair], held: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
         """The responses to `wanted`, each sent by the process that holds it."""

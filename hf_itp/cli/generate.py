@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
 
 
-class Engine(StrEnum):
-    """What runs the policy."""
-
-    auto = "auto"
-    native = "native"
-    paged = "paged"
-
-
 class Dtype(StrEnum):
     """What the policy computes in."""
 
@@ -117,12 +109,6 @@ def generate(
             rich_help_panel=options.DRAWING,
         ),
     ] = None,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="What runs the policy; paged is transformers' continuous batching.", rich_help_panel=options.DRAWING
-        ),
-    ] = Engine.auto,
     early_rejection: Annotated[
         float | None,
         typer.Option(
@@ -228,7 +214,6 @@ def generate(
             num_return_sequences=num_return_sequences,
             seed=seed,
             batch_size=batch_size,
-            engine=engine.value,
             early_rejection=early_rejection,
             max_new_tokens=max_new_tokens,
             progress=False if quiet or bar else None,

@@ -79,6 +79,11 @@ class CandidateSampler:
         """Which way the forward passes take: `"shared"`, `"expanded"` or `"repeated"`."""
         return self.decoder.path
 
+    @property
+    def path_reason(self) -> str:
+        """Why that way, in a short sentence."""
+        return self.decoder.path_reason
+
     def draw(
         self,
         candidates: list[Pair],

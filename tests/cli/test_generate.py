@@ -226,12 +226,6 @@ def test_auto_without_a_recommendation_is_an_error(run, policy):
     assert ended.code == 1 and "Pass a strategy by name" in ended.err and "recommends: None" not in ended.err
 
 
-def test_paged_engine_gives_the_same_responses(generate):
-    native = records(generate("--json", "--engine", "native", "--seed", 3, PROMPT))
-    [paged] = records(generate("--json", "--engine", "paged", "--seed", 3, PROMPT))
-    assert [paged["responses"]] == [record["responses"] for record in native]
-
-
 def test_early_rejection_returns_a_candidate_and_says_what_was_rejected(generate):
     [record] = records(generate("--json", "-s", "best_of_n", "-n", 8, "--early-rejection", 0.5, PROMPT))
     assert len(record["responses"]) == 1
