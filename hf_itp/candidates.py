@@ -6,19 +6,45 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hf_itp.errors import ArgumentError
 from hf_itp.rewards import RewardFunction
-from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.base import NO_COLUMNS, RESERVED, Prompt, check_columns
 from hf_itp.rewards.forward import devices
 from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.engines import Engine
+from hf_itp.sampling.text import ResponseReader
 from hf_itp.sharding import Pair, Sharding
+
+
+def check_reward(
+    reward: RewardFunction, prompts: Sequence[Prompt], columns: Mapping[str, Sequence[Any]] | None = None
+) -> None:
+    """
+    Raises, before anything is drawn, what scoring candidates for these prompts would raise.
+
+    Args:
+        columns (`dict[str, list]`, *optional*): What `reward_kwargs` holds.
+
+    Raises:
+        `ArgumentError`, `ArgumentTypeError`: If a column has not one entry per prompt, or the reward takes none of
+            that name.
+    """
+    columns = columns or {}
+    for name in columns:
+        if name in RESERVED or name in NO_COLUMNS or not reward.takes(name):
+            raise ArgumentError(
+                f"`reward_kwargs` must hold what the reward takes, got {name!r}, which `{reward.name}` does not. "
+                "Correct the name or leave it out."
+            )
+    check_columns(columns, len(prompts), "prompt")
+    reward.check(prompts, **columns)
 
 
 class CandidatePools:
@@ -32,6 +58,8 @@ class CandidatePools:
         prompts (`list`): What the reward sees, one per row.
         sharding ([`Sharding`]): Which candidates this process draws. Rewards of all are in its pools; the responses of
             other processes come with [`winners`] and [`candidates`].
+        token_prompts (`list[list[int]]`): What the responses of each row continue.
+        columns (`dict[str, list]`, *optional*): Further columns for the reward, one entry per row.
     """
 
     def __init__(
@@ -41,12 +69,17 @@ class CandidatePools:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         sharding: Sharding,
+        *,
+        token_prompts: Sequence[Sequence[int]],
+        columns: Mapping[str, Sequence[Any]] | None = None,
     ):
-        self._sampler, self._reward, self._tokenizer, self._prompts = sampler, reward, tokenizer, prompts
+        self._sampler, self._reward, self._prompts = sampler, reward, prompts
         self._sharding = sharding
+        self._columns = {name: list(column) for name, column in (columns or {}).items()}
+        self._readers = [ResponseReader(tokenizer, row) for row in token_prompts]
         self._held: dict[Pair, torch.Tensor] = {}
         self._being_scored: list[tuple[list[Pair], Future[torch.Tensor]]] = []
-        self.rewards: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
+        self.rewards: list[torch.Tensor] = [torch.empty(0, dtype=torch.float32) for _ in prompts]
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def extend(self, rows: Sequence[int], count: int) -> None:
@@ -122,9 +155,9 @@ class CandidatePools:
 
     def _score(self, rows: Sequence[int], responses: Sequence[torch.Tensor]) -> torch.Tensor:
         """One reward per response, each to the prompt of its row."""
-        # Not `batch_decode`, which takes no responses for one empty response.
-        texts = [str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)) for ids in responses]
-        return self._reward([self._prompts[row] for row in rows], texts, responses)
+        texts = [self._readers[row](ids.tolist()) for row, ids in zip(rows, responses, strict=True)]
+        columns = {name: [column[row] for row in rows] for name, column in self._columns.items()}
+        return self._reward.rewards_of([self._prompts[row] for row in rows], texts, responses, columns)
 
     def comparable_rewards(self, row: int) -> torch.Tensor:
         """Rewards of one prompt's candidates as the strategy is to compare them."""

@@ -22,7 +22,7 @@ from transformers.generation.logits_process import LogitsProcessorList, TopKLogi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from hf_itp.candidates import CandidatePools
+from hf_itp.candidates import CandidatePools, check_reward
 from hf_itp.early_rejection import EarlyRejection, check_early_rejection
 from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.functional.checks import check_choice
@@ -152,6 +152,10 @@ class StrategyDecoding:
             )
         tokenizer = self.tokenizer or policy_tokenizer(model)
         token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
+        check_reward(self.reward, prompts)
+        # An encoder-decoder goes on from its decoder's tokens.
+        mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        continued = unpadded(input_ids, mask) if input_ids.shape[1] > 0 else [[] for _ in prompts]
         if not self.keep_top_k_50:
             logits_processor = _without_default_top_k(model, logits_processor)
         rows_are_independent = TokenSampler(logits_processor, bool(generation_config.do_sample)).rows_are_independent
@@ -173,7 +177,7 @@ class StrategyDecoding:
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        pools = self._pools(sampler, tokenizer, prompts, keys, sharding)
+        pools = self._pools(sampler, tokenizer, prompts, keys, sharding, continued)
         pools.seconds["prefill"] = time.perf_counter() - started
         pools.extend(range(len(prompts)), self.num_candidates)
         selected = self._select(pools, keys)
@@ -211,6 +215,7 @@ class StrategyDecoding:
         prompts: Sequence[Prompt],
         keys: Sequence[PromptKey],
         sharding: Sharding,
+        continued: list[list[int]],
     ) -> CandidatePools:
         if isinstance(self.early_rejection, EarlyRejection):
             return RejectingPools(
@@ -219,11 +224,12 @@ class StrategyDecoding:
                 tokenizer,
                 prompts,
                 sharding,
+                token_prompts=continued,
                 early_rejection=self.early_rejection,
                 keep=self.num_return_sequences,
                 audited=[falls_within(key, self.early_rejection.audit) for key in keys],
             )
-        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding)
+        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding, token_prompts=continued)
 
     def _prompts(
         self,

@@ -33,8 +33,10 @@ class RejectingPools(CandidatePools):
     and those of [`CandidatePools`].
     """
 
-    def __init__(self, *arguments: Any, early_rejection: EarlyRejection, keep: int, audited: Sequence[bool]):
-        super().__init__(*arguments)
+    def __init__(
+        self, *arguments: Any, early_rejection: EarlyRejection, keep: int, audited: Sequence[bool], **options: Any
+    ):
+        super().__init__(*arguments, **options)
         self.responses: list[list[torch.Tensor]] = [[] for _ in audited]
         self._settings, self._keep, self._audited = early_rejection, keep, audited
         self._rewards: dict[Pair, float] = {}

@@ -21,6 +21,8 @@ Prompt = str | list[dict]
 
 NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
 """What TRL's trainers pass beside the columns of their data, one for all responses."""
+RESERVED = frozenset({"prompts", "completions", "completion_ids", "responses", "response_ids"})
+"""What no column can be called where a caller names them."""
 
 
 class RewardFunction(ABC):
@@ -90,8 +92,7 @@ class RewardFunction(ABC):
         # What a data set calls `responses` is a column of it, where TRL passes the completions.
         of_data = {"responses": responses, "response_ids": response_ids}
         columns |= {name: column for name, column in of_data.items() if column is not None}
-        _check_list("prompts", prompts)
-        _check_list("completions", completions)
+        _check_pairs(prompts, completions, "completions")
         pairs = [_completed(*pair) for pair in zip(prompts, completions or [], strict=True)]
         ids = None if completion_ids is None else [torch.as_tensor(row, dtype=torch.long) for row in completion_ids]
         return self.rewards_of([prompt for prompt, _ in pairs], [text for _, text in pairs], ids, columns).tolist()
@@ -101,13 +102,7 @@ class RewardFunction(ABC):
     ) -> torch.Tensor:
         """A call with the columns in one argument, whatever they are called."""
         columns = columns or {}
-        _check_list("prompts", prompts)
-        _check_list("responses", responses)
-        if len(prompts) != len(responses):
-            raise RewardError(
-                f"`prompts` and `responses` have to pair up, but there are {len(prompts)} prompts and "
-                f"{len(responses)} responses. Repeat each prompt once per response."
-            )
+        _check_pairs(prompts, responses, "responses")
         check_columns(columns, len(responses), "response")
         for position, response in enumerate(responses):
             if not isinstance(response, str):
@@ -190,11 +185,17 @@ def _score_takes(score: Callable[..., Any], column: str) -> bool:
     return accepts(score, column) and column not in [p.name for p in of_pairs]
 
 
-def _check_list(name: str, values: object) -> None:
-    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
-        raise ArgumentTypeError(
-            f"`{name}` must be a list with one entry per response, got {values!r:.80}. For one pair pass "
-            "reward([prompt], [response])."
+def _check_pairs(prompts: Any, responses: Any, name: str) -> None:
+    for argument, values in (("prompts", prompts), (name, responses)):
+        if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+            raise ArgumentTypeError(
+                f"`{argument}` must be a list with one entry per response, got {values!r:.80}. For one pair pass "
+                "reward([prompt], [response])."
+            )
+    if len(prompts) != len(responses):
+        raise RewardError(
+            f"`prompts` and `{name}` have to pair up, but there are {len(prompts)} prompts and {len(responses)} "
+            f"{name}. Repeat each prompt once per response."
         )
 
 
