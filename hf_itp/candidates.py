@@ -13,38 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_itp.errors import ArgumentError
 from hf_itp.rewards import RewardFunction
-from hf_itp.rewards.base import NO_COLUMNS, RESERVED, Prompt, check_columns
+from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.forward import devices
 from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.engines import Engine
 from hf_itp.sampling.text import ResponseReader
 from hf_itp.sharding import Pair, Sharding
-
-
-def check_reward(
-    reward: RewardFunction, prompts: Sequence[Prompt], columns: Mapping[str, Sequence[Any]] | None = None
-) -> None:
-    """
-    Raises, before anything is drawn, what scoring candidates for these prompts would raise.
-
-    Args:
-        columns (`dict[str, list]`, *optional*): What `reward_kwargs` holds.
-
-    Raises:
-        `ArgumentError`, `ArgumentTypeError`: If a column has not one entry per prompt, or the reward takes none of
-            that name.
-    """
-    columns = columns or {}
-    for name in columns:
-        if name in RESERVED or name in NO_COLUMNS or not reward.takes(name):
-            raise ArgumentError(
-                f"`reward_kwargs` must hold what the reward takes, got {name!r}, which `{reward.name}` does not. "
-                "Correct the name or leave it out."
-            )
-    check_columns(columns, len(prompts), "prompt")
-    reward.check(prompts, **columns)
 
 
 class CandidatePools:
@@ -58,8 +33,8 @@ class CandidatePools:
         prompts (`list`): What the reward sees, one per row.
         sharding ([`Sharding`]): Which candidates this process draws. Rewards of all are in its pools; the responses of
             other processes come with [`winners`] and [`candidates`].
-        token_prompts (`list[list[int]]`): What the responses of each row continue.
         columns (`dict[str, list]`, *optional*): Further columns for the reward, one entry per row.
+        token_prompts (`list[list[int]]`): What the responses of each row continue.
     """
 
     def __init__(
@@ -69,9 +44,9 @@ class CandidatePools:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         sharding: Sharding,
+        columns: Mapping[str, Sequence[Any]] | None = None,
         *,
         token_prompts: Sequence[Sequence[int]],
-        columns: Mapping[str, Sequence[Any]] | None = None,
     ):
         self._sampler, self._reward, self._prompts = sampler, reward, prompts
         self._sharding = sharding

@@ -22,7 +22,7 @@ from transformers.generation.logits_process import LogitsProcessorList, TopKLogi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from hf_itp.candidates import CandidatePools, check_reward
+from hf_itp.candidates import CandidatePools
 from hf_itp.early_rejection import EarlyRejection, check_early_rejection
 from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.functional.checks import check_choice
@@ -152,7 +152,8 @@ class StrategyDecoding:
             )
         tokenizer = self.tokenizer or policy_tokenizer(model)
         token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
-        check_reward(self.reward, prompts)
+        # Before the first forward pass, so that what cannot be scored is not drawn.
+        self.reward.check(prompts)
         # An encoder-decoder goes on from its decoder's tokens.
         mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
         continued = unpadded(input_ids, mask) if input_ids.shape[1] > 0 else [[] for _ in prompts]

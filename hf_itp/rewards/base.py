@@ -21,8 +21,6 @@ Prompt = str | list[dict]
 
 NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
 """What TRL's trainers pass beside the columns of their data, one for all responses."""
-RESERVED = frozenset({"prompts", "completions", "completion_ids", "responses", "response_ids"})
-"""What no column can be called where a caller names them."""
 
 
 class RewardFunction(ABC):

@@ -174,7 +174,7 @@ def _text_parts(parts: list | tuple, position: int) -> str:
 
 
 def copied(value: Any) -> Any:
-    """A copy of lists and dicts all the way down; what else they hold, such as pictures, is the same object in both."""
+    """A copy of lists and dicts all the way down; what else they hold, such as a picture, is the same in both."""
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
