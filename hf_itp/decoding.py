@@ -347,7 +347,7 @@ def _sequences(
 
 def _lengths(candidates: list[list[torch.Tensor]]) -> torch.Tensor:
     """Length of every response `(B, P)`, 0 where none was drawn."""
-    lengths = [torch.tensor([len(response) for response in pool]) for pool in candidates]
+    lengths = [torch.tensor([len(response) for response in pool], dtype=torch.long) for pool in candidates]
     return torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True, padding_value=0)
 
 

@@ -41,7 +41,7 @@ class RewardFunction(ABC):
 
     Returns:
         `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite; its `list[float]` for `completions`. Neither
-        torch's default dtype nor the caller's autocast has a part in it.
+        torch's default dtype nor, for models, the caller's autocast has a part in it: they compute in their own dtype.
     """
 
     name: str
@@ -220,7 +220,8 @@ def _completed(prompt: Prompt, completion: Any) -> tuple[Prompt, str]:
 def _checked(rewards: object, count: int, name: str) -> torch.Tensor:
     """The rewards as finite float32 on the CPU, one per response."""
     if isinstance(rewards, Sequence):
-        rewards = _numbers(rewards, name)
+        # In Python's own precision: without a dtype torch would take its default one.
+        rewards = torch.tensor(_numbers(rewards, name), dtype=torch.float64)
     try:
         rewards = torch.as_tensor(rewards).detach()
     except (TypeError, ValueError, RuntimeError):

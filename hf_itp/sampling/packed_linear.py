@@ -38,8 +38,10 @@ class PackedLinear(nn.Module):
 def packed_linears(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """
     What to put in place of each linear layer of `model`: empty where packing is not to be had, would not pay, or would
-    take more than a quarter of the free memory.
+    take more than a quarter of the free memory. Under autocast too, whose type their kernel would not take.
     """
+    if torch.is_autocast_enabled("cpu"):
+        return {}
     layers = [module for module in model.modules() if type(module) is nn.Linear and _can_be_packed(module)]
     missing = sum(layer.weight.numel() * 4 for layer in layers if layer not in _packed)
     if missing > _MEMORY_SHARE * psutil.virtual_memory().available:
