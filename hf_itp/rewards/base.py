@@ -206,14 +206,19 @@ def _completed(prompt: Prompt, completion: Any) -> tuple[Prompt, str]:
         return prompt, completion
     *before, last = completion
     content = last.get("content")
-    if isinstance(prompt, str) or last.get("role") != "assistant" or not isinstance(content, (str, type(None))):
+    further = [key for key in last if key not in ("role", "content") and last[key] is not None]
+    if last.get("role") != "assistant" or not isinstance(content, (str, type(None))):
         raise RewardError(
-            "`completions` must be texts to text prompts, or chats that end in text of the assistant, got "
-            f"{completion!r:.80}. Score it with a function f(prompts, completions, **kwargs)."
+            f"`completions` must be texts, or chats that end in text of the assistant, got {completion!r:.80}. Score "
+            "it with a function f(prompts, completions, **kwargs)."
         )
-    begun = (
-        [{**last, "content": ""}] if any(last.get(key) is not None for key in set(last) - {"role", "content"}) else []
-    )
+    if isinstance(prompt, str):
+        if before or further:
+            raise RewardError(
+                f"`completions` must be texts where `prompts` are, got {completion!r:.80}. Pass chats as prompts."
+            )
+        return prompt, content or ""
+    begun = [{**last, "content": ""}] if further else []
     return [*prompt, *before, *begun], content or ""
 
 

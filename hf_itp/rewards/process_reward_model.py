@@ -93,6 +93,11 @@ class ProcessRewardModel(RewardFunction):
         progress: bool = False,
     ) -> None:
         check_choice("aggregate", aggregate, STEP_AGGREGATIONS)
+        if not isinstance(model, PreTrainedModel):
+            raise ArgumentTypeError(
+                f"`model` must be a PreTrainedModel, got {model!r:.80}. Load one by name: "
+                "ProcessRewardModel.from_pretrained(id_or_folder)."
+            )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ArgumentTypeError(
                 f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
