@@ -146,6 +146,11 @@ class StrategyDecoding:
             )
         tokenizer = self.tokenizer or policy_tokenizer(model)
         token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
+        # Before the first forward pass, so that what cannot be scored is not drawn.
+        self.reward.check(prompts)
+        # An encoder-decoder goes on from its decoder's tokens.
+        mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        continued = unpadded(input_ids, mask) if input_ids.shape[1] > 0 else [[] for _ in prompts]
         if not self.keep_top_k_50:
             logits_processor = _without_default_top_k(model, logits_processor)
         sharding = Sharding(
@@ -174,7 +179,7 @@ class StrategyDecoding:
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        pools = self._pools(sampler, tokenizer, prompts, keys, sharding)
+        pools = self._pools(sampler, tokenizer, prompts, keys, sharding, continued)
         pools.seconds["prefill"] = time.perf_counter() - started
         pools.extend(range(len(prompts)), self.num_candidates)
         selected = self._select(pools, keys)
@@ -212,6 +217,7 @@ class StrategyDecoding:
         prompts: Sequence[Prompt],
         keys: Sequence[PromptKey],
         sharding: Sharding,
+        continued: list[list[int]],
     ) -> CandidatePools:
         if isinstance(self.early_rejection, EarlyRejection):
             return RejectingPools(
@@ -220,11 +226,12 @@ class StrategyDecoding:
                 tokenizer,
                 prompts,
                 sharding,
+                token_prompts=continued,
                 early_rejection=self.early_rejection,
                 keep=self.num_return_sequences,
                 audited=[falls_within(key, self.early_rejection.audit) for key in keys],
             )
-        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding)
+        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding, token_prompts=continued)
 
     def _prompts(
         self,
@@ -342,7 +349,7 @@ def _sequences(
 
 def _lengths(candidates: list[list[torch.Tensor]]) -> torch.Tensor:
     """Length of every response `(B, P)`, 0 where none was drawn."""
-    lengths = [torch.tensor([len(response) for response in pool]) for pool in candidates]
+    lengths = [torch.tensor([len(response) for response in pool], dtype=torch.long) for pool in candidates]
     return torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True, padding_value=0)
 
 

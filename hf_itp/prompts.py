@@ -56,4 +56,5 @@ def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTraine
 
 
 def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and "role" in message and "content" in message
+    # What else a message has (content, calls of tools, a name) is between the caller and the chat template.
+    return isinstance(message, dict) and isinstance(message.get("role"), str)

@@ -148,7 +148,7 @@ class Sharding:
             drawn, rewards = self.processes.run(work)
         everyones = [iter(part.tolist()) for part in self.processes.gather(rewards)]
         return dict(zip(mine, drawn, strict=True)), torch.tensor(
-            [next(everyones[owner]) for owner in owners], dtype=rewards.dtype
+            [next(everyones[owner]) for owner in owners], dtype=torch.float32
         )
 
     def exchange(self, wanted: list[Pair], held: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
@@ -160,7 +160,7 @@ class Sharding:
         return {pair: torch.tensor(ids, dtype=torch.long) for part in parts for pair, ids in part.items()}
 
     def _narrowed(self, *, input_ids: torch.Tensor, **arguments: Any) -> dict[str, Any]:
-        index = torch.tensor(self._rows, device=input_ids.device)
+        index = torch.tensor(self._rows, dtype=torch.long, device=input_ids.device)
         token_sampler = TokenSampler(arguments["logits_processor"], bool(arguments["generation_config"].do_sample))
         return {
             "input_ids": input_ids[index],

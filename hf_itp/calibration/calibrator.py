@@ -163,7 +163,7 @@ class RewardCalibrator:
             policy, tokenizer, reward, prompts, num_reference, seed=seed, settings=settings, output_dir=output_dir,
             batch_size=batch_size, progress=progress, **sampling,
         )  # fmt: skip
-        rewards = torch.tensor([row["rewards"] for row in rows])
+        rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float32)
         predictor = QuantilePredictor.fit(reward, prompts, rewards) if predict else None
         calibrator = cls(prompts, rewards, **identities, sampling=described, seed=seed, predictor=predictor)
         if output_dir is not None:
@@ -190,7 +190,8 @@ class RewardCalibrator:
                     f"Every row of a pool has to have as many rewards as the first ({count}), but row {number} of "
                     f"{path} has {len(row['rewards'])}. Draw the same number for every prompt."
                 )
-        return cls([row["prompt"] for row in rows], torch.tensor([row["rewards"] for row in rows]), **identities)
+        rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float64)
+        return cls([row["prompt"] for row in rows], rewards, **identities)
 
     def calibrate(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:
         """

@@ -24,7 +24,8 @@ _ADAPTERS = re.compile(r"lora_|ia3_|prompt_encoder|modules_to_save|original_modu
 
 def prompt_fingerprint(prompt: Prompt) -> str:
     """
-    The same for equal prompts, in any process: of a text its characters, of a chat each message's role and content.
+    The same for equal prompts, in any process: of a text its characters, of a chat each message's role, content and
+    other fields. A field that is `None`, as data sets fill them up with, is none.
 
     Examples:
 
@@ -37,7 +38,13 @@ def prompt_fingerprint(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         content = json.dumps(["text", prompt])
     else:
-        content = json.dumps(["chat", [[message["role"], message["content"]] for message in prompt]], default=str)
+        messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+        if all(message.keys() <= {"role", "content"} for message in messages):
+            # As it always was, for calibrations that were saved.
+            pairs = [[message.get("role"), message.get("content")] for message in messages]
+            content = json.dumps(["chat", pairs], default=str)
+        else:
+            content = json.dumps(["messages", messages], sort_keys=True, default=str)
     return blake2b(content.encode(), digest_size=16).hexdigest()
 
 

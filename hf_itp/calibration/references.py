@@ -20,6 +20,7 @@ from hf_itp.errors import ArgumentError
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.sampling.drawing import draw_responses, prompt_ids
 from hf_itp.sampling.streams import derived_seed
+from hf_itp.sampling.text import ResponseReader
 
 # Responses drawn between two writes: what a kill costs at most, and enough for a batch.
 _RESPONSES_PER_WRITE = 64
@@ -88,7 +89,8 @@ def draw_references(
                 progress=False,
                 **sampling,
             )
-            responses = [tokenizer.batch_decode([r.tolist() for r in ids], skip_special_tokens=True) for ids in drawn]
+            readers = [ResponseReader(tokenizer, prompt_ids(tokenizer, prompt)) for prompt in chosen]
+            responses = [[read(ids.tolist()) for ids in own] for read, own in zip(readers, drawn, strict=True)]
             rewards = reward(
                 [prompt for prompt in chosen for _ in range(num_reference)],
                 [response for texts in responses for response in texts],

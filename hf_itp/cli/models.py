@@ -153,7 +153,7 @@ def _device(name: str | None) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ArgumentError(
             f"`--device` has to name a device of this machine, but is {name!r}. Use cpu, or leave it out."

@@ -144,6 +144,8 @@ def _prompt_of(line: str, place: str) -> Prompt:
 
 
 def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
+    if not isinstance(message, dict):
+        return False
+    # A message that calls tools may have no content, one of parts a list.
+    contents = (str, list, type(None)) if len(message) > 1 else str
+    return isinstance(message.get("role"), str) and isinstance(message.get("content"), contents)

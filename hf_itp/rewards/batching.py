@@ -57,10 +57,10 @@ def map_batches(
         max_padding (`int`, *optional*): Padding tokens of a batch under `"auto"`; no limit without it.
 
     Returns:
-        `torch.Tensor` of shape `(len(sequences),)`.
+        `torch.Tensor` of shape `(len(sequences),)`, float32.
     """
     order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].ids))
-    results = torch.empty(len(sequences))
+    results = torch.empty(len(sequences), dtype=torch.float32)
     shrink, done = 1, 0
     while done < len(order):
         lengths = [len(sequences[position].ids) for position in order[done:]]

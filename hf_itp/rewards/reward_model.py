@@ -22,6 +22,7 @@ from hf_itp.rewards.encoding import PairEncoder, TokenSequence
 from hf_itp.rewards.layouts import scalar_layout
 from hf_itp.rewards.lengths import token_limit
 from hf_itp.rewards.loading import load
+from hf_itp.rewards.rendering import conversation
 from hf_itp.rewards.scoring import label_logits
 
 
@@ -218,6 +219,14 @@ class RewardModel(RewardFunction):
             rewards = self._label_logits(prompts, responses)
         return rewards if self._scale is None else (rewards - self._shift) / self._scale
 
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        if self._scores_itself and hasattr(self.model, "get_score"):
+            for prompt in prompts:
+                conversation(prompt, "")
+            return
+        if sequences := self._encoder.check(prompts):
+            forward.check_ids(self.model, sequences)
+
     def _label_logits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
         return each_once(self._score_distinct, self._encoder.encode(prompts, responses))
 
@@ -246,6 +255,11 @@ def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 def _check_classifier(model: object) -> None:
+    if isinstance(model, str):
+        raise ArgumentTypeError(
+            f"`model` must be a PreTrainedModel, got the text {model!r:.80}. Load it: "
+            "RewardModel.from_pretrained(id_or_folder)."
+        )
     if not isinstance(model, PreTrainedModel):
         raise ArgumentTypeError(
             f"`reward_model` has to be a PreTrainedModel, but is a {type(model).__name__}. Pass the transformers "

@@ -167,7 +167,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             self.calibrator = RewardCalibrator.from_pretrained(self._pool.parent)
             self.calibrator.check_belongs(policy=self.reference_identity, reward_model=reward_identity(self.reward))
         else:
-            rewards = torch.tensor([row["rewards"] for row in self._read_pool])
+            rewards = torch.tensor([row["rewards"] for row in self._read_pool], dtype=torch.float32)
             identities: dict[str, Any] = {
                 "policy": self.reference_identity,
                 "reward_model": reward_identity(self.reward),
@@ -204,7 +204,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         targets = self.objective.rewards(below, equal - 1, len(rewards) - 1)
         if self.args.partition == "exact":
             return targets - self.objective.log_partition()
-        exponents = self.objective.transform((below + equal / 2).double() / len(rewards)) / self.objective.beta
+        exponents = self.objective.transform((below + equal.double() / 2) / len(rewards)) / self.objective.beta
         return targets - (exponents.logsumexp(dim=0) - math.log(len(rewards)))
 
     @torch.no_grad()
@@ -226,10 +226,13 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         input_ids = torch.zeros(len(rows), width, dtype=torch.long)
         attention_mask, response_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
         for position, (example, row) in enumerate(zip(examples, rows, strict=True)):
-            input_ids[position, : len(row)] = torch.tensor(row)
+            input_ids[position, : len(row)] = torch.tensor(row, dtype=torch.long)
             attention_mask[position, : len(row)] = 1
             response_mask[position, len(example["prompt_ids"]) : len(row)] = 1
-        numbers = {name: torch.tensor([float(e[name]) for e in examples]) for name in ("target", "ref_logprob")}
+        numbers = {
+            name: torch.tensor([float(e[name]) for e in examples], dtype=torch.float32)
+            for name in ("target", "ref_logprob")
+        }
         return {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask, **numbers}
 
 
@@ -239,7 +242,7 @@ def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tor
     rows, places = inputs["response_mask"][:, 1:].nonzero(as_tuple=True)
     tokens = inputs["input_ids"][:, 1:][rows, places]
     logprobs = -nn.functional.cross_entropy(logits[rows, places].float(), tokens, reduction="none")
-    return torch.zeros(len(logits), device=logprobs.device).index_add(0, rows, logprobs)
+    return torch.zeros(len(logits), dtype=torch.float32, device=logprobs.device).index_add(0, rows, logprobs)
 
 
 def _pool_file(pool: str | Path) -> Path:

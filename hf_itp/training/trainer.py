@@ -21,8 +21,9 @@ from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, 
 from hf_itp.errors import ArgumentError
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.resolve import RewardLike
-from hf_itp.sampling.drawing import draw_continuations
+from hf_itp.sampling.drawing import draw_continuations, prompt_ids
 from hf_itp.sampling.streams import derived_seed
+from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.arguments import CTRLArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
@@ -108,6 +109,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
+        self._transformed.reader = self._reader
         self.reference_identity = model_identity(self.accelerator.unwrap_model(self.model))
         if calibrator is not None:
             calibrator.check_belongs(policy=self.reference_identity)
@@ -187,6 +189,9 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         for dataset in (self.train_dataset, *datasets):
             if dataset is not None and hasattr(dataset, "__len__"):
                 yield from dataset
+
+    def _reader(self, prompt: Any) -> ResponseReader:
+        return ResponseReader(self._tokenizer, prompt_ids(self._tokenizer, prompt))
 
     @contextmanager
     def _reference_policy(self) -> Iterator[Any]:

@@ -5,6 +5,7 @@ reference rewards.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -119,7 +120,7 @@ def average_over_ties(table: torch.Tensor, below: torch.Tensor, equal: torch.Ten
             continue
         tied = equal == number
         heads = torch.arange(number + 1)
-        chances = (_log_choose(number, heads.double()) - number * torch.log(torch.tensor(2.0).double())).exp()
+        chances = (_log_choose(number, heads.double()) - number * math.log(2)).exp()
         result[tied] = (table[below[tied][:, None] + heads] * chances).sum(dim=-1)
     return result.view(shape)
 
@@ -132,8 +133,8 @@ def _log_choose(total: int, chosen: torch.Tensor) -> torch.Tensor:
 def _checked_counts(
     counts: torch.Tensor, ties: torch.Tensor | None, num_reference: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    counts = torch.as_tensor(counts)
-    equal = torch.zeros_like(counts) if ties is None else torch.as_tensor(ties)
+    counts = torch.as_tensor(counts, dtype=torch.float64)
+    equal = torch.zeros_like(counts) if ties is None else torch.as_tensor(ties, dtype=torch.float64)
     whole = bool((counts == counts.round()).all() and (equal == equal.round()).all())
     in_range = bool((counts >= 0).all() and (equal >= 0).all() and (counts + equal <= num_reference).all())
     if not whole or not in_range:

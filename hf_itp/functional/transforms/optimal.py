@@ -43,7 +43,7 @@ class _OptimalTransform(Transform):
         return dataclasses.replace(self, beta=beta)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        values = unit_grid().interpolate(self._values(), torch.as_tensor(u))
+        values = unit_grid().interpolate(self._values(), u)
         return values.to(u.dtype) if u.is_floating_point() else values
 
     @abstractmethod
