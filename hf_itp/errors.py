@@ -26,6 +26,10 @@ class RewardModelError(ItpError, ValueError):
     """A checkpoint cannot serve as a reward model as it is."""
 
 
+class StrategyError(ItpError, ValueError):
+    """A strategy returned what nothing can be selected by: a law that is none, an index that is no candidate's."""
+
+
 class UnsupportedModelError(ItpError, NotImplementedError):
     """The policy decodes in a way no strategy can drive."""
 
