@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +32,7 @@ class CandidatePools:
         prompts (`list`): What the reward sees, one per row.
         sharding ([`Sharding`]): Which candidates this process draws. Rewards of all are in its pools; the responses of
             other processes come with [`winners`] and [`candidates`].
+        columns (`dict[str, list]`, *optional*): Further columns for the reward, one entry per row.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class CandidatePools:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         sharding: Sharding,
+        columns: Mapping[str, Sequence] | None = None,
     ):
         self._sampler, self._reward, self._tokenizer, self._prompts = sampler, reward, tokenizer, prompts
-        self._sharding = sharding
+        self._sharding, self._columns = sharding, dict(columns or {})
         self._held: dict[Pair, torch.Tensor] = {}
         self._being_scored: list[tuple[list[Pair], Future[torch.Tensor]]] = []
         self.rewards: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
@@ -124,7 +126,8 @@ class CandidatePools:
         """One reward per response, each to the prompt of its row."""
         # Not `batch_decode`, which takes no responses for one empty response.
         texts = [str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)) for ids in responses]
-        return self._reward([self._prompts[row] for row in rows], texts, responses)
+        columns = {name: [column[row] for row in rows] for name, column in self._columns.items()}
+        return self._reward([self._prompts[row] for row in rows], texts, responses, **columns)
 
     def comparable_rewards(self, row: int) -> torch.Tensor:
         """Rewards of one prompt's candidates as the strategy is to compare them."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -90,6 +91,28 @@ def as_number(value: Any) -> int | float | None:
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else None
+
+
+def as_list(values: Any) -> list | None:
+    """
+    The entries of a list, tuple, array, pandas Series, column of a data set or the like, in order; `None` for anything
+    else: text, a mapping, a table (which would give the names of its columns), an iterator (which can be read once).
+
+    Examples:
+
+    ```python
+    >>> as_list(("a", "b")), as_list("ab"), as_list({"a": 1})
+    (['a', 'b'], None, None)
+
+    ```
+    """
+    if isinstance(values, (str, bytes, Mapping, Set)) or hasattr(values, "columns"):
+        return None
+    if hasattr(values, "to_pylist"):
+        return list(values.to_pylist())  # of Arrow, whose entries are no plain values
+    if not hasattr(values, "__len__") or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) == 0:
+        return None
+    return list(values)
 
 
 def check_count(name: str, value: Any, at_least: int, remedy: str) -> int:
