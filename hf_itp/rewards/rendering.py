@@ -7,6 +7,7 @@ Knows nothing of tokenizers or models: chats in, chats or text out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.rewards.base import Prompt
@@ -138,3 +139,12 @@ def _text_parts(parts: list | tuple, position: int) -> str:
                 "can read. Pass a reward function of your own for such prompts."
             )
     return "".join(part["text"] for part in parts)
+
+
+def copied(value: Any) -> Any:
+    """A copy of lists, tuples and dicts all the way down, whatever else they hold being the same object in both."""
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(copied, value)) if type(value) in (list, tuple) else [copied(item) for item in value]
+    return value
