@@ -35,8 +35,8 @@ def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None)
     for name, column in columns.items():
         if name in _PASSED_ALREADY:
             raise ArgumentError(
-                f"`reward_kwargs` must hold further columns, got {name!r}, which a reward is passed anyway. Rename the "
-                "column, or remove it."
+                f"`reward_kwargs` must hold further columns, got {name!r}, which a reward is passed anyway. Rename "
+                "the column, or remove it."
             )
         entries = as_list(column)
         if entries is None:

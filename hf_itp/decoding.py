@@ -295,8 +295,8 @@ class StrategyDecoding:
             if drawn >= extra:
                 raise StrategyError(
                     f"Strategy {self.strategy.name!r} must decide on {drawn} candidates beyond the first "
-                    f"{self.num_candidates}, as its `num_extra_candidates` says, but for prompt {waiting[0]} asked for "
-                    "more. Correct its `decide`."
+                    f"{self.num_candidates}, as its `num_extra_candidates` says, but for prompt {waiting[0]} asked "
+                    "for more. Correct its `decide`."
                 )
             pools.extend(waiting, min(extra - drawn, math.ceil(self.num_candidates / 4)))
 
@@ -327,7 +327,9 @@ class StrategyDecoding:
             candidates=candidates,
             candidate_rewards=table,
             probabilities=(
-                check_law(self.strategy.probabilities(first_pool), first_pool, self.strategy.name) if one_pool else None
+                check_law(self.strategy.probabilities(first_pool), first_pool, self.strategy.name)
+                if one_pool
+                else None
             ),
             selected=selected,
             diagnostics={

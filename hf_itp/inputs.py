@@ -29,9 +29,9 @@ def check_inputs(model: Any, arguments: dict[str, Any]) -> None:
     }
     if not given:
         raise ArgumentError(
-            "`input_ids` is missing, so there is nothing to continue: the policy does not see `prompts`, which are for "
-            'the reward. Pass **tokenizer(text, return_tensors="pt"), or for a chat **tokenizer.apply_chat_template('
-            'chat, add_generation_prompt=True, return_dict=True, return_tensors="pt").'
+            "`input_ids` is missing, so there is nothing to continue: the policy does not see `prompts`, which are "
+            'for the reward. Pass **tokenizer(text, return_tensors="pt"), or for a chat '
+            "**tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors='pt')."
         )
     for name, value in given.items():
         shape = tuple(getattr(value, "shape", ()))

@@ -27,8 +27,7 @@ def warn_of_other_rows(
     prompt given for it does not occur.
 
     Says nothing where that cannot be told: of prompts and rows that are no chats, of other content than text, of
-    templates that change the text. What else the row holds (a system prompt, examples, documents, an earlier end of the
-    conversation) does not matter.
+    templates that change the text. What else the row holds (a system prompt, examples, documents) does not matter.
 
     Args:
         prompts (`list[str]` or `list[list[dict]]`): What the reward is to see.
@@ -53,12 +52,10 @@ def _is_another_chat(chat: list[dict], ids: Sequence[int], tokenizer: PreTrained
     if not _squeezed(text) or not getattr(tokenizer, "chat_template", None):
         return False
     try:
-        rendered = str(
-            tokenizer.apply_chat_template(chat[: position + 1], tokenize=False, add_generation_prompt=True)
-        )
+        rendered = str(tokenizer.apply_chat_template(chat[: position + 1], tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError, TypeError, KeyError):
         return False  # The policy was shown the chat in another way, which this tokenizer does not know.
-    before, found, end = _squeezed(rendered).rpartition(_squeezed(text))
+    _, found, end = _squeezed(rendered).rpartition(_squeezed(text))
     row = _squeezed(str(tokenizer.decode(list(ids))))
     if not found or not end or end not in row:
         return False

@@ -1,9 +1,9 @@
 """
 Arguments of `generate` that need the tokenizer: stop strings and token healing.
 
-transformers drops the tokenizer where decoding is a `custom_generate` callable (`_extract_generation_mode_kwargs`), and
-then refuses both. So they are done here, from wherever they are set, and taken out of what transformers sees. Goes when
-the tokenizer arrives there.
+transformers drops the tokenizer where decoding is a `custom_generate` callable (`_extract_generation_mode_kwargs`),
+and then refuses both. So they are done here, from wherever they are set, and taken out of what transformers sees. Goes
+when the tokenizer arrives there.
 """
 
 from __future__ import annotations
@@ -48,11 +48,19 @@ def without_need_of_tokenizer(
     arguments = dict(arguments)
     stop_strings = _setting(model, arguments, "stop_strings")
     healing = _setting(model, arguments, "token_healing")
-    if (stop_strings is not None or healing) and tokenizer is None:
+    if stop_strings is None and not healing:
+        return arguments
+    if tokenizer is None:
         tokenizer = policy_tokenizer(model)
     if stop_strings is not None:
         criteria = arguments.get("stopping_criteria")
-        criterion = StopStringCriteria(tokenizer, stop_strings)
+        try:
+            criterion = StopStringCriteria(tokenizer, stop_strings)
+        except ValueError as error:
+            raise ArgumentError(
+                f"`stop_strings` needs a tokenizer whose tokens are pieces of text, got {stop_strings!r:.80} and one "
+                f"that transformers cannot read so ({error}). Pass a stopping criterion of your own."
+            ) from error
         arguments["stopping_criteria"] = StoppingCriteriaList([*([] if criteria is None else criteria), criterion])
         _unset_stop_strings(model, arguments)
     if healing:
@@ -99,7 +107,7 @@ class _WithoutStopStrings(GenerationConfig):
 def _healed(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, torch.Tensor]:
     """`input_ids` under the name they came by, and their `attention_mask`."""
     name = "input_ids" if arguments.get("input_ids") is not None else "inputs"
-    ids = arguments.get(name)
+    ids: Any = arguments.get(name)
     if model.config.is_encoder_decoder or arguments.get("inputs_embeds") is not None or not _are_ids(ids):
         raise ArgumentError(
             "`token_healing` needs token ids that the policy continues, got another input: the last token of the "
@@ -115,8 +123,8 @@ def _healed(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, 
     mask = arguments.get("attention_mask")
     if mask is not None and (mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any())):
         raise ArgumentError(
-            "`attention_mask` must hide padding on the left and nothing else with `token_healing`, which tokenizes the "
-            "prompts again. Tokenize with padding_side='left', or pass token_healing=False."
+            "`attention_mask` must hide padding on the left and nothing else with `token_healing`, which tokenizes "
+            "the prompts again. Tokenize with padding_side='left', or pass token_healing=False."
         )
     healed = _healer(model).heal_tokens(ids, tokenizer)
     # As `heal_tokens` does it. It writes padding over the first token of the text, so the ids do not say.
@@ -125,8 +133,8 @@ def _healed(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, 
     moved = [key for key in ("position_ids", "token_type_ids") if arguments.get(key) is not None]
     if healed.shape != ids.shape and moved:
         raise ArgumentError(
-            f"`{moved[0]}` belongs to prompts of {ids.shape[1]} tokens, but healed they have {healed.shape[1]}. Remove "
-            f"`{moved[0]}`, or pass token_healing=False."
+            f"`{moved[0]}` belongs to prompts of {ids.shape[1]} tokens, but healed they have {healed.shape[1]}. "
+            f"Remove `{moved[0]}`, or pass token_healing=False."
         )
     return {name: healed, "attention_mask": mask}
 

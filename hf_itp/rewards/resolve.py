@@ -107,7 +107,7 @@ def as_reward_function(
 
 def checked_reward(reward_model: RewardLike) -> Any:
     """
-    What [`as_reward_function`] takes, once it is known to be that: a [`RewardFunction`], or the names of models as they
+    What [`as_reward_function`] takes, once it is known to be that: a [`RewardFunction`], or names of models as they
     are, to be loaded where the policy is.
 
     Raises:
