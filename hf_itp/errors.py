@@ -40,6 +40,10 @@ class DistributionError(ItpError, RuntimeError):
         self.row = row
 
 
+class StrategyError(ItpError, ValueError):
+    """A strategy returned what nothing can be selected by: a law that is none, an index that is no candidate's."""
+
+
 class UnsupportedModelError(ItpError, NotImplementedError):
     """The policy decodes in a way no strategy can drive."""
 

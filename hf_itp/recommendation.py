@@ -14,6 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.functional.checks import as_number
 from hf_itp.recommended_reward import RecommendedReward
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
@@ -109,7 +110,8 @@ def _checked(entry: Any, model: Any) -> dict[str, Any]:
             f"{name!r}: {', '.join([*_OWN_KEYS, *fields])}. Pass a strategy by name instead of 'auto'."
         )
     count = entry.get("num_candidates", 1)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_RECOMMENDED_CANDIDATES:
+    number = as_number(count)
+    if not isinstance(number, int) or not 1 <= number <= MAX_RECOMMENDED_CANDIDATES:
         raise ArgumentError(
             f"The {ENTRY!r} entry of the generation config recommends num_candidates={count!r:.40}, which has to be "
             f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... and a strategy by name."

@@ -20,7 +20,7 @@ from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.calibration.reference_pool import read_pool
 from hf_itp.calibration.references import check_lengths, draw_references
 from hf_itp.errors import ArgumentError, ItpWarning
-from hf_itp.functional.checks import check_rewards
+from hf_itp.functional.checks import check_count, check_rewards
 from hf_itp.policies import policy_tokenizer
 from hf_itp.prompts import check_prompts
 from hf_itp.rewards import RewardFunction, as_reward_function
@@ -140,10 +140,8 @@ class RewardCalibrator:
             `RewardError`: If a reward is not finite.
         """
         prompts = _distinct(check_prompts(prompts))
-        if isinstance(num_reference, bool) or not isinstance(num_reference, int) or num_reference < 2:
-            raise ArgumentError(
-                f"`num_reference` has to be an integer of at least 2, but is {num_reference!r}. 100 is usual."
-            )
+        num_reference = check_count("num_reference", num_reference, 2, "100 is usual.")
+        seed = check_count("seed", seed, 0, "Pass e.g. seed=0.")
         tokenizer = tokenizer or policy_tokenizer(policy)
         reward = as_reward_function(reward_model, device=_device_of(reward_model, policy))
         sampling = {"max_new_tokens": 256, **sampling}

@@ -62,7 +62,7 @@ class RewardEnsemble(RewardFunction):
                     "Wrap it in `as_reward_function(...)`."
                 )
         check_choice("aggregate", aggregate, AGGREGATIONS)
-        check_positive("penalty", penalty, "Use aggregate='mean' to ignore disagreement.")
+        penalty = check_positive("penalty", penalty, "Use aggregate='mean' to ignore disagreement.")
         self.members = members
         self.aggregate = aggregate
         self.penalty = penalty

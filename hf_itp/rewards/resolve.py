@@ -105,6 +105,21 @@ def as_reward_function(
     )
 
 
+def checked_reward(reward_model: RewardLike) -> Any:
+    """
+    What [`as_reward_function`] takes, once it is known to be that: a [`RewardFunction`], or names of models as they
+    are, to be loaded where the policy is.
+
+    Raises:
+        `ItpError`: As [`as_reward_function`], but for what loading a name would show.
+    """
+    if isinstance(reward_model, (list, tuple)) and reward_model:
+        return [checked_reward(member) for member in reward_model]
+    if isinstance(reward_model, (str, Path)) and str(reward_model).strip():
+        return reward_model
+    return as_reward_function(reward_model)
+
+
 def clear_loaded_reward_models() -> None:
     """Lets go of the reward models that [`as_reward_function`] loaded by name, and so of their memory."""
     with _loading:

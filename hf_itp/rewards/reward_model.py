@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
+from hf_itp.functional.checks import as_number, check_count
 from hf_itp.rewards import forward, own_scores
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.batching import BatchSize, each_once
@@ -90,8 +91,8 @@ class RewardModel(RewardFunction):
                 f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
                 "AutoTokenizer.from_pretrained(...)."
             )
-        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ArgumentError(f'`batch_size` has to be "auto" or at least 1, but is {batch_size!r}. Pass "auto".')
+        if not (isinstance(batch_size, str) and batch_size == "auto"):
+            batch_size = check_count("batch_size", batch_size, 1, 'Or pass "auto".')
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
@@ -243,8 +244,8 @@ class RewardModel(RewardFunction):
 
 def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
     """Mean and standard deviation that OpenRLHF writes into config.json, to be taken out; none without them."""
-    mean, std = getattr(model.config, "mean", None), getattr(model.config, "std", None)
-    if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
+    mean, std = as_number(getattr(model.config, "mean", None)), as_number(getattr(model.config, "std", None))
+    if mean is None or std is None:
         return 0.0, None
     if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
         raise RewardModelError(
@@ -280,8 +281,9 @@ def _label_index(config: Any, label: int | str | None) -> int:
         return 0
     if isinstance(label, str) and label in names:
         return names.index(label)
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names):
-        return label
+    index = as_number(label)
+    if isinstance(index, int) and 0 <= index < len(names):
+        return index
     listed = ", ".join(f"{index} ({name!r})" for index, name in enumerate(names))
     if label is None:
         raise ArgumentError(

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive
+from hf_itp.functional.checks import check_count, check_positive
 from hf_itp.functional.unit_grid import unit_grid
 
 
@@ -76,7 +76,7 @@ class Transform(ABC):
 
     def log_partition(self, beta: float) -> float:
         r"""\\( \log Z = \log \int_0^1 e^{\Phi(u) / \beta} du \\)."""
-        check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
+        beta = check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
         grid = unit_grid()
         exponents = self(grid.nodes) / beta
         return float((exponents + grid.weights.log()).logsumexp(dim=0))
@@ -90,10 +90,7 @@ class Transform(ABC):
         Raises:
             `ArgumentError`: If the transform cannot be estimated from so few reference rewards.
         """
-        if isinstance(num_reference, bool) or not isinstance(num_reference, int) or num_reference < 1:
-            raise ArgumentError(
-                f"`num_reference` has to be an integer of at least 1, but is {num_reference!r}. 100 is usual."
-            )
+        check_count("num_reference", num_reference, 1, "100 is usual.")
 
     def _table(self, num_reference: int) -> torch.Tensor:
         """The estimate for each count from 0 to `num_reference`, float64."""
