@@ -257,13 +257,6 @@ def test_error_in_the_users_reward_stays_visible():
         tiny_model("llama").generate(**good_call(reward_model=fails))
 
 
-def test_stop_strings_of_a_checkpoint_are_not_dropped():
-    model = tiny_model("llama")
-    model.generation_config.stop_strings = ["x"]
-    with pytest.raises(ValueError, match=r"pass stop_strings=\.\.\."):
-        model.generate(**good_call())
-
-
 @pytest.mark.parametrize(
     ("entry", "remedy"),
     [
