@@ -139,12 +139,14 @@ def _last_token_logits(
 def score_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The head of a model that pools the last token, in float32, on that token's hidden states `(b, D)`."""
     head = _in_float32(model.get_submodule("score"))
-    # A quantised head may have no parameters; it then lies where the body does.
-    weight = next(itertools.chain(head.parameters(), head.buffers()), hidden)
-    kept = (
-        weight.dtype if _is_quantized(head) and weight.is_floating_point() and weight is not hidden else torch.float32
-    )
-    return head(hidden.to(weight.device, kept))
+    # A quantised head may have no weights that show where it lies; then it is where the body is.
+    weight = next(itertools.chain(head.parameters(), head.buffers()), None)
+    device = hidden.device if weight is None else weight.device
+    if not _is_quantized(head):
+        return head(hidden.to(device, torch.float32))
+    hidden = hidden.to(device, weight.dtype if weight is not None and weight.is_floating_point() else torch.float32)
+    # It may scale by all it is given, so each row is given by itself.
+    return torch.cat([head(row) for row in hidden.split(1)])
 
 
 def features(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:

@@ -195,8 +195,8 @@ def test_picture_reaches_a_function_through_generate():
         return [float(len(completion[0]["content"])) for completion in completions]
 
     tiny_model("llama").generate(
-        torch.tensor([[1, 5, 6]]), strategy="best_of_n", reward_model=mine, prompts=[PICTURE], seed=0, num_candidates=4,
-        max_new_tokens=4, tokenizer=tiny_tokenizer(),
+        torch.tensor([[1, 5, 6]]), strategy="best_of_n", reward_model=mine, prompts=[PICTURE], seed=0,
+        num_candidates=4, max_new_tokens=4, tokenizer=tiny_tokenizer(),
     )  # fmt: skip
     assert seen == [PICTURE] * 4
 
