@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from hf_itp.errors import ItpError, ItpWarning
+from hf_itp.origins import record_origins, stop_recording
 
 _GENERATION_MODULE = "transformers.generation.utils"
 
@@ -73,17 +74,19 @@ def enable() -> None:
 
     Doing it twice changes nothing; models made before and after know the keyword alike.
     """
+    record_origins()
     _wrap(_generation_mixin())
 
 
 def disable() -> None:
     """
-    Puts transformers' own `generate` back.
+    Puts transformers' own `generate` back, and the methods that note where a model was loaded from.
 
     Raises:
         `ItpError`: If another package has wrapped `generate` since: undoing ours would undo theirs.
     """
     mixin = _generation_mixin()
+    stop_recording()
     if _is_ours(mixin.generate):
         mixin.generate = mixin.generate._hf_itp_original
     elif _wraps_ours(mixin.generate):
@@ -95,6 +98,7 @@ def disable() -> None:
 
 def enable_with_transformers() -> None:
     """Does [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
+    record_origins()
     if _GENERATION_MODULE in sys.modules:
         enable()
     elif not any(isinstance(finder, _GenerationFinder) for finder in sys.meta_path):

@@ -1,16 +1,18 @@
 """
-What a policy has to be before a strategy can decode with it, and where its tokenizer is.
+What a policy has to be before a strategy can decode with it.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
 
-from hf_itp.errors import ArgumentError, LoadError, UnsupportedModelError
+from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.policy_tokenizers import policy_tokenizer
+
+__all__ = ["check_generation_config", "check_model", "check_model_kwargs", "policy_tokenizer"]
 
 # `GenerationConfig` fields that ask for a way of decoding other than sampling, with the values that do not.
 _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
@@ -94,29 +96,3 @@ def check_model_kwargs(model_kwargs: dict[str, Any], is_encoder_decoder: bool) -
             f"`attention_mask` has to end in 1 in every row, but row {row} ends in 0: a response would continue "
             "padding. Tokenize with padding_side='left'."
         )
-
-
-def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer saved beside the policy, loaded once per folder or repository.
-
-    Raises:
-        `LoadError`: If there is none; the remedy is to pass `tokenizer`.
-    """
-    source = model.name_or_path or getattr(model.config, "_name_or_path", "")
-    remedy = "Pass tokenizer=... to generate."
-    if not source:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and the policy was not loaded from anywhere. {remedy}"
-        )
-    try:
-        return _tokenizer(source)
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and none could be loaded from {source!r}. {remedy}"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(source)
