@@ -126,13 +126,16 @@ def _name_of(model: Any) -> str:
 
 
 def _active_adapters(model: Any) -> list[str]:
-    active = getattr(model, "active_adapters", None)
-    try:
-        # A property in peft, a method in transformers, where no adapter is an error.
-        active = active() if callable(active) else active
-    except ValueError:
-        return []
-    return [active] if isinstance(active, str) else list(active or [])
+    # The layers know; transformers' own `active_adapters` refuses releases of peft that load and run all the same.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = (layer for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+    found = dict.fromkeys(name for layer in layers if not layer.disable_adapters for name in layer.active_adapters)
+    if found:
+        return list(found)
+    # Prompt learning has no layers.
+    active = getattr(model, "active_adapter", None)
+    return [active] if isinstance(active, str) else []
 
 
 def _cached_commits(name: str) -> list[str]:
@@ -223,7 +226,9 @@ def _load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
             # transformers passes what it was called with in two dicts.
             hub = {**getattr(names.get("load_config"), "download_kwargs", {}), **(names.get("adapter_kwargs") or {})}
             origin = _noted(str(place), {**hub, **options})
-            vars(self).setdefault(_ADAPTERS, {})[adapter] = (self.peft_config[adapter], origin)
+            # peft's `generate` is the one of the model inside.
+            for holder in {self, self.get_base_model() if hasattr(self, "get_base_model") else self}:
+                vars(holder).setdefault(_ADAPTERS, {})[adapter] = (self.peft_config[adapter], origin)
         return result
 
     return load_adapter

@@ -29,7 +29,9 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
     if isinstance(reward_model, str):
         name, revision = reward_model, None
     else:
-        origin = origin_of(getattr(reward_model, "model", reward_model))
+        # A classifier has a `model` too, which is its body.
+        scored_by = getattr(reward_model, "model", None) if isinstance(reward_model, RewardFunction) else reward_model
+        origin = origin_of(scored_by)
         name = str(getattr(reward_model, "name", None) or ("" if origin is None else origin.name))
         revision = getattr(reward_model, "revision", None)
         if revision is None and origin is not None and origin.name == name:
