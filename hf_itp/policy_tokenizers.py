@@ -36,36 +36,44 @@ def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
         `LoadError`: If there is none, or it is not known which; the remedy is to pass `tokenizer`.
     """
     remedy = "Pass tokenizer=... to generate."
-    token = token_of(model)
+    origin = tokenizer_origin(model, "`tokenizer` is needed to read the responses", remedy)
     try:
-        own = {origin for origin in adapter_origins(model) if origin is not None and _brings_tokenizer(origin, token)}
-    except OSError as error:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, but whether the adapter brings one cannot be seen ({error})."
-            f" {remedy}"
-        ) from error
-    if len(own) > 1:
-        names = ", ".join(sorted(origin.name for origin in own))
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, but the active adapters bring several ({names}). {remedy}"
-        )
-    origin = next(iter(own), None) or origin_of(model)
-    if origin is None:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and the policy was not loaded from anywhere. {remedy}"
-        )
-    if len(origin.candidates) > 1:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, but {origin.name!r} is in the cache at "
-            f"{len(origin.candidates)} commits, and the policy, loaded before `import hf_itp`, does not say which it "
-            f"is. {remedy}"
-        )
-    try:
-        return _tokenizer(origin, token)
+        return tokenizer_of(origin, token_of(model))
     except (OSError, ValueError) as error:
         raise LoadError(
             f"`tokenizer` is needed to read the responses, and none could be loaded from {origin.name!r}. {remedy}"
         ) from error
+
+
+def tokenizer_origin(model: Any, rule: str, remedy: str) -> Origin:
+    """
+    Where the tokenizer of a loaded model lies: with the active adapter, where that brings one, else with the weights.
+
+    Args:
+        model (`PreTrainedModel`): Policy or reward model.
+        rule (`str`): Why it is needed, for messages.
+        remedy (`str`): What to do where it cannot be told.
+
+    Raises:
+        `LoadError`: If the model came from nowhere, or it is not known from where.
+    """
+    token = token_of(model)
+    try:
+        own = {origin for origin in adapter_origins(model) if origin is not None and brings_tokenizer(origin, token)}
+    except OSError as error:
+        raise LoadError(f"{rule}, but whether the adapter brings one cannot be seen ({error}). {remedy}") from error
+    if len(own) > 1:
+        names = ", ".join(sorted(origin.name for origin in own))
+        raise LoadError(f"{rule}, but the active adapters bring several ({names}). {remedy}")
+    origin = next(iter(own), None) or origin_of(model)
+    if origin is None:
+        raise LoadError(f"{rule}, and {type(model).__name__} was not loaded from anywhere. {remedy}")
+    if len(origin.candidates) > 1:
+        raise LoadError(
+            f"{rule}, but {origin.name!r} is in the cache at {len(origin.candidates)} commits, and the model, loaded "
+            f"before `import hf_itp`, does not say which it is. {remedy}"
+        )
+    return origin
 
 
 def clear_loaded_tokenizers() -> None:
@@ -74,7 +82,13 @@ def clear_loaded_tokenizers() -> None:
         _loaded.clear()
 
 
-def _tokenizer(origin: Origin, token: str | bool | None) -> PreTrainedTokenizerBase:
+def tokenizer_of(origin: Origin, token: str | bool | None = None) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer of a folder or a commit, loaded once. The same object for everybody, so not to be changed.
+
+    Raises:
+        `OSError`, `ValueError`: If there is none, or it brings code.
+    """
     # Weights may lie in a subfolder with the tokenizer, or without it.
     subfolder = origin.subfolder if origin.subfolder and _holds(origin, origin.subfolder, token) else ""
     key = (origin, subfolder, folder_state(str(Path(origin.name) / subfolder)))
@@ -91,7 +105,8 @@ def _tokenizer(origin: Origin, token: str | bool | None) -> PreTrainedTokenizerB
         return _loaded[key]
 
 
-def _brings_tokenizer(adapter: Origin, token: str | bool | None) -> bool:
+def brings_tokenizer(adapter: Origin, token: str | bool | None = None) -> bool:
+    """Whether a tokenizer lies beside an adapter; warns where only the Hub could tell and cannot be asked."""
     return any(_holds(adapter, subfolder, token) for subfolder in {adapter.subfolder, ""})
 
 

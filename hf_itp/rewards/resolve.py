@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.errors import ArgumentError, ArgumentTypeError, LoadError
-from hf_itp.origins import folder_state, origin_of, token_of
+from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.origins import folder_state, token_of
+from hf_itp.policy_tokenizers import tokenizer_origin
 from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.ensemble import RewardEnsemble
@@ -160,19 +161,7 @@ def _state(name: str, subfolder: str) -> Hashable:
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    origin = origin_of(model)
-    if origin is None:
-        raise LoadError(
-            f"A reward model built in memory has to come with its tokenizer, but this {type(model).__name__} does not "
-            "say where it was loaded from. Pass `RewardModel(model, tokenizer)`."
-        )
-    if len(origin.candidates) > 1:
-        raise LoadError(
-            f"A reward model has to come with its tokenizer, but {origin.name!r} is in the cache at "
-            f"{len(origin.candidates)} commits, and this one, loaded before `import hf_itp`, does not say which it is. "
-            "Pass `RewardModel(model, tokenizer)`."
-        )
-    options = origin.options()
-    if (token := token_of(model)) is not None:
-        options["token"] = token
-    return load_tokenizer(origin.name, **options)
+    rule = f"A reward model built in memory has to come with its tokenizer, but this is a {type(model).__name__} alone"
+    origin = tokenizer_origin(model, rule, "Pass `RewardModel(model, tokenizer)`.")
+    token = token_of(model)
+    return load_tokenizer(origin.name, **origin.options(), **({} if token is None else {"token": token}))
