@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from hf_itp.errors import LoadError
 
-# More layers than stored tensors cannot be; so few cost nothing.
-_LAYERS_ANYWAY = 1024
+# More layers than stored tensors cannot be, except where they share them; so few cost nothing.
+_LAYERS_ANYWAY = 128
 # Quantized weights are packed, up to 32 to a number, and some weights are tied.
 _NUMBERS_PER_STORED = 64
 _NUMBERS_ANYWAY = 2**24

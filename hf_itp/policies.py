@@ -10,6 +10,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
 
 from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.generation_settings import check_settings
 from hf_itp.policy_tokenizers import policy_tokenizer
 
 __all__ = ["check_generation_config", "check_model", "check_model_kwargs", "policy_tokenizer"]
@@ -34,6 +35,7 @@ def check_model(model: Any) -> None:
     """
     Raises:
         `UnsupportedModelError`: If the model has a decoding loop of its own, which a strategy would bypass.
+        `ArgumentError`: If its checkpoint's generation config names what is no number or no token.
     """
     name = type(model).__name__
     if type(model)._sample is not GenerationMixin._sample:
@@ -46,13 +48,16 @@ def check_model(model: Any) -> None:
             f"`strategy` selects among texts, but {name} generates {', '.join(model.output_modalities)}. Use a policy "
             "that generates text."
         )
+    if model.generation_config is not None:
+        check_settings(model.generation_config, getattr(model.config.get_text_config(decoder=True), "vocab_size", None))
 
 
 def check_generation_config(config: GenerationConfig, num_candidates: int) -> None:
     """
     Raises:
-        `ArgumentError`: If the settings ask for something other than independent samples.
+        `ArgumentError`: If the settings ask for something other than independent samples, or are no numbers.
     """
+    check_settings(config)
     for name, off in _OTHER_DECODING.items():
         value = getattr(config, name, None)
         if value not in off:

@@ -171,7 +171,8 @@ def _check_size(checkpoint: Checkpoint, config: Any, auto_class: Any) -> None:
     files = _weight_files(checkpoint)
     check_numbers(checkpoint.name, checkpoint.config, files)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        outline = auto_class.from_config(config, trust_remote_code=False)
+        # Attention has no weights of its own; by another name than this it might be a kernel to download.
+        outline = auto_class.from_config(config, trust_remote_code=False, attn_implementation="eager")
     check_outline(checkpoint.name, outline, files)
 
 
@@ -201,7 +202,8 @@ def _explaining(id_or_folder: str, argument: str) -> Iterator[None]:
         raise
     except Exception as error:
         # The first line says what is wrong; transformers goes on with advice for other situations.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is not run unasked. Read that code, then allow remote code"
         raise LoadError(

@@ -47,7 +47,17 @@ class Policy:
         form: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
         if isinstance(prompts[0], str):
             return self.tokenizer(prompts, **form).to(self.model.device)
-        inputs = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **form)
+        from jinja2 import TemplateError
+
+        try:
+            inputs = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **form)
+        except (TemplateError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+            # The template is the checkpoint's: it may refuse a role as well as try what its sandbox forbids.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ArgumentError(
+                f"The policy's chat template cannot render these prompts: {reason}. Change the messages, or continue "
+                "them as plain text (--plain)."
+            ) from error
         return cast("BatchEncoding", inputs).to(self.model.device)
 
 

@@ -213,7 +213,8 @@ def _base_of_adapter(
 def _check_reach(name: str, config: Mapping[str, Any], options: Mapping[str, Any], kind: Kind) -> None:
     for key, value in _entries(config):
         for option in ("attn_implementation", "experts_implementation"):
-            if option in key and "/" in str(value) and option not in options:
+            # Under its private name the caller's own does not take its place.
+            if option in key and "/" in str(value) and not (key == option and option in options):
                 raise kind.error(
                     f"The configuration of {kind.noun} '{name}' asks for a kernel from the Hub, {value!r:.80}, which "
                     'is code. Pass `attn_implementation="sdpa"` or the one you want.'
