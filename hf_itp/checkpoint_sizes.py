@@ -44,8 +44,8 @@ def check_numbers(name: str, config: Mapping[str, Any], files: Sequence[str]) ->
         largest = max(_LAYERS_ANYWAY, tensors) if _LAYERS.search(key) else _LARGEST
         if value > largest and (_LAYERS.search(key) or _SIZES.search(key)):
             raise LoadError(
-                f"The configuration of policy '{name}' has to be of the weights beside it, but `{key}` is {value:.3g}, "
-                f"and the files hold {tensors} tensors. Do not use it, or correct its config.json."
+                f"The configuration of policy '{name}' has to be of the weights beside it, but `{key}` is "
+                f"{value:.3g}, and the files hold {tensors} tensors. Do not use it, or correct its config.json."
             )
 
 

@@ -1,7 +1,8 @@
 """
 What a checkpoint's or a caller's generation config may say: numbers that are numbers, end tokens that exist.
 
-transformers takes these as they come: a top_p that is NaN filters nothing, an end token that does not exist never ends.
+transformers takes these as they come: a top_p that is NaN filters nothing, an end token that does not exist ends
+nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from hf_itp.errors import ArgumentError
@@ -36,7 +38,7 @@ def check_settings(config: GenerationConfig, vocabulary: int | None = None) -> N
             )
     for name in _TOKENS:
         value = getattr(config, name, None)
-        tokens = value.tolist() if hasattr(value, "tolist") else value
+        tokens = value.tolist() if isinstance(value, torch.Tensor) else value
         for token in tokens if isinstance(tokens, (list, tuple)) else [tokens]:
             # Only an end token has to be one the model can say: some checkpoints pad with an id of their own.
             below = vocabulary if name == "eos_token_id" else None
@@ -51,7 +53,7 @@ def check_settings(config: GenerationConfig, vocabulary: int | None = None) -> N
 def _is_id(token: Any, below: int | None) -> bool:
     if isinstance(token, bool) or not isinstance(token, Integral):
         return False
-    return -1 <= int(token) and (below is None or int(token) < below)
+    return int(token) >= -1 and (below is None or int(token) < below)
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -1,9 +1,9 @@
 """
 Where a loaded model came from: the folder, or the repository and commit, its weights were read from.
 
-transformers 5.24 no longer notes the commit in `config._commit_hash`, peft never noted where an adapter came from, and a
-name alone means another commit tomorrow. So three methods that load weights are wrapped to note it on the model they
-return; nothing else about them changes, and [`stop_recording`] takes the wrappers off. They can go once both libraries
+transformers 5.24 no longer notes the commit in `config._commit_hash`, peft never noted where an adapter came from, and
+a name alone means another commit tomorrow. So three methods that load weights are wrapped to note it on the model they
+load; nothing else about them changes, and [`stop_recording`] takes the wrappers off. They can go once both libraries
 say it themselves. Imports neither torch nor transformers nor peft: each is wrapped when it is imported.
 """
 
@@ -190,7 +190,7 @@ def _noted(name: str, options: dict[str, Any]) -> Origin:
 
 
 def _from_pretrained(original: classmethod) -> classmethod:
-    load: Callable[..., Any] = original.__func__  # type: ignore[attr-defined]
+    load: Callable[..., Any] = original.__func__
 
     @functools.wraps(load)
     def from_pretrained(cls: Any, *args: Any, **options: Any) -> Any:

@@ -49,7 +49,9 @@ def check_model(model: Any) -> None:
             "that generates text."
         )
     if model.generation_config is not None:
-        check_settings(model.generation_config, getattr(model.config.get_text_config(decoder=True), "vocab_size", None))
+        check_settings(
+            model.generation_config, getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+        )
 
 
 def check_generation_config(config: GenerationConfig, num_candidates: int) -> None:

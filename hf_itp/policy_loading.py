@@ -1,10 +1,11 @@
 """
-A policy's checkpoint, read so that it can do nothing but be a policy: no pickle, no code unasked, no weights that would
-be random, no more memory than its own files are worth.
+A policy's checkpoint, read so that it can do nothing but be a policy: no pickle, no code unasked, no weights that
+would be random, no more memory than its own files are worth.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from transformers.utils.hub import cached_files
 
 from hf_itp.checkpoint_sizes import check_numbers, check_outline
 from hf_itp.errors import ArgumentError, ItpError, LoadError
-from hf_itp.origins import Origin
+from hf_itp.origins import Origin, origin_of
 from hf_itp.policy_tokenizers import brings_tokenizer
 from hf_itp.repositories import pinned
 from hf_itp.rewards.checkpoint import HUB_OPTIONS, POLICY, Checkpoint, read_checkpoint
@@ -118,6 +119,33 @@ def check_policy(id_or_folder: str, *, argument: str = "model", **options: Any) 
     return {**found, "use_safetensors": True}
 
 
+def with_safe_loading(model: Any, args: Any) -> Any:
+    """
+    The arguments of a trainer of TRL, which loads by name: the policy, where that is given so, and the reference.
+
+    Args:
+        model (`str` or `PreTrainedModel`): The policy, or its name.
+        args: The trainer's, with `model_init_kwargs`; left as they are.
+
+    Returns:
+        A copy where there is anything to add: safetensors alone, at the commit the policy is at.
+
+    Raises:
+        `LoadError`: As [`check_policy`].
+    """
+    given = dict(args.model_init_kwargs or {})
+    if isinstance(model, str):
+        found = check_policy(model, **given)
+    else:
+        origin = origin_of(model)
+        if origin is None or origin.commit is None:
+            return args
+        found = {**origin.options(), "use_safetensors": True}
+    args = copy.copy(args)
+    args.model_init_kwargs = {**given, **found}
+    return args
+
+
 def _place(id_or_folder: str) -> str:
     if id_or_folder == "embedded":
         # Only now: building it takes packages that nothing else needs.
@@ -138,26 +166,27 @@ def _hub(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in checkpoint.hub.items() if value is not None}
 
 
-def _weight_files(checkpoint: Checkpoint) -> list[str]:
+def _weight_entries(checkpoint: Checkpoint) -> Iterator[str]:
+    """Paths of the file, or of the index of files, that transformers would read the weights by."""
     named = checkpoint.config.get("transformers_weights")
-    for name in [named] if named else [_WEIGHTS, _INDEX]:
+    for name in [str(named)] if named else [_WEIGHTS, _INDEX]:
         hub = _hub(checkpoint)
         path = cached_file(checkpoint.place, name, _raise_exceptions_for_missing_entries=False, **hub)
-        if path is None:
-            continue
-        if not name.endswith(".index.json"):
-            return [path]
-        shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
-        return cached_files(checkpoint.place, shards, **hub) or []
-    return []
+        if path is not None:
+            yield path
+
+
+def _weight_files(checkpoint: Checkpoint) -> list[str]:
+    entry = next(_weight_entries(checkpoint))
+    if not entry.endswith(".index.json"):
+        return [entry]
+    shards = sorted(set(json.loads(Path(entry).read_text(encoding="utf-8"))["weight_map"].values()))
+    return cached_files(checkpoint.place, shards, **_hub(checkpoint)) or []
 
 
 def _check_safetensors(checkpoint: Checkpoint) -> None:
-    names = [checkpoint.config.get("transformers_weights")] if checkpoint.config.get("transformers_weights") else []
-    for name in (*names, _WEIGHTS, _INDEX):
-        hub = _hub(checkpoint)
-        if cached_file(checkpoint.place, name, _raise_exceptions_for_missing_entries=False, **hub) is not None:
-            return
+    if next(_weight_entries(checkpoint), None) is not None:
+        return
     if checkpoint.hub.get("local_files_only") and not Path(checkpoint.place).is_dir():
         raise OSError("the cache does not hold all of it, and the Hub was not asked or cannot be reached.")
     raise LoadError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from hf_itp.origins import commit_of
 
@@ -57,18 +59,34 @@ def pinned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
         return {"local_files_only": True} | ({} if cached is None else {"revision": cached})
     try:
-        return {"revision": _answer(name, revision, options.get("token"), 0 if cached else len(_WAITS))}
+        commit = _answer(name, revision, options.get("token"), 0 if cached else len(_WAITS))
     except UnreachableError:
         if cached is None:
             raise
         return {"revision": cached, "local_files_only": True}
+    with suppress(OSError):
+        _remember(name, revision or constants.DEFAULT_REVISION, commit, cache_dir)
+    return {"revision": commit}
+
+
+def _remember(name: str, revision: str, commit: str, cache_dir: Any) -> None:
+    """Notes in the cache where a branch stood, as huggingface_hub does when it is asked by a branch's name."""
+    if revision == commit or ".." in revision or revision.startswith("/"):
+        return
+    folder = repo_folder_name(repo_id=name, repo_type="model")
+    note = Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / folder / "refs" / revision
+    if not note.is_file() or note.read_text() != commit:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(commit)
 
 
 def _answer(name: str, revision: str | None, token: str | bool | None, retries: int) -> str:
     started = time.monotonic()
     for wait in (*_WAITS[:retries], None):
         try:
-            found = HfApi(endpoint=constants.ENDPOINT).model_info(name, revision=revision, token=token, timeout=SECONDS)
+            found = HfApi(endpoint=constants.ENDPOINT).model_info(
+                name, revision=revision, token=token, timeout=SECONDS
+            )
             return str(found.sha)
         except HFValidationError as error:
             raise OSError(f"{name!r} is no id of a repository.") from error

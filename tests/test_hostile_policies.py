@@ -48,7 +48,9 @@ def generate(folder, prompts=("how do you bake bread",), **arguments):
 def test_pickle_is_never_loaded(folder):
     (folder / "model.safetensors").unlink()
     put_pickle(folder)
-    refused(folder, f"has to be stored as safetensors, but holds none. A pickle such as pytorch_model.bin .* {CONVERT}")
+    refused(
+        folder, f"has to be stored as safetensors, but holds none. A pickle such as pytorch_model.bin .* {CONVERT}"
+    )
     with pytest.raises(LoadError, match=CONVERT):
         check_policy(str(folder))
 
@@ -124,9 +126,9 @@ class TestAdapters:
     ("file", "entries"),
     [
         ("config.json", {"auto_map": {"AutoModelForCausalLM": "code.Model"}, "model_type": "remote"}),
-        ("config.json", {"auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.M"}, "model_type": "r"}),
+        ("config.json", {"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}, "model_type": "r"}),
         ("config.json", {"auto_map": {"AutoConfig": "org/other--code.Config"}, "model_type": "remote"}),
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.Slow", "code.Fast"]}, "tokenizer_class": "Own"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.S", "code.F"]}, "tokenizer_class": "Own"}),
     ],
 )  # fmt: skip
 def test_code_is_not_run_unasked(file, entries, folder, monkeypatch):
@@ -267,7 +269,9 @@ def test_generation_config_of_no_numbers_is_refused(entries, reason, folder):
         generate(folder)
 
 
-@pytest.mark.parametrize("entries", [{"max_length": 10**12}, {"max_new_tokens": 10**12}, {"top_k": 10**12, "do_sample": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "entries", [{"max_length": 10**12}, {"max_new_tokens": 10**12}, {"top_k": 10**12, "do_sample": True}]
+)
 def test_absurd_limits_take_no_memory(entries, folder):
     edit(folder, "generation_config.json", **entries)
     assert generate(folder).sequences.shape[1] <= 9

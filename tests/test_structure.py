@@ -83,8 +83,17 @@ def test_second_ring_imports_nothing_further_out(file):
     inner = [
         f"hf_itp.{name}"
         for name in (
-            "_version", "errors", "origins", "repositories", "prompts", "policies", "policy_tokenizers",
-            "generation_settings", "functional", "embedded", *SECOND_RING,
+            "_version",
+            "errors",
+            "origins",
+            "repositories",
+            "prompts",
+            "policies",
+            "policy_tokenizers",
+            "generation_settings",
+            "functional",
+            "embedded",
+            *SECOND_RING,
         )
     ]
     assert {name for name in imported(file) if within(name, "hf_itp") and not within(name, *inner)} == set()

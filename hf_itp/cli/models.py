@@ -51,7 +51,15 @@ class Policy:
 
         try:
             inputs = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **form)
-        except (TemplateError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             # The template is the checkpoint's: it may refuse a role as well as try what its sandbox forbids.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ArgumentError(
@@ -66,8 +74,8 @@ def load_policy(
 ) -> Policy:
     """
     Raises:
-        `LoadError`: If there is no model or no tokenizer under that id, or it is a pickle, brings code that may not run
-            or lacks weights.
+        `LoadError`: If there is no model or no tokenizer under that id, or it is a pickle, brings code that may not
+            run or lacks weights.
         `ArgumentError`: If there is no such device.
     """
     from hf_itp.policy_loading import load_policy_checkpoint

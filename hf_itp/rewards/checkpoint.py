@@ -20,6 +20,7 @@ from hf_itp.repositories import pinned
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
 
+
 @dataclass(frozen=True)
 class Kind:
     """

@@ -132,7 +132,11 @@ def _from_name(name: str, options: dict[str, Any]) -> RewardModel:
         )
     # The order of keywords is no difference; an unhashable option (a dict) means as much as it prints.
     described = ((key, value if _is_hashable(value) else repr(value)) for key, value in options.items())
-    key = (name, _state(local_name(name), str(options.get("subfolder") or "")), tuple(sorted(described, key=lambda item: item[0])))
+    key = (
+        name,
+        _state(local_name(name), str(options.get("subfolder") or "")),
+        tuple(sorted(described, key=lambda item: item[0])),
+    )
     # Held while loading, so that two threads asking for one model load it once.
     with _loading:
         if key not in _loaded:

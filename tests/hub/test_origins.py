@@ -58,8 +58,8 @@ def read_by(policy):
         return [0.0] * len(completions)
 
     output = policy.generate(
-        **INPUTS, prompts=["how"], strategy="best_of_n", reward_model=reward, num_candidates=3, seed=1, max_new_tokens=12,
-        return_dict_in_generate=True,
+        **INPUTS, prompts=["how"], strategy="best_of_n", reward_model=reward, num_candidates=3, seed=1,
+        max_new_tokens=12, return_dict_in_generate=True,
     )  # fmt: skip
     rows = [candidate for prompt in output.candidates for candidate in prompt]
     return seen, *([t.decode(row, skip_special_tokens=True) for row in rows] for t in BOTH)
@@ -125,7 +125,8 @@ def test_private_repository_is_read_with_the_token_of_the_model(hub_here, two_co
 
 
 def test_subfolder_and_cache_of_the_model_hold_for_its_tokenizer(hub_here, tmp_path):
-    inner = {f"inner/{name}": content for name, content in files(save(tmp_path / "a", tiny_model("llama"), BOTH[1])).items()}  # fmt: skip
+    held = files(save(tmp_path / "a", tiny_model("llama"), BOTH[1]))
+    inner = {f"inner/{name}": content for name, content in held.items()}
     hub_here.publish("org/nested", inner | files(save(tmp_path / "b", tiny_model("llama", seed=1), BOTH[0])))
     options = {"subfolder": "inner", "cache_dir": tmp_path / "elsewhere"}
     assert_reads(AutoModelForCausalLM.from_pretrained("org/nested", **options), 1)
