@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from hf_itp.errors import ArgumentError, ItpError, ItpWarning
+from hf_itp.origins import record_origins, stop_recording
 
 _GENERATION_MODULE = "transformers.generation.utils"
 
@@ -78,18 +79,20 @@ def enable() -> None:
 
     Doing it twice changes nothing; models made before and after know the keyword alike.
     """
+    record_origins()
     _watch()
     _wrap(_generation_mixin())
 
 
 def disable() -> None:
     """
-    Puts transformers' own `generate` back.
+    Puts transformers' own `generate` back, and the methods that note where a model was loaded from.
 
     Raises:
         `ItpError`: If another package has wrapped `generate` since: undoing ours would undo theirs.
     """
     mixin = _generation_mixin()
+    stop_recording()
     if _wraps_ours(mixin.generate) and not _is_ours(mixin.generate):
         raise ItpError(
             "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so it cannot be "
@@ -103,6 +106,7 @@ def disable() -> None:
 
 def enable_with_transformers() -> None:
     """Does [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
+    record_origins()
     _watch()
     _wrap_if_loaded()
 

@@ -1,20 +1,23 @@
 """
-What a policy has to be before a strategy can decode with it, and where its tokenizer is.
+What a policy has to be before a strategy can decode with it.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
 
-from hf_itp.errors import ArgumentError, LoadError, UnsupportedModelError
+from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.generation_settings import check_settings
 from hf_itp.host_names import forgets_virtual_tokens
+from hf_itp.policy_tokenizers import policy_tokenizer
 from hf_itp.sampling.caches import is_filled, is_offloaded, is_quantized, keeps_keys
+
+__all__ = ["check_generation_config", "check_model", "check_model_kwargs", "policy_tokenizer"]
 
 # `GenerationConfig` fields that ask for a way of decoding other than sampling, with the values that do not.
 _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
@@ -38,7 +41,8 @@ def check_model(model: Any) -> None:
     """
     Raises:
         `UnsupportedModelError`: If the model has a decoding loop of its own, which a strategy would bypass.
-        `ArgumentError`: If peft has been told an adapter for each row.
+        `ArgumentError`: If peft has been told an adapter for each row, or the checkpoint's generation config names
+            what is no number or no token.
     """
     name = type(model).__name__
     if type(model)._sample is not GenerationMixin._sample:
@@ -52,6 +56,10 @@ def check_model(model: Any) -> None:
             "that generates text."
         )
     _check_adapters(model)
+    if model.generation_config is not None:
+        check_settings(
+            model.generation_config, getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+        )
 
 
 def _check_adapters(model: Any) -> None:
@@ -67,8 +75,9 @@ def _check_adapters(model: Any) -> None:
 def check_generation_config(config: GenerationConfig, num_candidates: int) -> None:
     """
     Raises:
-        `ArgumentError`: If the settings ask for something other than independent samples.
+        `ArgumentError`: If the settings ask for something other than independent samples, or are no numbers.
     """
+    check_settings(config)
     for name, off in _OTHER_DECODING.items():
         value = getattr(config, name, None)
         if value not in off:
@@ -136,29 +145,3 @@ def _check_cache(name: str, cache: Cache, device: torch.device) -> None:
             f"transformers does for CUDA devices alone and the policy is on {device.type!r}. Remove "
             "`cache_implementation`."
         )
-
-
-def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer saved beside the policy, loaded once per folder or repository.
-
-    Raises:
-        `LoadError`: If there is none; the remedy is to pass `tokenizer`.
-    """
-    source = model.name_or_path or getattr(model.config, "_name_or_path", "")
-    remedy = "Pass tokenizer=... to generate."
-    if not source:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and the policy was not loaded from anywhere. {remedy}"
-        )
-    try:
-        return _tokenizer(source)
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and none could be loaded from {source!r}. {remedy}"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(source)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_itp.origins import origin_of
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.loading import loaded_commit
 
 # Values read of each parameter: enough that fine-tuning shows, few enough that it takes no time.
 _VALUES_PER_PARAMETER = 256
@@ -50,11 +50,11 @@ def prompt_fingerprint(prompt: Prompt) -> str:
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
     """Where a model came from, what it computes in, and a fingerprint of its weights without adapters."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    origin = origin_of(model)
     parameters = list(model.parameters())
     return {
-        "name": name,
-        "revision": loaded_commit(name),
+        "name": type(model).__name__ if origin is None else origin.name,
+        "revision": None if origin is None else origin.commit,
         "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
         "weights": weights_fingerprint(model),
     }

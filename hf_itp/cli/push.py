@@ -85,6 +85,7 @@ def push(
         policy = load_policy(model)
     from hf_itp import push_to_hub
     from hf_itp.hub.push import known_facts
+    from hf_itp.policies import policy_tokenizer
 
     recommended = _recommended(policy.model, strategy, reward_model, num_candidates, fields)
     card: dict[str, Any] = {
@@ -99,7 +100,8 @@ def push(
     commit = push_to_hub(
         policy.model,
         repo_id,
-        tokenizer=_own_tokenizer(model),
+        # As it was saved: the one that decodes is set up for batches.
+        tokenizer=policy_tokenizer(policy.model),
         calibrator=_calibrator(model, calibration),
         private=private or None,
         gated=cast('Literal["auto", "manual"] | None', gated),
@@ -129,15 +131,6 @@ def _recommended(
         "num_candidates": ours.get("num_candidates", 16),
         **chosen.settings(),
     }
-
-
-def _own_tokenizer(model: str) -> Any:
-    # As it was saved: the one that decodes is set up for batches.
-    from transformers import AutoTokenizer
-
-    from hf_itp.embedded import policy_path
-
-    return AutoTokenizer.from_pretrained(policy_path() if model == EMBEDDED else model)
 
 
 def _calibrator(model: str, folder: Path | None) -> RewardCalibrator | None:

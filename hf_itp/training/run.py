@@ -105,13 +105,14 @@ class TrainingRun:
         return trainer
 
     def _trainer(self) -> Any:
-        from hf_itp.embedded import policy_path
+        from transformers import AutoModelForCausalLM
 
-        source = str(policy_path()) if self.run.model == "embedded" else self.run.model
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from hf_itp.policy_loading import load_policy_checkpoint
 
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=self.run.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        model, tokenizer, _ = load_policy_checkpoint(
+            self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM
+        )
+        tokenizer.padding_side = "left"
         rewards = self.run.reward_model
         calibrated = self.run.calibration
         common: dict[str, Any] = {

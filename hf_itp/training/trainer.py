@@ -19,6 +19,7 @@ from trl.models import unwrap_model_for_generation
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
+from hf_itp.policy_loading import with_safe_loading
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.drawing import draw_continuations, prompt_ids
@@ -88,7 +89,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        args = CTRLArguments("ctrl") if args is None else args
+        args = with_safe_loading(model, CTRLArguments("ctrl") if args is None else args)
         check_strategy(args)
         count = None if calibrator is None else calibrator.num_reference
         self.objective = CTRLObjective.from_arguments(args, count)
