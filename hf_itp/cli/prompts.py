@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +41,10 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
         )
     prompts: list[Prompt]
     if arguments:
-        prompts = list(arguments)
-        for position, prompt in enumerate(arguments, start=1):
+        prompts = [argument_text(prompt, f"Prompt {number}") for number, prompt in enumerate(arguments, start=1)]
+        for number, prompt in enumerate(arguments, start=1):
             if not prompt.strip():
-                raise ArgumentError(f"Prompt {position} is empty. Write something in it or leave it out.")
-            check_letters(prompt, f"Prompt {position}")
+                raise ArgumentError(f"Prompt {number} is empty. Write something in it or leave it out.")
     elif file is None and sys.stdin.isatty():
         raise ArgumentError("There are no prompts. Give some as arguments, in `--file`, or on stdin.")
     elif file is None or str(file) == "-":
@@ -108,7 +109,7 @@ def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: s
             texts.append(prompt)
         return texts
     if system is not None:
-        check_letters(system, "`--system`")
+        system = argument_text(system, "`--system`")
     chats: list[Prompt] = []
     for position, prompt in enumerate(prompts, start=1):
         chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -122,7 +123,22 @@ def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: s
     return chats
 
 
-def check_letters(value: Any, place: str) -> None:
+def argument_text(argument: str, place: str) -> str:
+    """
+    The text of a word of the command line, in UTF-8 also where the locale says otherwise.
+
+    Raises:
+        `ArgumentError`: If its bytes are not UTF-8.
+    """
+    # Bytes that the locale has no letters for stand in it as halves of characters, from which they are had again.
+    if any("\udc80" <= letter <= "\udcff" for letter in argument):
+        with suppress(UnicodeError):
+            return os.fsencode(argument).decode()
+    _check_letters(argument, place)
+    return argument
+
+
+def _check_letters(value: Any, place: str) -> None:
     """
     Raises:
         `ArgumentError`: If text in `value` holds half of a character, which no tokenizer reads: what Python makes of
@@ -153,7 +169,7 @@ def _prompt_of(line: str, place: str) -> Prompt:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ArgumentError(f"{place} is not JSON ({error.msg} at column {error.colno}). {_ROW}") from error
-    check_letters(row, place)
+    _check_letters(row, place)
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise ArgumentError(
             f"{place} has to be an object with either `prompt` or `messages`, but is {line:.60}. {_ROW}"

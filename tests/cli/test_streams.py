@@ -103,6 +103,16 @@ def test_byte_that_is_not_utf8_is_named_with_its_place(monkeypatch, tmp_path, ma
         read_prompts([], tmp_path / "latin.txt")
 
 
+def test_arguments_are_utf8_whatever_the_locale_says():
+    """As Python hands UTF-8 over in a locale that is ASCII: checked with the interpreter itself."""
+    code = "from hf_itp.cli.prompts import read_prompts; import sys; print(ascii(read_prompts(sys.argv[1:], None)))"
+    ascii_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, PROMPT], capture_output=True, text=True, env=os.environ | ascii_locale, check=True
+    )
+    assert ended.stdout == f"{[PROMPT]!a}\n"
+
+
 def test_half_a_character_is_refused_with_its_place(monkeypatch):
     with pytest.raises(ArgumentError, match=r"Prompt 2 holds '.udce9'"):
         read_prompts(["how", os.fsdecode(b"caf\xe9")], None)
