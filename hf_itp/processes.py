@@ -181,7 +181,7 @@ def launched_processes() -> Processes:
     if launched not in ("", "1"):
         raise ArgumentError(
             f"`shard` needs the {launched} processes of this launch to be joined, but they are not, and each would "
-            "draw everything. Create accelerate.Accelerator() before the call."
+            "draw everything. Create accelerate.Accelerator() before the call, on CPUs Accelerator(cpu=True)."
         )
     return Processes()
 

@@ -48,13 +48,36 @@ def recommended_arguments(
     """
     entry = _checked(entry_of(model), model)
     strategy, arguments = _strategy(entry, arguments)
+    return _filled(entry, ours, strategy), arguments
+
+
+def recommended_with_fields(model: Any, ours: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """
+    As [`recommended_arguments`], where the strategy's own fields stand apart from sampling's keywords, so that a name
+    both have, such as `temperature`, is the strategy's.
+
+    Args:
+        model (`PreTrainedModel`): The policy.
+        ours (`dict`): Keywords of `hf_itp`; a `None` among them is left to the checkpoint.
+        fields (`dict`): The strategy's own, in place of what the checkpoint says of them.
+
+    Raises:
+        `ArgumentError`: If the checkpoint has no valid entry, or its strategy does not take one of the fields.
+    """
+    entry = _checked(entry_of(model), model)
+    names = strategy_class(entry["strategy"]).field_names()
+    recommended = {name: entry[name] for name in names if name in entry}
+    return _filled(entry, ours, get_strategy(entry["strategy"], **(recommended | fields)))
+
+
+def _filled(entry: dict[str, Any], ours: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     if "num_candidates" in entry:
         filled["num_candidates"] = entry["num_candidates"]
     if "reward_model" in entry:
         filled["reward_model"] = RecommendedReward(entry["reward_model"], entry.get("reward_model_revision"))
     given = {key: value for key, value in ours.items() if value is not None}
-    return {**filled, **given, "strategy": strategy}, arguments
+    return {**filled, **given, "strategy": strategy}
 
 
 def entry_of(model: Any) -> Any:

@@ -7,6 +7,7 @@ everything. Rewards are exchanged, and every process selects from the whole pool
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.errors import ArgumentError, ItpWarning, UnsupportedModelError
 from hf_itp.host_names import CACHE_NAMES
 from hf_itp.processes import Processes, launched_processes
 from hf_itp.sampling.decoders import select_rows
@@ -55,6 +56,14 @@ class Sharding:
 
     def __init__(self, shard: str | None, model: Any, num_prompts: int, rows_are_independent: bool):
         self.processes = Processes() if shard is None else launched_processes()
+        if shard is not None and self.processes.size == 1:
+            warnings.warn(
+                f"`shard` is {shard!r}, but there is one process, which draws everything. Start several, e.g. with "
+                "`accelerate launch --multi_gpu --num_processes 2` (on CPUs too, with ACCELERATE_USE_CPU=true), or "
+                "leave `shard` out.",
+                ItpWarning,
+                stacklevel=2,
+            )
         self._by_prompt = shard == "prompts" and rows_are_independent
         self._rows_are_independent = rows_are_independent
         self._num_prompts = num_prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -39,9 +39,13 @@ class Policy:
             **arguments,
         )
 
-    def decode(self, response: torch.Tensor) -> str:
-        """A response's text, without special tokens."""
-        return str(self.tokenizer.decode(response, skip_special_tokens=True)).strip()
+    def text_of(self, prompt: Prompt) -> Callable[[torch.Tensor], str]:
+        """What gives the text of a response to the prompt, without special tokens and else as the policy wrote it."""
+        from hf_itp.sampling.text import response_text
+
+        seq2seq = self.model.config.is_encoder_decoder
+        prompt_ids = [] if seq2seq else self._encode([prompt])["input_ids"][0].tolist()
+        return lambda response: response_text(self.tokenizer, prompt_ids, response.tolist())
 
     def _encode(self, prompts: list[Any]) -> BatchEncoding:
         form: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
@@ -111,7 +115,7 @@ def load_reward_models(
         RewardModel.from_pretrained(
             model_id,
             device=_device(device),
-            label=int(label) if label is not None and label.isdigit() else label,
+            label=int(label) if label is not None and label.isdecimal() else label,
             trust_remote_code=trust_remote_code,
         )
         for model_id in model_ids

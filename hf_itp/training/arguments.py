@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from accelerate.state import PartialState
 from transformers import TrainingArguments
@@ -80,6 +80,7 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "strategy_fields"]  # noqa: RUF012
+    references_are_trained_on: ClassVar[bool] = True
 
     partition: str = field(default="exact", metadata={"help": "exact, or empirical where rewards tie."})
     responses_per_prompt: int | None = field(

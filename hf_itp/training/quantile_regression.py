@@ -15,10 +15,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.calibration.fingerprints import model_identity, reward_identity
+from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.calibration.reference_pool import POOL, Row, read_pool
 from hf_itp.errors import ArgumentError
 from hf_itp.rewards import as_reward_function
+from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.drawing import prompt_ids
 from hf_itp.training.arguments import QuantileRegressionArguments
@@ -48,10 +49,11 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         args ([`QuantileRegressionArguments`]):
             Objective and training.
         train_dataset (`datasets.Dataset`, *optional*):
-            With a column `prompt`. Its references are drawn when training begins, into `output_dir/_calibration`.
+            With a column `prompt`. Its references are drawn when training begins, into `output_dir/_calibration`,
+            unless `pool` holds them.
         pool (`str` or `Path`, *optional*):
-            Instead of a dataset, a folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with
-            `prompt`, `responses` and `rewards`.
+            A folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with `prompt`, `responses` and
+            `rewards`. Trained on are its prompts, with a dataset those of them that are in it.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
         peft_config (`peft.PeftConfig`, *optional*):
@@ -61,8 +63,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             another run on the same pool left in its attribute of that name. Worked out when training begins if absent.
 
     Raises:
-        `ArgumentError`: If neither or both of `train_dataset` and `pool` are given, or there are too few references
-            for the transform.
+        `ArgumentError`: If neither `train_dataset` nor `pool` is given, the pool lacks a prompt of the dataset, or
+            there are too few references for the transform.
     """
 
     _tag_names = ["hf-itp", "ctrl", "quantile-regression"]  # noqa: RUF012  as in TRL
@@ -81,22 +83,23 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        if (train_dataset is None) == (pool is None):
+        if train_dataset is None and pool is None:
             raise ArgumentError(
                 "One of `train_dataset` and `pool` has to be given: prompts to draw references for, or references. "
-                "Pass exactly one."
+                "Pass one of them, or both to train on some prompts of the pool."
             )
         check_strategy(args)
         reward = as_reward_function(reward_model)
         self.reward = reward
         self.reference_identity = model_identity(model)
         self._prompts = None if train_dataset is None else [row["prompt"] for row in train_dataset]
-        self._pool = None if pool is None else _pool_file(pool)
+        self._pool = None if pool is None else pool_file(pool)
         self.calibrator = None
-        # A response is no reference of its own: K - 1 are left.
         self._read_pool = None if self._pool is None else read_pool(self._pool)
         count = args.num_reference if self._read_pool is None else len(self._read_pool[0]["rewards"])
-        self.objective = CTRLObjective.from_arguments(args, count - 1)
+        self.objective = CTRLObjective.from_arguments(args, count)
+        if self._read_pool is not None and self._prompts is not None:
+            self._read_pool = _rows_of(self._read_pool, self._prompts)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -245,6 +248,20 @@ def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tor
     return torch.zeros(len(logits), dtype=torch.float32, device=logprobs.device).index_add(0, rows, logprobs)
 
 
-def _pool_file(pool: str | Path) -> Path:
+def pool_file(pool: str | Path) -> Path:
+    """The pool file of a calibration's folder, or the one that is named."""
     path = Path(pool)
     return path / POOL if path.is_dir() else path
+
+
+def _rows_of(rows: Sequence[Row], prompts: Sequence[Prompt]) -> list[Row]:
+    """The rows of these prompts, in the order of the pool."""
+    wanted = {prompt_fingerprint(prompt): prompt for prompt in prompts}
+    found = {prompt_fingerprint(row["prompt"]): row for row in rows}
+    for fingerprint, prompt in wanted.items():
+        if fingerprint not in found:
+            raise ArgumentError(
+                f"Every prompt of `train_dataset` has to be in `pool`, but {prompt!r:.60} is not. Calibrate with the "
+                "prompts that are trained on, texts as texts and chats as chats, or leave `train_dataset` out."
+            )
+    return [row for fingerprint, row in found.items() if fingerprint in wanted]
