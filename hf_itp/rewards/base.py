@@ -6,8 +6,10 @@ Knows nothing of policies, sampling or strategies.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -43,6 +45,7 @@ class RewardFunction(ABC):
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        **columns: Sequence[Any],
     ) -> torch.Tensor:
         if len(prompts) != len(responses):
             raise RewardError(
@@ -51,8 +54,13 @@ class RewardFunction(ABC):
             )
         if len(responses) == 0:
             return torch.empty(0)
-        rewards = self.score(prompts, responses, response_ids)
+        taken = columns if columns and takes_any_keyword(self.score) else {}
+        rewards = self.score(prompts, responses, response_ids, **taken)
         return _checked(rewards, len(responses), self.name)
+
+    def check(self, prompts: Sequence[Prompt], **columns: Sequence[Any]) -> None:
+        """Raises now what a call on these prompts would raise, before anything is drawn."""
+        return None
 
     @abstractmethod
     def score(
@@ -62,6 +70,11 @@ class RewardFunction(ABC):
         response_ids: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor | Sequence[float]:
         """The rewards of `n >= 1` pairs, in order."""
+
+
+def takes_any_keyword(function: Any) -> bool:
+    """Whether a function has a `**keyword` parameter."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def _checked(rewards: object, count: int, name: str) -> torch.Tensor:

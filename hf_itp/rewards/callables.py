@@ -65,6 +65,7 @@ class CallableReward(RewardFunction):
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        **columns: Sequence[Any],
     ) -> torch.Tensor | Sequence[float]:
         arguments: dict[str, Any] = {
             # Copies: reward functions written for TRL may pop from them.
@@ -76,6 +77,7 @@ class CallableReward(RewardFunction):
         }
         if self._takes_ids and response_ids is not None:
             arguments["completion_ids"] = [ids.tolist() for ids in response_ids]
+        arguments |= {name: list(column) for name, column in columns.items() if self._takes(name)}
         rewards = self.function(**arguments)
         if inspect.isawaitable(rewards):
             if inspect.iscoroutine(rewards):
@@ -85,6 +87,36 @@ class CallableReward(RewardFunction):
                 "function that calls asyncio.run(...)."
             )
         return rewards
+
+    def check(self, prompts: Sequence[Prompt], **columns: Sequence[Any]) -> None:
+        missing = [name for name in _required(self.function) if name not in columns]
+        if missing:
+            raise ArgumentTypeError(
+                f"Reward function `{self.name}` needs `{missing[0]}`, but only `prompts`, `completions`, "
+                f"`completion_ids` and the columns {', '.join(columns) or 'of no data'} are passed. Give it a default, "
+                "add the column, or bind it with functools.partial."
+            )
+
+    def _takes(self, name: str) -> bool:
+        parameters = _parameters(self.function)
+        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _parameters(function: Callable[..., Any]) -> Any:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return {}
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    passed = {"prompts", "completions", "completion_ids"}
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        p.name
+        for p in _parameters(function).values()
+        if p.default is p.empty and p.kind not in kinds and p.name not in passed
+    ]
 
 
 def _name(function: object) -> str:
@@ -107,16 +139,5 @@ def _takes_completion_ids(function: Callable[..., Any], name: str) -> bool:
         raise ArgumentTypeError(
             f"Reward function `{name}` has to take `prompts` and `completions` by name, but takes no "
             f"`{'` and no `'.join(missing)}`. Define it as f(prompts, completions, **kwargs)."
-        )
-    passed = {"prompts", "completions", "completion_ids"}
-    unknown = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in passed
-    ]
-    if unknown:
-        raise ArgumentTypeError(
-            f"Reward function `{name}` needs `{unknown[0]}`, but only `prompts`, `completions` and `completion_ids` "
-            "are passed. Give it a default or bind it with functools.partial."
         )
     return takes_any or "completion_ids" in by_name

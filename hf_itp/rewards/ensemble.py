@@ -5,6 +5,7 @@ Several rewards as one. The formulas are those of [`functional.ensembles`].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -77,6 +78,11 @@ class RewardEnsemble(RewardFunction):
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        **columns: Sequence[Any],
     ) -> torch.Tensor:
-        rewards = torch.stack([member(prompts, responses, response_ids) for member in self.members])  # (members, n)
+        rewards = torch.stack([member(prompts, responses, response_ids, **columns) for member in self.members])  # (members, n)
         return aggregate_rewards(rewards, self.aggregate, self.penalty)
+
+    def check(self, prompts: Sequence[Prompt], **columns: Sequence[Any]) -> None:
+        for member in self.members:
+            member.check(prompts, **columns)
