@@ -32,6 +32,7 @@ from hf_itp.prompts import check_prompts, decoded_prompts
 from hf_itp.rejecting_pools import RejectingPools
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
+from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.engines import Engine, check_engine, make_engine
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
@@ -308,7 +309,7 @@ def _check_count(name: str, value: int, remedy: str) -> None:
 
 
 def _without_default_top_k(model: PreTrainedModel, logits_processor: LogitsProcessorList) -> LogitsProcessorList:
-    if model.generation_config.top_k is not None:
+    if "top_k" not in unset_is_off(model, {}):
         return logits_processor
     kept = [
         processor

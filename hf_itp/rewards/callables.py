@@ -93,8 +93,8 @@ class CallableReward(RewardFunction):
         if missing:
             raise ArgumentTypeError(
                 f"Reward function `{self.name}` needs `{missing[0]}`, but only `prompts`, `completions`, "
-                f"`completion_ids` and the columns {', '.join(columns) or 'of no data'} are passed. Give it a default, "
-                "add the column, or bind it with functools.partial."
+                f"`completion_ids` and the columns {', '.join(columns) or 'of no data'} are passed. Give it a "
+                "default, add the column, or bind it with functools.partial."
             )
 
     def _takes(self, name: str) -> bool:

@@ -80,7 +80,9 @@ class RewardEnsemble(RewardFunction):
         response_ids: Sequence[torch.Tensor] | None = None,
         **columns: Sequence[Any],
     ) -> torch.Tensor:
-        rewards = torch.stack([member(prompts, responses, response_ids, **columns) for member in self.members])  # (members, n)
+        rewards = torch.stack(
+            [member(prompts, responses, response_ids, **columns) for member in self.members]
+        )  # (members, n)
         return aggregate_rewards(rewards, self.aggregate, self.penalty)
 
     def check(self, prompts: Sequence[Prompt], **columns: Sequence[Any]) -> None:
