@@ -8,6 +8,7 @@ the policy has: whoever records a draw puts an identity of them beside it.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,7 +21,14 @@ from transformers.utils import get_json_schema
 
 from hf_itp.errors import ArgumentError
 from hf_itp.policies import check_generation_config, check_model
-from hf_itp.sampling.recorded import as_json, recorded_object, template_fingerprint, text_tokenizer, tokenizer_identity
+from hf_itp.sampling.recorded import (
+    as_json,
+    plain_number,
+    recorded_object,
+    template_fingerprint,
+    text_tokenizer,
+    tokenizer_identity,
+)
 
 # Settings that decide what is drawn, with what they are where they are off. `do_sample` is True in every draw, and
 # what asks for another way of decoding is refused.
@@ -148,7 +156,9 @@ class DrawDescription:
                     f"`{name}` has to be off where references or rollouts are drawn, but is "
                     f"{getattr(config, name)!r}: {reason}."
                 )
-        return cls(config, tokenizer, dict(chat_template_kwargs or {}), processors, criteria)
+        description = cls(config, tokenizer, dict(chat_template_kwargs or {}), processors, criteria)
+        description.template_arguments()  # refused now if they cannot be recorded
+        return description
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -199,10 +209,7 @@ class DrawDescription:
         has_chats = not prompts or any(not isinstance(prompt, str) for prompt in prompts)
         template = {
             "fingerprint": template_fingerprint(self.tokenizer),
-            "arguments": {
-                name: as_json(f"chat_template_kwargs[{name!r}]", _tools(value) if name == "tools" else value)
-                for name, value in sorted(self.chat_template_kwargs.items())
-            },
+            "arguments": self.template_arguments(),
         }
         return {
             "settings": self.settings,
@@ -211,6 +218,13 @@ class DrawDescription:
             "stopping_criteria": [recorded_object("stopping_criteria", item) for item in self.stopping_criteria],
             "policy": dict(policy),
             "tokenizer": tokenizer_identity(self.tokenizer),
+        }
+
+    def template_arguments(self) -> dict[str, Any]:
+        """Arguments of the chat template, as JSON."""
+        return {
+            name: as_json(f"chat_template_kwargs[{name!r}]", _tools(value) if name == "tools" else value)
+            for name, value in sorted(self.chat_template_kwargs.items())
         }
 
     def prompt_ids(self, prompt: str | list[dict]) -> list[int]:
@@ -304,7 +318,7 @@ def prompt_ids(tokenizer: Any, prompt: str | list[dict], **template_arguments: A
 def _resolved(policy: Any, arguments: Mapping[str, Any], given: GenerationConfig | None) -> GenerationConfig:
     arguments = {**arguments, **unset_is_off(policy, arguments, given)}
     config = GenerationConfig() if given is None else copy.deepcopy(given)
-    by_keyword = {name: value for name, value in arguments.items() if value is not None}
+    by_keyword = {name: plain_number(value) for name, value in arguments.items() if value is not None}
     unknown = {**config.update(**by_keyword), **{name: None for name in arguments if not hasattr(config, name)}}
     if unknown:
         raise ArgumentError(
@@ -344,4 +358,4 @@ def _sets_length(config: GenerationConfig) -> bool:
 
 
 def _tools(tools: Any) -> Any:
-    return [get_json_schema(tool) if callable(tool) else tool for tool in tools or []]
+    return [get_json_schema(tool) if inspect.isfunction(tool) else tool for tool in tools or []]

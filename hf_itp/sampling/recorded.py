@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import ProcessorMixin
 
@@ -54,6 +55,11 @@ def as_json(name: str, value: Any) -> Any:
         f"`{name}` must be a value that JSON can hold, so that it can be recorded and compared, got {value!r:.80} of "
         f"type {type(value).__name__}. Pass a number, text, list or dict."
     )
+
+
+def plain_number(value: Any) -> Any:
+    """A number of numpy as Python's, which is what transformers looks for; anything else as it is."""
+    return value.item() if isinstance(value, np.number) else value
 
 
 def recorded_object(argument: str, value: Any) -> dict[str, Any]:

@@ -138,11 +138,7 @@ class TrainingRun:
                 f"`prompt_column` has to be a column of the data, but is {column!r}. Choose one of "
                 f"{', '.join(dataset.column_names)}."
             )
-        if column == "prompt":
-            return dataset
-        # The other columns are the reward's.
-        others = dataset.remove_columns("prompt") if "prompt" in dataset.column_names else dataset
-        return others.rename_column(column, "prompt")
+        return dataset.select_columns([column]).rename_column(column, "prompt") if column != "prompt" else dataset
 
     def _adapters(self) -> Any:
         if self.run.lora_r == 0:
