@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp._flat_param import FlatParameter
+from torch.distributed.tensor import DTensor
 
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.loading import loaded_commit
@@ -62,8 +64,15 @@ def reward_identity(reward: RewardFunction) -> dict[str, Any]:
     return {"name": reward.name, "revision": None, "dtype": None, "weights": None}
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of some values of every weight, the same for an adapted model as for the one beneath."""
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """
+    A hash of some values of every weight, the same for an adapted model as for the one beneath; `None` where DeepSpeed
+    or FSDP1 has split the weights, of which no process sees them all.
+    """
+    if any(
+        hasattr(parameter, "ds_tensor") or isinstance(parameter, FlatParameter) for parameter in model.parameters()
+    ):
+        return None
     digest = blake2b(digest_size=16)
     for name, parameter in sorted((_WRAPPERS.sub("", name), value) for name, value in model.named_parameters()):
         if _ADAPTERS.search(name):
@@ -99,7 +108,9 @@ def policy_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def _some_values(parameter: torch.Tensor) -> bytes:
-    values = parameter.detach().reshape(-1)
+    # FSDP2's weights are gathered, by all processes together; each holds a part.
+    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    values = whole.detach().reshape(-1)
     return values[:: max(1, len(values) // _VALUES_PER_PARAMETER)].to("cpu", torch.float32).numpy().tobytes()
 
 

@@ -76,8 +76,8 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
 
 def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
     """
-    What the lines of a file of JSON lines hold beside their prompts, by name: one entry per prompt, `None` where a line
-    has none. Nothing of any other file, nor of stdin, which is gone once its prompts are read.
+    What the lines of a file of JSON lines hold beside their prompts, by name: one entry per prompt, `None` where a
+    line has none. Nothing of any other file, nor of stdin, which is gone once its prompts are read.
     """
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         return {}
