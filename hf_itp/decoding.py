@@ -35,6 +35,7 @@ from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import checked_reward
 from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.row_calls import RowCalls, rows_are_independent
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
@@ -351,7 +352,7 @@ class StrategyDecoding:
 
 
 def _without_default_top_k(model: PreTrainedModel, logits_processor: LogitsProcessorList) -> LogitsProcessorList:
-    if model.generation_config.top_k is not None:
+    if "top_k" not in unset_is_off(model, {}):
         return logits_processor
     kept = [
         processor

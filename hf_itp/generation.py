@@ -23,6 +23,7 @@ from hf_itp.policies import check_generation_config, check_model
 from hf_itp.recommendation import recommended_arguments
 from hf_itp.recommended_reward import RecommendedReward
 from hf_itp.rewards import as_reward_function
+from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.padding import unpadded
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
@@ -158,21 +159,10 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
     """
     arguments = dict(arguments)
     config = arguments.get("generation_config")
-    by_caller = [arguments, {} if config is None else config.to_dict()]
-
-    def setting(name: str, *sources: dict[str, Any]) -> Any:
-        return next((source[name] for source in sources if source.get(name) is not None), None)
-
-    by_anyone = [*by_caller, model.generation_config.to_dict()]
-    settings: dict[str, Any] = {"num_return_sequences": 1}
-    do_sample = setting("do_sample", *by_caller)
-    if do_sample is None:
-        settings["do_sample"] = True
-    if do_sample is not False and setting("top_k", *by_anyone) is None:
-        settings["top_k"] = 0
-    num_return_sequences = setting("num_return_sequences", *by_anyone)
-    if num_return_sequences is None:
-        num_return_sequences = 1
+    sources = [arguments, {} if config is None else config.to_dict(), model.generation_config.to_dict()]
+    asked = [source["num_return_sequences"] for source in sources if source.get("num_return_sequences") is not None]
+    num_return_sequences = asked[0] if asked else 1
+    settings = {"num_return_sequences": 1, **unset_is_off(model, arguments, config)}
     if config is None:
         arguments.update(settings)
     else:

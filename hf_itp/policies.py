@@ -34,7 +34,7 @@ _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
 _PER_STEP_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 # Arguments of peft's `generate` that it keeps in hooks, one entry per row of the batch.
 _PER_ROW_ADAPTERS = {"adapter_names", "alora_offsets"}
-_FIXED_CACHES = ("static", "offloaded_static", "sliding_window", "paged")
+FIXED_CACHES = ("static", "offloaded_static", "sliding_window", "paged")
 
 
 def check_model(model: Any) -> None:
@@ -85,7 +85,7 @@ def check_generation_config(config: GenerationConfig, num_candidates: int) -> No
                 f"`{name}` has to be off with `strategy`, but is {value!r}: candidates are independent samples of the "
                 f"policy. Remove `{name}`, or pass strategy=None for that way of decoding."
             )
-    if config.cache_implementation in _FIXED_CACHES:
+    if config.cache_implementation in FIXED_CACHES:
         raise ArgumentError(
             f"`cache_implementation` has to be a growing cache with `strategy`, but is "
             f"{config.cache_implementation!r}: rows are copied and dropped. Remove `cache_implementation`."

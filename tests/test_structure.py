@@ -91,6 +91,7 @@ def test_second_ring_imports_nothing_further_out(file):
             "prompts",
             "policies",
             "policy_tokenizers",
+            "processes",
             "generation_settings",
             "functional",
             "embedded",

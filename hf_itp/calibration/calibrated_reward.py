@@ -63,8 +63,8 @@ class CalibratedReward(RewardFunction):
         return self._calibrator.calibrate(prompts, self._reward.rewards_of(prompts, responses, response_ids, columns))
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        self._calibrator.check_prompts(prompts)
         self._reward.check(prompts, **columns)
-        self._calibrator.references_of(prompts)
 
     def takes(self, column: str) -> bool:
         return self._reward.takes(column)

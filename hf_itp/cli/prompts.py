@@ -87,6 +87,19 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
     return [line for _, line in with_text]
 
 
+def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
+    """
+    What the lines of a file of JSON lines hold beside their prompts, by name: one entry per prompt, `None` where a
+    line has none. Nothing of any other file, nor of stdin, which is gone once its prompts are read.
+    """
+    if not file.name.endswith((".jsonl", ".jsonl.gz")):
+        return {}
+    rows = [json.loads(line) for line in _text_of(file).split("\n") if line.strip()]
+    assert len(rows) == num_prompts
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "messages"))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
 def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: str | None) -> list[Prompt]:
     """
     The prompts as the policy is to see them: chats where its tokenizer has a chat template, else text.

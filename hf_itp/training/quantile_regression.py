@@ -15,16 +15,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.calibration.reference_pool import POOL, Row, read_pool
 from hf_itp.errors import ArgumentError
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import RewardLike
-from hf_itp.sampling.drawing import prompt_ids
+from hf_itp.sampling.description import DrawDescription
 from hf_itp.training.arguments import QuantileRegressionArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
+from hf_itp.training.rollouts import check_pictures, end_tokens
 
 
 class QuantileRegressionTrainer(CarriesCalibration, Trainer):
@@ -92,7 +94,18 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         reward = as_reward_function(reward_model)
         self.reward = reward
         self.reference_identity = model_identity(model)
-        self._prompts = None if train_dataset is None else [row["prompt"] for row in train_dataset]
+        further: Any = args.generation_kwargs or {}
+        template_arguments: Any = args.chat_template_kwargs
+        own = {
+            "max_new_tokens": args.max_completion_length,
+            "eos_token_id": end_tokens(model, processing_class),
+        }
+        self.draw = DrawDescription.of(model, processing_class, own | further, chat_template_kwargs=template_arguments)
+        rows = [] if train_dataset is None else list(train_dataset)
+        self._prompts = None if train_dataset is None else [row["prompt"] for row in rows]
+        self._reward_columns = reward_columns(rows)
+        check_pictures(rows)
+        reward.check(self._prompts or [], **self._reward_columns)
         self._pool = None if pool is None else pool_file(pool)
         self.calibrator = None
         self._read_pool = None if self._pool is None else read_pool(self._pool)
@@ -103,7 +116,10 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            # Adapters are drawn from the global generators, which `Trainer` seeds only later.
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(args.seed)  # noqa: TID251  peft takes no generator
+                model = get_peft_model(model, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -150,7 +166,6 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         super().log(logs, start_time)
 
     def _references(self) -> list[Row]:
-        tokenizer: Any = self.processing_class
         if self._read_pool is None:
             folder = Path(self.args.output_dir or ".") / "_calibration"
             policy: Any = self.accelerator.unwrap_model(self.model)
@@ -160,15 +175,16 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
                 self._prompts or [],
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
-                tokenizer=tokenizer,
                 output_dir=folder,
-                max_new_tokens=self.args.max_completion_length,
+                reward_kwargs=self._reward_columns,
+                description=self.draw,
             )
             self._pool = folder / POOL
             self._read_pool = read_pool(self._pool)
         if self._pool is not None and (self._pool.parent / "calibration.json").exists():
             self.calibrator = RewardCalibrator.from_pretrained(self._pool.parent)
             self.calibrator.check_belongs(policy=self.reference_identity, reward_model=reward_identity(self.reward))
+            self._check_prompts_are_read_alike(self.calibrator)
         else:
             rewards = torch.tensor([row["rewards"] for row in self._read_pool], dtype=torch.float32)
             identities: dict[str, Any] = {
@@ -177,6 +193,14 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             }
             self.calibrator = RewardCalibrator([row["prompt"] for row in self._read_pool], rewards, **identities)
         return self._read_pool
+
+    def _check_prompts_are_read_alike(self, calibrator: RewardCalibrator) -> None:
+        """Nothing more is drawn, so of a draw only that counts which turns its prompts into tokens."""
+        if calibrator.draw is not None:
+            prompts = [row["prompt"] for row in self._read_pool or []]
+            ours = self.draw.entries(calibrator.draw["policy"], prompts)
+            alike = {name: ours[name] for name in ("chat_template", "tokenizer")}
+            calibrator.check_belongs(draw={**calibrator.draw, **alike})
 
     def _examples(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         tokenizer: Any = self.processing_class
@@ -187,7 +211,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
                     f"Every row of `pool` has to have a response per reward, but row {number} has "
                     f"{len(row.get('responses') or [])} for {len(row['rewards'])}. Keep the responses when you draw."
                 )
-            prompt = prompt_ids(tokenizer, row["prompt"])
+            prompt = self.draw.prompt_ids(row["prompt"])
             responses = row.get("response_ids") or [
                 [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
                 for text in row["responses"]
