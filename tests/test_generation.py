@@ -209,11 +209,10 @@ def test_max_time_ends_the_call(tokenizer):
         return slow(*args, **kwargs)
 
     model.forward = forward
-    started = time.perf_counter()
     with pytest.warns(ItpWarning, match="`max_time` cut"):
         output = run(model, tokenizer, "best_of_n", max_new_tokens=200, max_time=0.4, eos_token_id=None)
-    assert time.perf_counter() - started < 5
-    assert output.diagnostics["num_tokens"].max() < 50
+    # Eight steps sleep for 0.4 s and the ninth at most is begun before; on a busy machine there are fewer.
+    assert output.diagnostics["num_tokens"].max() < 20
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(llama, tokenizer):

@@ -30,7 +30,7 @@ class FirstBatchWaits(CallableReward):
         return self._devices
 
     def score(self, prompts, responses, response_ids=None):
-        self.waited.append(self._until.wait(timeout=20 if not self.waited else 0))
+        self.waited.append(self._until.wait(timeout=200 if not self.waited else 0))
         return super().score(prompts, responses, response_ids)
 
 

@@ -1,7 +1,14 @@
-"""Fits a calibrator in a folder: what the kill test runs. A reward slow enough to be killed in the middle."""
+"""
+Fits a calibrator in a folder: what the kill test runs.
+
+    python -m tests.calibration.fit_in_a_process FOLDER PAUSE [CALLS]
+
+The reward takes PAUSE seconds, and waits to be killed once it was called CALLS times.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -11,12 +18,14 @@ from hf_itp import RewardCalibrator
 from tests.tiny import PromptBoundReward, tiny_model, tiny_tokenizer
 
 
-def main(folder: str, pause: float) -> None:
+def main(folder: str, pause: float, most_calls: float = math.inf) -> None:
     torch.set_num_threads(1)
     scores = PromptBoundReward()
 
     def prompt_bound_reward(prompts, completions, **kwargs):
         time.sleep(pause)
+        while len(scores.calls) >= most_calls:
+            time.sleep(1.0)
         return scores(prompts, completions)
 
     words = [
@@ -43,4 +52,4 @@ def main(folder: str, pause: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], *map(float, sys.argv[2:]))

@@ -172,7 +172,7 @@ def test_reader_that_stops_reading_is_no_error(policy, reward_model):
 def test_terminal_on_stdin_is_not_waited_for():
     ours, theirs = pty.openpty()
     try:
-        ended = subprocess.run([*MAIN, "generate"], stdin=theirs, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run([*MAIN, "generate"], stdin=theirs, capture_output=True, text=True, timeout=500)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 
 
-def accelerate_launch(*arguments: object, timeout: float = 200.0) -> subprocess.CompletedProcess[str]:
+def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with two processes; its output carries what both wrote."""
     # What `accelerate launch` calls multi-GPU is any number of processes on one machine.
     launcher = ("--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())

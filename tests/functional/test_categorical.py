@@ -72,7 +72,10 @@ def test_row_draws_the_same_in_any_company():
 
 
 def test_noise_in_the_last_bits_moves_no_draw():
-    """What lets the ways of computing logits agree on tokens: 100,000 draws, each moved with a chance near 1e-6."""
+    """
+    What lets the ways of computing logits agree on tokens: 100,000 draws, each moved with a chance near 1e-6. Even at
+    3e-6 more than five of them are moved with odds below 1e-6 (Poisson with mean 0.3).
+    """
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(2000, 50, generator=generator)
     noisy = logits * (1 + 1e-7 * torch.randn(logits.shape, generator=generator))
@@ -80,7 +83,7 @@ def test_noise_in_the_last_bits_moves_no_draw():
     moved = sum(
         int((sample_categorical(logits, keys, s) != sample_categorical(noisy, keys, s)).sum()) for s in range(50)
     )
-    assert moved <= 3
+    assert moved <= 5
 
 
 def test_inputs_stay_as_they_were():

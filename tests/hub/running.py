@@ -37,5 +37,5 @@ class Machine:
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = self._environment | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=180
+            [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=1000
         )
