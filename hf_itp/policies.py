@@ -63,12 +63,19 @@ def check_model(model: Any) -> None:
 
 
 def _check_adapters(model: Any) -> None:
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-    keywords = {keyword for hook in hooks for keyword in getattr(hook, "keywords", {})}
-    for name in sorted(_PER_ROW_ADAPTERS & keywords):
+    given: set[str] = set()
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if found := _PER_ROW_ADAPTERS & set(getattr(hook, "keywords", {})):
+                given |= found
+                # peft leaves its hooks in the model when the call it made them for fails, as this one will.
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+    if given:
+        names = ", ".join(f"`{name}`" for name in sorted(given))
         raise ArgumentError(
-            f"`{name}` has to be absent with `strategy`, but was given: peft counts the rows of the batch by it, and "
-            "a pool has other rows than the batch. Call `generate` once per adapter, after model.set_adapter(...)."
+            f"{names} has to be absent with `strategy`, but was given: peft counts the rows of the batch by it, and a "
+            "pool has other rows than the batch. Call `generate` once per adapter, after model.set_adapter(...)."
         )
 
 

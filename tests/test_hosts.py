@@ -87,8 +87,8 @@ def test_lora_policy_uses_its_adapter():
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_virtual_tokens_come_before_the_prompt(kind):
-    """Greedy, so that plain `generate` of the same wrapped model says what is right."""
-    model, batch = tiny_model("llama"), left_padded_batch([7, 5])
+    """Greedy, so that plain `generate` of the same wrapped model says what is right, and passes by hand that it is."""
+    model, batch = tiny_model("llama"), left_padded_batch([7, 7])
     config = {
         "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
         "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
@@ -105,7 +105,8 @@ def test_virtual_tokens_come_before_the_prompt(kind):
             return
         # As part of the input, and not of the cache, they are where they belong.
         arguments["use_cache"] = False
-    plain = wrapped.generate(**batch, max_new_tokens=8, do_sample=False, use_cache=arguments.get("use_cache"))
+    own = {name: arguments[name] for name in ("max_new_tokens", "do_sample", "use_cache") if name in arguments}
+    plain = wrapped.generate(**batch, **own)
     assert wrapped.generate(**batch, **arguments).equal(plain)
     assert plain.equal(by_hand(wrapped, batch, 8))
 
@@ -115,7 +116,7 @@ def by_hand(model, batch, num_tokens):
     """The most probable token after the whole row, again and again."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     for _ in range(num_tokens):
-        token = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        token = model(input_ids=ids, attention_mask=mask).logits[:, -1].argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
     return ids
 

@@ -67,7 +67,10 @@ def packing_body(model: PreTrainedModel, ids: torch.Tensor) -> Any | None:
         return None
     body = model_view(model, ATTENTION).base_model
     if model not in _follows:
-        _follows[model] = _agrees(model.base_model, body, ids)
+        agrees = _agrees(model.base_model, body, ids)
+        if agrees is None:
+            return None
+        _follows[model] = agrees
     return body if _follows[model] else None
 
 
@@ -95,7 +98,8 @@ def _windows(config: Any) -> list[int | None]:
     return [getattr(layer, "sliding_window", None) for layer in layers]
 
 
-def _agrees(plain: Any, body: Any, ids: torch.Tensor) -> bool:
+def _agrees(plain: Any, body: Any, ids: torch.Tensor) -> bool | None:
+    """Whether the body packs rows as the model runs them; `None` if a NaN leaves that open, which is no verdict."""
     ids = ids[:_PROBED_TOKENS]
     cut = (len(ids) + 1) // 2
     suffixes = [ids[cut:], ids[:cut], ids[:1]]
@@ -108,6 +112,8 @@ def _agrees(plain: Any, body: Any, ids: torch.Tensor) -> bool:
         row = torch.cat([ids[:cut], suffix])[None]
         expected = plain(input_ids=row, use_cache=False, return_dict=True).last_hidden_state[0, -1]
         tolerance = max(1e-3, 16 * torch.finfo(expected.dtype).eps)
+        if bool(hidden.isnan().any() | expected.isnan().any()):
+            return None
         if not bool((hidden - expected).norm() <= tolerance * expected.norm()):
             return False
     return True

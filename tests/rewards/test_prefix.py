@@ -263,3 +263,14 @@ def test_model_that_counts_positions_along_the_batch_is_found_out():
 
     model.model.register_forward_pre_hook(count_along, with_kwargs=True)
     torch.testing.assert_close(label_logits(model, sequences), whole_pass(model, sequences), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pass_with_a_nan_is_no_verdict_on_the_model():
+    model, ids = tiny_classifier("llama"), torch.tensor(words(12, seed=0))
+    weight = model.base_model.norm.weight
+    good = weight.detach().clone()
+    weight[0] = torch.nan
+    assert shared_prefix.packing_body(model, ids) is None
+    weight.copy_(good)
+    assert shared_prefix.packing_body(model, ids) is not None

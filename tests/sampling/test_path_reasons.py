@@ -13,11 +13,14 @@ import peft
 import pytest
 import torch
 from transformers import LlamaForCausalLM
+from transformers.utils import ModelOutput
 
 from hf_itp import ItpWarning
 from hf_itp.errors import UnsupportedModelError
 from hf_itp.host_names import cache_argument, cache_entry
 from hf_itp.sampling import decoders
+from hf_itp.sampling.shared_prefix import CannotShare
+from hf_itp.sampling.shared_prefix.conditions import check_can_share
 from hf_itp.sampling.shared_prefix.decoder import same_logits
 from tests.architectures import ARCHITECTURES, ENCODER_DECODER, VISION_LANGUAGE
 from tests.sampling.drawing import draw, prepared
@@ -25,13 +28,13 @@ from tests.sampling.test_architectures import PATHS, SHARED, batch_for
 from tests.tiny import left_padded_batch, tiny_model
 
 OWN_ATTENTION = "its attention does not go through transformers' attention interface"
-# The part of a reason that names what was missing. State-space models and hybrids differ in what they say first.
+# The part of a reason that names what was missing. Hybrids differ in what they say first.
 REASONS = (
     dict.fromkeys(SHARED, "a prompt's keys and values are kept once for all its candidates")
     | {"t5": "it is an encoder-decoder", "bart": "it is an encoder-decoder"}
     | {"bloom": OWN_ATTENTION, "falcon": OWN_ATTENTION, "mamba": OWN_ATTENTION, "mamba2": OWN_ATTENTION}
     | {"deepseek_v3": "the keys attended to are not the ones that were cached"}
-    | {"qwen3_next": "it keeps a state", "recurrent_gemma": "the model keeps states outside of its cache"}
+    | {"recurrent_gemma": "the model keeps states outside of its cache"}
     | dict.fromkeys(VISION_LANGUAGE, "beside the prompt's tokens")
 )
 
@@ -97,9 +100,9 @@ def test_attention_that_is_not_known_is_named():
     model = tiny_model("llama")
     model.set_attn_implementation("flex_attention")
     arguments = prepared(model, left_padded_batch([7, 5]))
-    with torch.no_grad():
-        chosen = decoders.make_decoder(model, **arguments)
-    assert "the attention implementation 'flex_attention' is not known to share" in chosen.path_reason
+    del arguments["generation_config"]
+    with pytest.raises(CannotShare, match="the attention implementation 'flex_attention' is not known to share"):
+        check_can_share(model, **arguments)
 
 
 @torch.no_grad()
@@ -190,7 +193,8 @@ class OldCode(LlamaForCausalLM):
     def forward(self, input_ids=None, kv=None, **kwargs):
         for name in ("cache", "past_key_values"):
             kwargs.pop(name, None)
-        return super().forward(input_ids, **kwargs, **{cache_argument(super().forward): kv})
+        outputs = super().forward(input_ids, **kwargs, **{cache_argument(super().forward): kv})
+        return ModelOutput(logits=outputs.logits, kv=kv)
 
 
 def test_code_that_passes_over_its_cache_is_an_error():
