@@ -19,25 +19,25 @@ asked about each row.
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from hf_itp.errors import ArgumentError
-
-Pair = tuple[int, int]
-"""A prompt (its row) and the index of one of its candidates."""
+from hf_itp.sampling.held_state import copied, held, holds_one_per, name_of
+from hf_itp.sampling.row_groups import (
+    CriterionByCandidate,
+    CriterionOfAllRows,
+    Pair,
+    ProcessorByCandidate,
+    rows_by_candidate,
+)
 
 # Exact types: a subclass of a user's may do anything.
 _ROWWISE = {
@@ -88,16 +88,16 @@ def how_called(thing: Any, num_prompts: int, num_rows: int) -> Calls:
     """
     if type(thing) in _ROWWISE or getattr(type(thing), "rowwise", False) is True:
         return Calls.BY_ROW
-    if num_rows == num_prompts or _holds_one_per(thing, num_rows):
+    if num_rows == num_prompts or holds_one_per(thing, num_rows):
         return Calls.ALL_ROWS
-    if not isinstance(thing, StoppingCriteria) and hasattr(thing, "__dict__") and not list(_held(thing)):
+    if not isinstance(thing, StoppingCriteria) and hasattr(thing, "__dict__") and not list(held(thing)):
         return Calls.BY_CANDIDATE
-    if _holds_one_per(thing, num_prompts):
-        if _copied(thing) is not None:
+    if holds_one_per(thing, num_prompts):
+        if copied(thing) is not None:
             return Calls.BY_CANDIDATE
         if num_prompts > 1:
             raise ArgumentError(
-                f"{_name(thing)} holds one entry per prompt, so each of the {num_rows // num_prompts} candidates "
+                f"{name_of(thing)} holds one entry per prompt, so each of the {num_rows // num_prompts} candidates "
                 f"needs a copy of it, but it cannot be copied. {_REMEDY}, or pass one prompt at a time."
             )
     return Calls.ALL_ROWS
@@ -154,7 +154,7 @@ class RowCalls:
         self._criteria = [(one, how_called(one, num_prompts, num_rows)) for one in asked]
         # As they are before the first call: what a copy is made of.
         self._fresh = {
-            id(one): _copied(one)
+            id(one): copied(one)
             for one, calls in (*self._processors, *self._criteria)
             if calls is Calls.BY_CANDIDATE or (calls is Calls.ALL_ROWS and isinstance(one, StoppingCriteria))
         }
@@ -188,12 +188,12 @@ class RowCalls:
             `ArgumentError`: If what was set cannot be honoured together with a processor or criterion; names it.
         """
         if reviewed and not self.rows_are_independent:
-            names = ", ".join(_name(one) for one, calls in self._looking() if calls is not Calls.BY_ROW)
+            names = ", ".join(name_of(one) for one, calls in self._looking() if calls is not Calls.BY_ROW)
             raise ArgumentError(
                 "`early_rejection` needs processors and criteria that look at one row alone, but the call has "
                 f"{names}. {_REMEDY}, or remove it or `early_rejection`."
             )
-        together = [_name(one) for one in self._seeing_all()] + ["max_time"] * bool(self.time_limits)
+        together = [name_of(one) for one in self._seeing_all()] + ["max_time"] * bool(self.time_limits)
         if together and draws_again:
             raise ArgumentError(
                 f"{together[0]} sees all candidates of a call together, but this strategy draws more where it needs "
@@ -201,16 +201,16 @@ class RowCalls:
             )
         if processes > 1:
             for one in self._seeing_all():
-                if _holds_one_per(one, self._num_rows):
+                if holds_one_per(one, self._num_rows):
                     raise ArgumentError(
-                        f"{_name(one)} holds one entry per candidate ({self._num_rows}), but with `shard` each of "
+                        f"{name_of(one)} holds one entry per candidate ({self._num_rows}), but with `shard` each of "
                         f"{processes} processes draws a part of them. {_REMEDY}, or leave `shard` out."
                     )
         if batch_size is None or (self.rows_are_independent and not together):
             return
         least, what = (self._num_rows, "candidate") if together else (self._num_prompts, "prompt")
         if batch_size < least:
-            name = together[0] if together else next(_name(o) for o, c in self._looking() if c is not Calls.BY_ROW)
+            name = together[0] if together else next(name_of(o) for o, c in self._looking() if c is not Calls.BY_ROW)
             remedy = "." if name == "max_time" else f". {_REMEDY}."
             raise ArgumentError(
                 f"`batch_size` must be at least {least} with {name}, one row per {what}, got {batch_size}. Leave "
@@ -226,23 +226,23 @@ class RowCalls:
                 every prompt is there for each index.
         """
         prompt_index = torch.tensor([prompt for prompt, _ in pairs])
-        groups = _groups(pairs)
+        groups = rows_by_candidate(pairs)
         arranged = []
         for one, calls in self._processors:
             if calls is Calls.BY_ROW:
                 one = of_rows(one, prompt_index)
             elif calls is Calls.BY_CANDIDATE:
-                one = _ProcessorByCandidate([(rows, self._own(one)) for rows in groups])
+                one = ProcessorByCandidate([(rows, self._own(one)) for rows in groups])
             arranged.append(one)
         ending: list[StoppingCriteria] = []
         for one, calls in self._criteria:
             if _is_harness_tracker(one) and len(groups) > 1:
-                one = _CriterionByCandidate([([row], _for_one_row(self._fresh[id(one)])) for row in range(len(pairs))])
+                one = CriterionByCandidate([([row], _for_one_row(self._fresh[id(one)])) for row in range(len(pairs))])
             elif calls is Calls.BY_CANDIDATE:
-                one = _CriterionByCandidate([(rows, self._own(one)) for rows in groups])
+                one = CriterionByCandidate([(rows, self._own(one)) for rows in groups])
             elif calls is Calls.ALL_ROWS:
-                knows_all = len(groups) == 1 or _holds_one_per(one, len(pairs))
-                one = _CriterionOfAllRows(one, groups, None if knows_all else self._fresh[id(one)], knows_all)
+                knows_all = len(groups) == 1 or holds_one_per(one, len(pairs))
+                one = CriterionOfAllRows(one, groups, None if knows_all else self._fresh[id(one)], knows_all)
             ending.append(one)
         return LogitsProcessorList(arranged), StoppingCriteriaList(ending)
 
@@ -262,69 +262,7 @@ class RowCalls:
         if id(thing) not in self._used:
             self._used.add(id(thing))
             return thing
-        return _copied(self._fresh[id(thing)])
-
-
-class _ProcessorByCandidate(LogitsProcessor):
-    """Calls one processor per candidate, each with the rows `rows` of all prompts."""
-
-    def __init__(self, groups: list[tuple[list[int], Any]]):
-        # In a list of transformers', which checks what further arguments a processor wants.
-        self._groups = [(torch.tensor(rows), LogitsProcessorList([own])) for rows, own in groups]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        processed = torch.empty_like(scores)
-        for rows, own in self._groups:
-            rows = rows.to(scores.device)
-            processed[rows] = own(input_ids[rows], scores[rows])  # type: ignore[arg-type]
-        return processed
-
-
-class _CriterionByCandidate(StoppingCriteria):
-    """Asks one criterion per candidate about the rows of all prompts."""
-
-    def __init__(self, groups: list[tuple[list[int], Any]]):
-        self._groups = [(torch.tensor(rows), own) for rows, own in groups]
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for rows, own in self._groups:
-            rows = rows.to(input_ids.device)
-            ended[rows] = _answer(own, input_ids[rows], scores, kwargs)
-        return ended
-
-
-class _CriterionOfAllRows(StoppingCriteria):
-    """
-    Asks a criterion about all rows; one that answers with a single bool is asked once per candidate from then on.
-
-    Args:
-        criterion: The caller's own.
-        groups (`list[list[int]]`): The rows of each candidate index.
-        fresh: A copy made before the first call, to ask about one candidate; `None` if it cannot be copied.
-        knows_all (`bool`): Whether a single bool is meant for all rows.
-    """
-
-    def __init__(self, criterion: Any, groups: list[list[int]], fresh: Any, knows_all: bool):
-        self._criterion, self._groups, self._fresh, self._knows_all = criterion, groups, fresh, knows_all
-        self._by_candidate: _CriterionByCandidate | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self._by_candidate is not None:
-            return self._by_candidate(input_ids, scores, **kwargs)
-        answer = _answer(self._criterion, input_ids, scores, kwargs)
-        if answer.dim() > 0 or self._knows_all:
-            return answer.expand(len(input_ids))
-        if self._fresh is not None:
-            self._by_candidate = _CriterionByCandidate([(rows, _copied(self._fresh)) for rows in self._groups])
-            return self._by_candidate(input_ids, scores, **kwargs)
-        if bool(answer):
-            raise ArgumentError(
-                f"{_name(self._criterion)} answered True for {len(input_ids)} rows at once and cannot be copied to be "
-                "asked about each, so it would end candidates it knows nothing of. Return one bool per row: a tensor "
-                "of shape (len(input_ids),)."
-            )
-        return answer.expand(len(input_ids))
+        return copied(self._fresh[id(thing)])
 
 
 def _is_harness_tracker(thing: Any) -> bool:
@@ -335,92 +273,6 @@ def _is_harness_tracker(thing: Any) -> bool:
 
 
 def _for_one_row(tracker: Any) -> Any:
-    own = _copied(tracker)
+    own = copied(tracker)
     own.done_tracker = [False]
     return own
-
-
-def _answer(criterion: Any, input_ids: torch.Tensor, scores: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    """What a criterion says: `(R,)`, or 0-dimensional where it says one thing for all rows."""
-    given = criterion(input_ids, scores, **kwargs)
-    try:
-        answer = torch.as_tensor(given, device=input_ids.device).bool()
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentError(
-            f"{_name(criterion)} must answer with bools, got {given!r:.80}. Return a tensor of shape "
-            "(len(input_ids),)."
-        ) from None
-    if answer.numel() == 1:
-        return answer.reshape(())
-    if answer.shape != (len(input_ids),):
-        raise ArgumentError(
-            f"{_name(criterion)} must answer with one bool per row ({len(input_ids)}), got shape "
-            f"{tuple(answer.shape)}. Return a tensor of shape (len(input_ids),)."
-        )
-    return answer
-
-
-def _groups(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The rows of each candidate index, each in the order of the prompts."""
-    by_index: dict[int, list[int]] = {}
-    for row, (_, index) in enumerate(pairs):
-        by_index.setdefault(index, []).append(row)
-    return [sorted(rows, key=lambda row: pairs[row][0]) for rows in by_index.values()]
-
-
-def _held(thing: Any) -> Iterator[Any]:
-    """What an object, or the function it is, carries along from call to call."""
-    if isinstance(thing, functools.partial):
-        yield from (thing.args, thing.keywords.values())
-        yield from _held(thing.func)
-    elif inspect.ismethod(thing):
-        yield from _held(thing.__self__)
-    elif inspect.isfunction(thing):
-        for cell in thing.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # not filled yet
-                continue
-    else:
-        yield from getattr(thing, "__dict__", {}).values()
-        for name in (name for base in type(thing).__mro__ for name in getattr(base, "__slots__", ())):
-            if hasattr(thing, name):
-                yield getattr(thing, name)
-
-
-def _holds_one_per(thing: Any, count: int) -> bool:
-    """Whether something it holds has that many entries, so that it was made for as many rows."""
-    for value in _held(thing):
-        parts = [value]
-        if isinstance(value, dict):
-            if list(value) == list(range(count)):
-                return True
-            parts = list(value.values())
-        for part in parts:
-            if isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0 and part.shape[0] == count:
-                return True
-            if isinstance(part, (list, tuple)) and len(part) == count:
-                return True
-    return False
-
-
-def _copied(thing: Any) -> Any:
-    """A copy that shares the models and tokenizers in it; `None` where something in it cannot be copied."""
-    memo = {id(part): part for part in _heavy(thing, depth=3)}
-    try:
-        return copy.deepcopy(thing, memo)
-    except Exception:  # whatever a lock, a file or a compiled grammar raises
-        return None
-
-
-def _heavy(thing: Any, depth: int) -> Iterator[Any]:
-    if isinstance(thing, (nn.Module, PreTrainedTokenizerBase)):
-        yield thing
-    elif depth > 0:
-        held = list(thing.values()) if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else None
-        for part in _held(thing) if held is None else held:
-            yield from _heavy(part, depth - 1)
-
-
-def _name(thing: Any) -> str:
-    return f"`{getattr(thing, '__qualname__', type(thing).__name__)}`"
