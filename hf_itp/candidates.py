@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.forward import devices
 from hf_itp.sampling import CandidateSampler
-from hf_itp.sampling.engines import Engine
+from hf_itp.sampling.text import ResponseReader
 from hf_itp.sharding import Pair, Sharding
 
 
@@ -26,27 +26,34 @@ class CandidatePools:
     One growing pool per prompt.
 
     Args:
-        sampler ([`~sampling.engines.Engine`]): Draws for the rows of the batch.
+        sampler ([`~sampling.CandidateSampler`]): Draws for the rows of the batch.
         reward ([`RewardFunction`]): Scores what was drawn.
         tokenizer (`PreTrainedTokenizerBase`): The policy's, to turn responses into text.
         prompts (`list`): What the reward sees, one per row.
         sharding ([`Sharding`]): Which candidates this process draws. Rewards of all are in its pools; the responses of
             other processes come with [`winners`] and [`candidates`].
+        columns (`dict[str, list]`, *optional*): Further columns for the reward, one entry per row.
+        token_prompts (`list[list[int]]`): What the responses of each row continue.
     """
 
     def __init__(
         self,
-        sampler: Engine,
+        sampler: CandidateSampler,
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         sharding: Sharding,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        token_prompts: Sequence[Sequence[int]],
     ):
-        self._sampler, self._reward, self._tokenizer, self._prompts = sampler, reward, tokenizer, prompts
+        self._sampler, self._reward, self._prompts = sampler, reward, prompts
         self._sharding = sharding
+        self._columns = {name: list(column) for name, column in (columns or {}).items()}
+        self._readers = [ResponseReader(tokenizer, row) for row in token_prompts]
         self._held: dict[Pair, torch.Tensor] = {}
         self._being_scored: list[tuple[list[Pair], Future[torch.Tensor]]] = []
-        self.rewards: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
+        self.rewards: list[torch.Tensor] = [torch.empty(0, dtype=torch.float32) for _ in prompts]
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def extend(self, rows: Sequence[int], count: int) -> None:
@@ -122,9 +129,9 @@ class CandidatePools:
 
     def _score(self, rows: Sequence[int], responses: Sequence[torch.Tensor]) -> torch.Tensor:
         """One reward per response, each to the prompt of its row."""
-        # Not `batch_decode`, which takes no responses for one empty response.
-        texts = [str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)) for ids in responses]
-        return self._reward([self._prompts[row] for row in rows], texts, responses)
+        texts = [self._readers[row](ids.tolist()) for row, ids in zip(rows, responses, strict=True)]
+        columns = {name: [column[row] for row in rows] for name, column in self._columns.items()}
+        return self._reward.rewards_of([self._prompts[row] for row in rows], texts, responses, columns)
 
     def comparable_rewards(self, row: int) -> torch.Tensor:
         """Rewards of one prompt's candidates as the strategy is to compare them."""

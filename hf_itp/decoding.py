@@ -11,9 +11,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,21 +22,25 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from hf_itp.candidates import CandidatePools
+from hf_itp.columns import check_reward_kwargs
 from hf_itp.early_rejection import EarlyRejection, check_early_rejection
-from hf_itp.errors import ArgumentError, ItpWarning
-from hf_itp.functional.checks import check_choice
+from hf_itp.errors import ArgumentError, ItpWarning, StrategyError
+from hf_itp.functional.checks import check_choice, check_count, check_indices, check_law
 from hf_itp.output import StrategyOutput
 from hf_itp.policies import check_generation_config, check_model, check_model_kwargs, policy_tokenizer
+from hf_itp.prompt_rows import warn_of_other_rows
 from hf_itp.prompts import check_prompts, decoded_prompts
 from hf_itp.rejecting_pools import RejectingPools
-from hf_itp.rewards import RewardFunction
+from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
-from hf_itp.sampling.engines import Engine, check_engine, make_engine
+from hf_itp.rewards.resolve import checked_reward
+from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.padding import unpadded
+from hf_itp.sampling.row_calls import RowCalls, rows_are_independent
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
-from hf_itp.sampling.token_sampler import TokenSampler
 from hf_itp.sharding import SHARDS, Sharding
-from hf_itp.strategies import Strategy
+from hf_itp.strategies import Strategy, get_strategy
 
 
 @dataclass
@@ -48,12 +51,14 @@ class StrategyDecoding:
     Give it to `generate` as `custom_generate=StrategyDecoding(...)`, or let `generate(strategy=...)` build it.
 
     Args:
-        strategy ([`Strategy`]): What selects.
-        reward ([`RewardFunction`]): What scores.
+        strategy ([`Strategy`] or `str`): What selects, or its name.
+        reward ([`RewardFunction`]): What scores, or anything else that `generate` takes as `reward_model`. A model
+            given by name is loaded at the first call, to where the policy is.
         num_candidates (`int`, *optional*, defaults to 16): Responses drawn per prompt.
         num_return_sequences (`int`, *optional*, defaults to 1): Responses returned per prompt, all different draws.
         prompts (`list[str]` or `list[list[dict]]`, *optional*): What the reward is to see, one per input row. Without
             it the decoded input serves.
+        reward_kwargs (`dict[str, list]`, *optional*): Columns of the data for the reward, one entry per input row.
         seed (`int`, *optional*): Every candidate is a function of it, its prompt and its index. Without it one is
             taken from torch's global generator.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's; loaded from where the policy came from if
@@ -61,8 +66,6 @@ class StrategyDecoding:
         batch_size (`int`, *optional*): Most candidates decoded at once, the others following as these end; by free
             memory if absent.
         progress (`bool`, *optional*): Progress bars always or never; if absent, on long calls.
-        engine (`str`, *optional*, defaults to `"auto"`): What runs the policy: `"native"`, `"paged"` (transformers'
-            continuous batching), or `"auto"`: `"native"`, which shares the prompt for all that `"paged"` can run.
         early_rejection (`float` or [`EarlyRejection`], *optional*): Gives up candidates while they are being drawn:
             for `best_of_n`.
         shard (`str`, *optional*): Over the processes of an `accelerate launch`, `"candidates"` splits the candidates
@@ -93,43 +96,50 @@ class StrategyDecoding:
     num_candidates: int = 16
     num_return_sequences: int = 1
     prompts: Sequence[Prompt] | None = None
+    reward_kwargs: Mapping[str, Sequence] | None = None
     seed: int | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     batch_size: int | None = None
     progress: bool | None = None
-    engine: str = "auto"
     early_rejection: float | EarlyRejection | None = None
     shard: str | None = None
     streamer: BaseStreamer | None = field(default=None, repr=False)
     input_prompts: list[list[int]] | None = field(default=None, repr=False)
     keep_top_k_50: bool = False
 
+    _hf_itp_decoding = True  # By this `patching` tells it from other callables, without importing anything.
+
     def __post_init__(self) -> None:
-        _check_count("num_candidates", self.num_candidates, "Draw at least one candidate.")
-        _check_count("num_return_sequences", self.num_return_sequences, "Return at least one sequence.")
+        self.strategy = get_strategy(self.strategy)
+        self.reward = checked_reward(self.reward)
+        self.num_candidates = check_count("num_candidates", self.num_candidates, 1, "Draw at least one candidate.")
+        self.num_return_sequences = check_count(
+            "num_return_sequences", self.num_return_sequences, 1, "Return at least one sequence."
+        )
         if self.num_candidates < self.num_return_sequences:
             raise ArgumentError(
                 f"`num_candidates` has to be at least `num_return_sequences` ({self.num_return_sequences}), but is "
                 f"{self.num_candidates}. Draw more candidates or return fewer sequences."
             )
         if self.batch_size is not None:
-            _check_count("batch_size", self.batch_size, "Leave it out to let the free memory decide.")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
-            raise ArgumentError(f"`seed` has to be an integer of at least 0, but is {self.seed!r}. Pass e.g. seed=0.")
+            remedy = "Leave it out to let the free memory decide."
+            self.batch_size = check_count("batch_size", self.batch_size, 1, remedy)
+        if self.seed is not None:
+            self.seed = check_count("seed", self.seed, 0, "Pass e.g. seed=0.")
         if self.shard is not None:
             check_choice("shard", self.shard, SHARDS)
         if self.prompts is not None:
             self.prompts = check_prompts(self.prompts)
-        check_engine(self.engine)
-        if self.shard is not None and (self.engine == "paged" or self.early_rejection is not None):
-            name = "early_rejection" if self.early_rejection is not None else "engine='paged'"
+        if self.reward_kwargs is not None:
+            self.reward_kwargs = check_reward_kwargs(self.reward_kwargs)
+        if self.shard is not None and self.early_rejection is not None:
             raise ArgumentError(
-                f"`shard` cannot be combined with {name}, which needs all candidates of a call in one process, but is "
-                f"{self.shard!r}. Leave one of them out."
+                "`shard` cannot be combined with early_rejection, which needs all candidates of a call in one "
+                f"process, but is {self.shard!r}. Leave one of them out."
             )
         if self.early_rejection is not None:
             self.early_rejection = check_early_rejection(
-                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size, self.engine
+                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size
             )
 
     def __call__(
@@ -144,25 +154,39 @@ class StrategyDecoding:
         """Called by `generate` in place of its own decoding loop, with everything it has prepared."""
         check_model(model)
         check_generation_config(generation_config, self.num_candidates)
-        check_model_kwargs(model_kwargs, model.config.is_encoder_decoder)
+        check_model_kwargs(model, model_kwargs)
         if self.streamer is not None and len(input_ids) * self.num_return_sequences != 1:
             raise ArgumentError(
                 f"`streamer` takes one response, but {len(input_ids) * self.num_return_sequences} are to be returned. "
                 "Pass one prompt with num_return_sequences=1, or leave `streamer` out."
             )
-        tokenizer = self.tokenizer or policy_tokenizer(model)
+        tokenizer = policy_tokenizer(model) if self.tokenizer is None else self.tokenizer
         token_prompts, prompts = self._prompts(model, input_ids, model_kwargs.get("attention_mask"), tokenizer)
+        columns = {} if self.reward_kwargs is None else check_reward_kwargs(self.reward_kwargs, len(prompts))
+        self.reward = as_reward_function(self.reward, device=model.device)
+        # Before the first forward pass, so that what cannot be scored is not drawn.
+        self.reward.check(prompts, **columns)
+        # An encoder-decoder goes on from its decoder's tokens.
+        mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        continued = unpadded(input_ids, mask) if input_ids.shape[1] > 0 else [[] for _ in prompts]
         if not self.keep_top_k_50:
             logits_processor = _without_default_top_k(model, logits_processor)
-        rows_are_independent = TokenSampler(logits_processor, bool(generation_config.do_sample)).rows_are_independent
-        sharding = Sharding(self.shard, model, len(input_ids), rows_are_independent)
+        sharding = Sharding(
+            self.shard, model, len(input_ids), rows_are_independent(logits_processor, stopping_criteria)
+        )
+        RowCalls(logits_processor, stopping_criteria, len(input_ids), len(input_ids) * self.num_candidates).check(
+            batch_size=self.batch_size,
+            draws_again=self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) > 0,
+            reviewed=self.early_rejection is not None,
+            processes=sharding.num_processes,
+        )
         own_seed = fresh_seed() if self.seed is None else self.seed
         seed = sharding.agree(own_seed, self._request(token_prompts, generation_config))
         keys = prompt_keys(seed, token_prompts)
 
         started = time.perf_counter()
-        sampler, how = sharding.sampler(
-            partial(make_engine, self.engine),
+        sampler = sharding.sampler(
+            CandidateSampler,
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,
@@ -173,7 +197,7 @@ class StrategyDecoding:
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        pools = self._pools(sampler, tokenizer, prompts, keys, sharding)
+        pools = self._pools(sampler, tokenizer, prompts, columns, keys, sharding, continued)
         pools.seconds["prefill"] = time.perf_counter() - started
         pools.extend(range(len(prompts)), self.num_candidates)
         selected = self._select(pools, keys)
@@ -185,7 +209,7 @@ class StrategyDecoding:
         sequences = _sequences(input_ids, winners, generation_config)
         output: torch.Tensor | StrategyOutput = sequences
         if generation_config.return_dict_in_generate:
-            output = self._output(sequences, pools, first_pool, selected, how)
+            output = self._output(sequences, pools, first_pool, selected, sampler)
         if self.streamer is not None:
             _stream(self.streamer, input_ids, winners[0][0])
         return output
@@ -197,6 +221,7 @@ class StrategyDecoding:
             "input_ids": token_prompts,
             "strategy": (self.strategy.name, self.strategy.settings()),
             "reward_model": self.reward.name,
+            "reward_kwargs": json.dumps(self.reward_kwargs, default=str),
             **{
                 name: getattr(self, name)
                 for name in ("num_candidates", "num_return_sequences", "seed", "batch_size", "shard")
@@ -206,11 +231,13 @@ class StrategyDecoding:
 
     def _pools(
         self,
-        sampler: Engine,
+        sampler: CandidateSampler,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
+        columns: Mapping[str, Sequence],
         keys: Sequence[PromptKey],
         sharding: Sharding,
+        continued: list[list[int]],
     ) -> CandidatePools:
         if isinstance(self.early_rejection, EarlyRejection):
             return RejectingPools(
@@ -219,11 +246,13 @@ class StrategyDecoding:
                 tokenizer,
                 prompts,
                 sharding,
+                columns,
+                token_prompts=continued,
                 early_rejection=self.early_rejection,
                 keep=self.num_return_sequences,
                 audited=[falls_within(key, self.early_rejection.audit) for key in keys],
             )
-        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding)
+        return CandidatePools(sampler, self.reward, tokenizer, prompts, sharding, columns, token_prompts=continued)
 
     def _prompts(
         self,
@@ -236,6 +265,7 @@ class StrategyDecoding:
         num_rows = len(input_ids)
         if self.prompts is not None:
             check_prompts(self.prompts, num_rows)
+        in_tokens = True
         if self.input_prompts is not None:
             token_prompts: list = self.input_prompts
         elif not model.config.is_encoder_decoder and input_ids.shape[1] > 0:
@@ -243,11 +273,14 @@ class StrategyDecoding:
         elif self.prompts is not None:
             # The decoder's tokens are no prompt: all rows start alike.
             token_prompts = [json.dumps(prompt, default=str) for prompt in self.prompts]
+            in_tokens = False
         else:
             raise ArgumentError(
                 "`prompts` has to be given where the input is not token ids, but is None. Pass one string or chat per "
                 "input row."
             )
+        if self.prompts is not None and in_tokens:
+            warn_of_other_rows(self.prompts, token_prompts, tokenizer)
         prompts = self.prompts if self.prompts is not None else decoded_prompts(token_prompts, tokenizer)
         return token_prompts, list(prompts)
 
@@ -259,19 +292,30 @@ class StrategyDecoding:
         while True:
             started = time.perf_counter()
             for row in waiting:
-                selected[row] = self.strategy.decide(
-                    pools.comparable_rewards(row),
-                    self.num_candidates,
-                    self.num_return_sequences,
-                    selection_generator(keys[row]),
-                )
+                selected[row] = self._decide(row, pools.comparable_rewards(row), selection_generator(keys[row]))
             pools.seconds["selection"] += time.perf_counter() - started
             waiting = [row for row in waiting if selected[row] is None]
             if not waiting:
                 return torch.stack([indices for indices in selected if indices is not None])
             # A quarter of the pool at a time: most prompts accept early, and a batch of one is slow.
             drawn = len(pools.rewards[waiting[0]]) - self.num_candidates
+            if drawn >= extra:
+                raise StrategyError(
+                    f"Strategy {self.strategy.name!r} must decide on {drawn} candidates beyond the first "
+                    f"{self.num_candidates}, as its `num_extra_candidates` says, but for prompt {waiting[0]} asked "
+                    "for more. Correct its `decide`."
+                )
             pools.extend(waiting, min(extra - drawn, math.ceil(self.num_candidates / 4)))
+
+    def _decide(self, row: int, rewards: torch.Tensor, generator: torch.Generator) -> torch.Tensor | None:
+        """What the strategy decides for one prompt, checked: it may be another package's."""
+        try:
+            indices = self.strategy.decide(rewards, self.num_candidates, self.num_return_sequences, generator)
+        except StrategyError as error:
+            raise StrategyError(f"Prompt {row} cannot be selected for. {error}") from error
+        if indices is None:
+            return None
+        return check_indices(indices, self.num_return_sequences, len(rewards), self.strategy.name, row)
 
     def _output(
         self,
@@ -279,7 +323,7 @@ class StrategyDecoding:
         pools: CandidatePools,
         first_pool: torch.Tensor,
         selected: torch.Tensor,
-        how: dict[str, Any],
+        sampler: CandidateSampler,
     ) -> StrategyOutput:
         one_pool = self.strategy.num_extra_candidates(self.num_candidates, self.num_return_sequences) == 0
         table = pools.reward_table()
@@ -289,10 +333,15 @@ class StrategyDecoding:
             rewards=table.gather(1, selected),
             candidates=candidates,
             candidate_rewards=table,
-            probabilities=self.strategy.probabilities(first_pool) if one_pool else None,
+            probabilities=(
+                check_law(self.strategy.probabilities(first_pool), first_pool, self.strategy.name)
+                if one_pool
+                else None
+            ),
             selected=selected,
             diagnostics={
-                **how,
+                "path": sampler.path,
+                "path_reason": sampler.path_reason,
                 "num_tokens": _lengths(candidates),
                 "seconds": dict(pools.seconds),
                 **self.strategy.diagnostics(first_pool),
@@ -302,13 +351,8 @@ class StrategyDecoding:
         )
 
 
-def _check_count(name: str, value: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"`{name}` has to be an integer of at least 1, but is {value!r}. {remedy}")
-
-
 def _without_default_top_k(model: PreTrainedModel, logits_processor: LogitsProcessorList) -> LogitsProcessorList:
-    if model.generation_config.top_k is not None:
+    if "top_k" not in unset_is_off(model, {}):
         return logits_processor
     kept = [
         processor
@@ -340,7 +384,7 @@ def _sequences(
 
 def _lengths(candidates: list[list[torch.Tensor]]) -> torch.Tensor:
     """Length of every response `(B, P)`, 0 where none was drawn."""
-    lengths = [torch.tensor([len(response) for response in pool]) for pool in candidates]
+    lengths = [torch.tensor([len(response) for response in pool], dtype=torch.long) for pool in candidates]
     return torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True, padding_value=0)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import as_number, check_count
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,25 @@ class EarlyRejection:
     audit: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 <= self.share < 1:
+        share = as_number(self.share)
+        if share is None or not 0 <= share < 1:
             raise ArgumentError(
                 f"`early_rejection` has to be a share of at least 0 and below 1, but is {self.share!r}. Pass e.g. "
                 "early_rejection=0.5 to give up half of the candidates at each review."
             )
-        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
-            raise ArgumentError(
-                f"`interval` of EarlyRejection has to be an integer of at least 1, but is {self.interval!r}. Pass "
-                "e.g. interval=32."
-            )
-        if not isinstance(self.audit, (bool, int, float)) or not 0 <= self.audit <= 1:
+        interval = check_count("interval", self.interval, 1, "Pass e.g. interval=32 to EarlyRejection.")
+        audit = self.audit if isinstance(self.audit, bool) else as_number(self.audit)
+        if audit is None or not 0 <= audit <= 1:
             raise ArgumentError(
                 f"`audit` of EarlyRejection has to be a share between 0 and 1, but is {self.audit!r}. Pass e.g. "
                 "audit=0.1 to draw a tenth of the prompts in full."
             )
+        for name, value in (("share", share), ("interval", interval), ("audit", audit)):
+            object.__setattr__(self, name, value)
 
 
 def check_early_rejection(
-    early_rejection: float | EarlyRejection, strategy: str, num_candidates: int, batch_size: int | None, engine: str
+    early_rejection: float | EarlyRejection, strategy: str, num_candidates: int, batch_size: int | None
 ) -> EarlyRejection:
     """
     Raises:
@@ -83,10 +84,5 @@ def check_early_rejection(
             f"`batch_size` has to be at least `num_candidates` ({num_candidates}) with `early_rejection`, but is "
             f"{batch_size}: candidates that are compared while they grow share a batch. Leave `batch_size` out, or "
             "draw fewer candidates."
-        )
-    if engine == "paged":
-        raise ArgumentError(
-            "`early_rejection` needs engine='native', but `engine` is 'paged', which shows no response before it is "
-            "complete. Leave one of them out."
         )
     return early_rejection

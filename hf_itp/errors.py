@@ -26,6 +26,24 @@ class RewardModelError(ItpError, ValueError):
     """A checkpoint cannot serve as a reward model as it is."""
 
 
+class DistributionError(ItpError, RuntimeError):
+    """
+    What a token is to be drawn from is no distribution: NaN, infinite, or nothing is left in it.
+
+    Args:
+        message (`str`): What is wrong.
+        row (`int`, *optional*): Which row of the batch it is.
+    """
+
+    def __init__(self, message: str, row: int | None = None):
+        super().__init__(message)
+        self.row = row
+
+
+class StrategyError(ItpError, ValueError):
+    """A strategy returned what nothing can be selected by: a law that is none, an index that is no candidate's."""
+
+
 class UnsupportedModelError(ItpError, NotImplementedError):
     """The policy decodes in a way no strategy can drive."""
 

@@ -7,24 +7,27 @@ Knows nothing of how `generate` comes to call it (`patching`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import inspect
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
-from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from hf_itp.decoding import StrategyDecoding
 from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.inputs import check_inputs
 from hf_itp.patching import KEYWORDS
-from hf_itp.policies import check_generation_config, check_model, policy_tokenizer
+from hf_itp.policies import check_generation_config, check_model
 from hf_itp.recommendation import recommended_arguments
 from hf_itp.recommended_reward import RecommendedReward
 from hf_itp.rewards import as_reward_function
+from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.padding import unpadded
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
+from hf_itp.tokenizer_arguments import without_need_of_tokenizer
 
 
 def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -50,9 +53,9 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
         ours, arguments = recommended_arguments(model, ours, arguments)
     strategy = _strategy(ours["strategy"], arguments)
     _refuse_conflicts(arguments)
+    check_inputs(model, arguments)
     arguments, num_return_sequences = _sampling_arguments(model, arguments)
     tokenizer = arguments.pop("tokenizer", None)
-    _move_stop_strings(model, arguments, tokenizer)
     _check_arguments(model, arguments, strategy, ours.get("num_candidates"))
     if ours.get("reward_model") is None:
         raise ArgumentError(
@@ -60,6 +63,8 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
             "the candidates. Pass a Hub id, a folder, a model or a function f(prompts, completions, **kwargs)."
         )
     reward = ours["reward_model"]
+    streamer = arguments.pop("streamer", None)
+    arguments = without_need_of_tokenizer(model, arguments, tokenizer)
     decoding = StrategyDecoding(
         strategy=strategy,
         reward=(
@@ -69,7 +74,7 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
         ),
         num_return_sequences=num_return_sequences,
         tokenizer=tokenizer,
-        streamer=arguments.pop("streamer", None),
+        streamer=streamer,
         input_prompts=_encoder_prompts(model, arguments),
         keep_top_k_50=True,
         **{
@@ -77,16 +82,39 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
             for name in (
                 "num_candidates",
                 "prompts",
+                "reward_kwargs",
                 "seed",
                 "batch_size",
                 "progress",
-                "engine",
                 "early_rejection",
                 "shard",
             )
             if ours.get(name) is not None
         },
     )
+    return {**arguments, "custom_generate": decoding}
+
+
+def arguments_beside_decoding(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """
+    The arguments for transformers' own `generate` where the caller passes a [`StrategyDecoding`] as `custom_generate`.
+
+    Args:
+        model (`PreTrainedModel`): The policy.
+        arguments (`dict`): All arguments of `generate` by name.
+
+    Raises:
+        `ItpError`: Of the kind that fits, before any token is drawn.
+    """
+    check_inputs(model, arguments)
+    decoding: StrategyDecoding = arguments["custom_generate"]
+    tokenizer, streamer = arguments.pop("tokenizer", None), arguments.pop("streamer", None)
+    decoding = dataclasses.replace(
+        decoding,
+        tokenizer=tokenizer if decoding.tokenizer is None else decoding.tokenizer,
+        streamer=streamer if decoding.streamer is None else decoding.streamer,
+    )
+    arguments = without_need_of_tokenizer(model, arguments, decoding.tokenizer)
     return {**arguments, "custom_generate": decoding}
 
 
@@ -111,6 +139,7 @@ def _refuse_conflicts(arguments: dict[str, Any]) -> None:
     reasons = {
         "custom_generate": "both replace the decoding loop. Pass one of them",
         "assistant_model": "candidates are drawn without an assistant. Remove it",
+        "assistant_tokenizer": "candidates are drawn without an assistant. Remove it",
     }
     for name, reason in reasons.items():
         if arguments.get(name) is not None:
@@ -130,19 +159,10 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
     """
     arguments = dict(arguments)
     config = arguments.get("generation_config")
-    by_caller = [arguments, {} if config is None else config.to_dict()]
-
-    def setting(name: str, *sources: dict[str, Any]) -> Any:
-        return next((source[name] for source in sources if source.get(name) is not None), None)
-
-    by_anyone = [*by_caller, model.generation_config.to_dict()]
-    settings: dict[str, Any] = {"num_return_sequences": 1}
-    do_sample = setting("do_sample", *by_caller)
-    if do_sample is None:
-        settings["do_sample"] = True
-    if do_sample is not False and setting("top_k", *by_anyone) is None:
-        settings["top_k"] = 0
-    num_return_sequences = setting("num_return_sequences", *by_anyone) or 1
+    sources = [arguments, {} if config is None else config.to_dict(), model.generation_config.to_dict()]
+    asked = [source["num_return_sequences"] for source in sources if source.get("num_return_sequences") is not None]
+    num_return_sequences = asked[0] if asked else 1
+    settings = {"num_return_sequences": 1, **unset_is_off(model, arguments, config)}
     if config is None:
         arguments.update(settings)
     else:
@@ -154,30 +174,12 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
     return arguments, num_return_sequences
 
 
-def _move_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) -> None:
-    # With a `custom_generate` callable transformers drops the tokenizer (`_extract_generation_mode_kwargs`), without
-    # which stop strings raise, so they become a criterion here. Remove when the tokenizer arrives.
-    stop_strings = arguments.pop("stop_strings", None)
-    config = arguments.get("generation_config")
-    if stop_strings is None and config is not None and config.stop_strings is not None:
-        stop_strings, config.stop_strings = config.stop_strings, None
-    if model.generation_config.stop_strings is not None:
-        raise ArgumentError(
-            f"`stop_strings` has to be passed to `generate` with `strategy`, but is set in the model's generation "
-            f"config ({model.generation_config.stop_strings!r}). Set model.generation_config.stop_strings = None and "
-            "pass stop_strings=... instead."
-        )
-    if stop_strings is not None:
-        criterion = StopStringCriteria(tokenizer or policy_tokenizer(model), stop_strings)
-        arguments["stopping_criteria"] = StoppingCriteriaList([*(arguments.get("stopping_criteria") or []), criterion])
-
-
 def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, num_candidates: int | None) -> None:
     """Everything transformers would find only after work was done, or in words that do not know of strategies."""
     named = set(inspect.signature(GenerationMixin.generate).parameters)
     rest = {name: value for name, value in arguments.items() if name not in named}
     config, model_kwargs = model._prepare_generation_config(arguments.get("generation_config"), **rest)
-    check_generation_config(config, num_candidates or StrategyDecoding.num_candidates)
+    check_generation_config(config, StrategyDecoding.num_candidates if num_candidates is None else num_candidates)
     for name, value in model_kwargs.items():
         try:
             model._validate_model_kwargs({name: value})

@@ -32,7 +32,7 @@ class StrategyOutput(ModelOutput):
         selected (`torch.LongTensor` of shape `(B, k)`):
             Index of each winner among its prompt's candidates.
         diagnostics (`dict`):
-            `engine` that drew and `engine_reason`, `path` it took, `num_tokens` drawn `(B, N)`, `seconds` per stage,
+            `path` the forward passes took and `path_reason`, `num_tokens` drawn `(B, N)`, `seconds` per stage,
             `effective_sample_size` `(B,)`, and what the strategy (`normalizer`, `acceptance_rate`, `fallbacks`, ...)
             and `early_rejection` add.
     """

@@ -1,16 +1,23 @@
 """
-What a policy has to be before a strategy can decode with it, and where its tokenizer is.
+What a policy has to be before a strategy can decode with it.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+import torch
+import transformers
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
 
-from hf_itp.errors import ArgumentError, LoadError, UnsupportedModelError
+from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.generation_settings import check_settings
+from hf_itp.host_names import forgets_virtual_tokens
+from hf_itp.policy_tokenizers import policy_tokenizer
+from hf_itp.sampling.caches import is_filled, is_offloaded, is_quantized, keeps_keys
+
+__all__ = ["check_generation_config", "check_model", "check_model_kwargs", "policy_tokenizer"]
 
 # `GenerationConfig` fields that ask for a way of decoding other than sampling, with the values that do not.
 _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
@@ -25,13 +32,17 @@ _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
     "use_mtp": (None, False),
 }
 _PER_STEP_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-_FIXED_CACHES = ("static", "offloaded_static", "sliding_window", "paged")
+# Arguments of peft's `generate` that it keeps in hooks, one entry per row of the batch.
+_PER_ROW_ADAPTERS = {"adapter_names", "alora_offsets"}
+FIXED_CACHES = ("static", "offloaded_static", "sliding_window", "paged")
 
 
 def check_model(model: Any) -> None:
     """
     Raises:
         `UnsupportedModelError`: If the model has a decoding loop of its own, which a strategy would bypass.
+        `ArgumentError`: If peft has been told an adapter for each row, or the checkpoint's generation config names
+            what is no number or no token.
     """
     name = type(model).__name__
     if type(model)._sample is not GenerationMixin._sample:
@@ -44,13 +55,29 @@ def check_model(model: Any) -> None:
             f"`strategy` selects among texts, but {name} generates {', '.join(model.output_modalities)}. Use a policy "
             "that generates text."
         )
+    _check_adapters(model)
+    if model.generation_config is not None:
+        check_settings(
+            model.generation_config, getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+        )
+
+
+def _check_adapters(model: Any) -> None:
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    keywords = {keyword for hook in hooks for keyword in getattr(hook, "keywords", {})}
+    for name in sorted(_PER_ROW_ADAPTERS & keywords):
+        raise ArgumentError(
+            f"`{name}` has to be absent with `strategy`, but was given: peft counts the rows of the batch by it, and "
+            "a pool has other rows than the batch. Call `generate` once per adapter, after model.set_adapter(...)."
+        )
 
 
 def check_generation_config(config: GenerationConfig, num_candidates: int) -> None:
     """
     Raises:
-        `ArgumentError`: If the settings ask for something other than independent samples.
+        `ArgumentError`: If the settings ask for something other than independent samples, or are no numbers.
     """
+    check_settings(config)
     for name, off in _OTHER_DECODING.items():
         value = getattr(config, name, None)
         if value not in off:
@@ -58,7 +85,7 @@ def check_generation_config(config: GenerationConfig, num_candidates: int) -> No
                 f"`{name}` has to be off with `strategy`, but is {value!r}: candidates are independent samples of the "
                 f"policy. Remove `{name}`, or pass strategy=None for that way of decoding."
             )
-    if config.cache_implementation in _FIXED_CACHES:
+    if config.cache_implementation in FIXED_CACHES:
         raise ArgumentError(
             f"`cache_implementation` has to be a growing cache with `strategy`, but is "
             f"{config.cache_implementation!r}: rows are copied and dropped. Remove `cache_implementation`."
@@ -76,19 +103,23 @@ def check_generation_config(config: GenerationConfig, num_candidates: int) -> No
         )
 
 
-def check_model_kwargs(model_kwargs: dict[str, Any], is_encoder_decoder: bool) -> None:
+def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
     """
     Raises:
         `ArgumentError`: If the inputs are not ones a pool can be drawn for.
+        `UnsupportedModelError`: If the host libraries would leave out a part of the policy.
     """
-    for value in model_kwargs.values():
-        if isinstance(value, Cache) and value.get_seq_length() > 0:
-            raise ArgumentError(
-                "`past_key_values` has to be absent or empty with `strategy`, but holds "
-                f"{value.get_seq_length()} tokens, which copying rows would overwrite. Pass the whole prompt instead."
-            )
+    if forgets_virtual_tokens(model, model_kwargs):
+        raise UnsupportedModelError(
+            f"`strategy` needs the policy as it was trained, but the installed peft loses its virtual tokens under "
+            f"transformers {transformers.__version__}, which plain `generate` does not say. Install "
+            "transformers<5.24, or a peft that asks for `cache` where this one asks for `past_key_values`."
+        )
+    for name, value in model_kwargs.items():
+        if isinstance(value, Cache):
+            _check_cache(name, value, model.device)
     mask = model_kwargs.get("attention_mask")
-    if mask is not None and not is_encoder_decoder and bool((mask[:, -1] == 0).any()):
+    if mask is not None and not model.config.is_encoder_decoder and bool((mask[:, -1] == 0).any()):
         row = int((mask[:, -1] == 0).nonzero()[0])
         raise ArgumentError(
             f"`attention_mask` has to end in 1 in every row, but row {row} ends in 0: a response would continue "
@@ -96,27 +127,21 @@ def check_model_kwargs(model_kwargs: dict[str, Any], is_encoder_decoder: bool) -
         )
 
 
-def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer saved beside the policy, loaded once per folder or repository.
-
-    Raises:
-        `LoadError`: If there is none; the remedy is to pass `tokenizer`.
-    """
-    source = model.name_or_path or getattr(model.config, "_name_or_path", "")
-    remedy = "Pass tokenizer=... to generate."
-    if not source:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and the policy was not loaded from anywhere. {remedy}"
+def _check_cache(name: str, cache: Cache, device: torch.device) -> None:
+    if is_filled(cache):
+        raise ArgumentError(
+            f"`{name}` has to be absent or empty with `strategy`, but holds tokens, which copying rows would "
+            "overwrite. Pass the whole prompt instead."
         )
-    try:
-        return _tokenizer(source)
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"`tokenizer` is needed to read the responses, and none could be loaded from {source!r}. {remedy}"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(source)
+    if is_quantized(cache):
+        raise ArgumentError(
+            f"`cache_implementation` has to keep numbers as they are with `strategy`, but the cache is a "
+            f"{type(cache).__name__}: one response would round another's. Remove `cache_implementation`: a prompt's "
+            "keys and values are kept once for all its candidates."
+        )
+    if is_offloaded(cache) and device.type != "cuda" and keeps_keys(cache):
+        raise ArgumentError(
+            f"`cache_implementation` has to stay on the device with `strategy` here, but is offloaded, which "
+            f"transformers does for CUDA devices alone and the policy is on {device.type!r}. Remove "
+            "`cache_implementation`."
+        )

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,9 @@ from hf_itp.errors import ArgumentError, ProcessError
 
 T = TypeVar("T")
 
+# How long the processes wait for one that is still at work, a slow judge say: as long as it takes. That one is dead is
+# noticed at once, by its connection.
+_PATIENCE = timedelta(days=365)
 # Between two looks at whether the others still live, while this process has work of its own.
 _SECONDS_BETWEEN_VOTES = 1.0
 # A dead process is noticed within a fraction of this.
@@ -181,7 +185,7 @@ def launched_processes() -> Processes:
     if launched not in ("", "1"):
         raise ArgumentError(
             f"`shard` needs the {launched} processes of this launch to be joined, but they are not, and each would "
-            "draw everything. Create accelerate.Accelerator() before the call."
+            "draw everything. Create accelerate.Accelerator() before the call, on CPUs Accelerator(cpu=True)."
         )
     return Processes()
 
@@ -190,5 +194,5 @@ def _message_group() -> Any:
     default = torch.distributed.group.WORLD
     with _lock:
         if default not in _message_groups:
-            _message_groups[default] = torch.distributed.new_group(backend="gloo")
+            _message_groups[default] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         return _message_groups[default]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning
+from hf_itp.functional.checks import as_list
 from hf_itp.rewards.base import Prompt
 
 _REMEDY = "Pass one string or one list of {'role': ..., 'content': ...} messages per input row."
@@ -23,25 +24,30 @@ def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> lis
         `ArgumentTypeError`: If a prompt is neither.
         `ArgumentError`: If there are not `num_rows` of them, or a chat is empty.
     """
-    if isinstance(prompts, (str, dict)) or not isinstance(prompts, Sequence):
+    listed = as_list(prompts)
+    if listed is None:
         raise ArgumentTypeError(
             f"`prompts` has to be a list with one entry per input row, but is {prompts!r:.80}. {_REMEDY}"
         )
-    if num_rows is not None and len(prompts) != num_rows:
+    if num_rows is not None and len(listed) != num_rows:
         raise ArgumentError(
-            f"`prompts` has to hold one prompt per input row ({num_rows}), but holds {len(prompts)}. {_REMEDY}"
+            f"`prompts` has to hold one prompt per input row ({num_rows}), but holds {len(listed)}. {_REMEDY} A "
+            "pipeline hands on `batch_size` inputs at a time: pass it batch_size=len(prompts), or one input a call."
         )
-    for position, prompt in enumerate(prompts):
+    for position, prompt in enumerate(listed):
         if isinstance(prompt, str):
+            listed[position] = str(prompt)  # a plain one, of numpy's as well
             continue
-        if not isinstance(prompt, Sequence) or not all(_is_message(message) for message in prompt):
+        chat = as_list(prompt)
+        if chat is None or not all(_is_message(message) for message in chat):
             hint = " A single chat has to be wrapped once more: prompts=[chat]." if _is_message(prompt) else ""
             raise ArgumentTypeError(
                 f"Prompt {position} in `prompts` is {prompt!r:.80}, neither text nor a chat.{hint} {_REMEDY}"
             )
-        if len(prompt) == 0:
+        if len(chat) == 0:
             raise ArgumentError(f"Prompt {position} in `prompts` is an empty chat. {_REMEDY}")
-    return list(prompts)
+        listed[position] = chat
+    return listed
 
 
 def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -56,4 +62,5 @@ def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTraine
 
 
 def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and "role" in message and "content" in message
+    # What else a message has (content, calls of tools, a name) is between the caller and the chat template.
+    return isinstance(message, dict) and isinstance(message.get("role"), str)

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.functional.checks import as_number
 from hf_itp.recommended_reward import RecommendedReward
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
@@ -47,13 +48,36 @@ def recommended_arguments(
     """
     entry = _checked(entry_of(model), model)
     strategy, arguments = _strategy(entry, arguments)
+    return _filled(entry, ours, strategy), arguments
+
+
+def recommended_with_fields(model: Any, ours: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """
+    As [`recommended_arguments`], where the strategy's own fields stand apart from sampling's keywords, so that a name
+    both have, such as `temperature`, is the strategy's.
+
+    Args:
+        model (`PreTrainedModel`): The policy.
+        ours (`dict`): Keywords of `hf_itp`; a `None` among them is left to the checkpoint.
+        fields (`dict`): The strategy's own, in place of what the checkpoint says of them.
+
+    Raises:
+        `ArgumentError`: If the checkpoint has no valid entry, or its strategy does not take one of the fields.
+    """
+    entry = _checked(entry_of(model), model)
+    names = strategy_class(entry["strategy"]).field_names()
+    recommended = {name: entry[name] for name in names if name in entry}
+    return _filled(entry, ours, get_strategy(entry["strategy"], **(recommended | fields)))
+
+
+def _filled(entry: dict[str, Any], ours: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     if "num_candidates" in entry:
         filled["num_candidates"] = entry["num_candidates"]
     if "reward_model" in entry:
         filled["reward_model"] = RecommendedReward(entry["reward_model"], entry.get("reward_model_revision"))
     given = {key: value for key, value in ours.items() if value is not None}
-    return {**filled, **given, "strategy": strategy}, arguments
+    return {**filled, **given, "strategy": strategy}
 
 
 def entry_of(model: Any) -> Any:
@@ -109,7 +133,8 @@ def _checked(entry: Any, model: Any) -> dict[str, Any]:
             f"{name!r}: {', '.join([*_OWN_KEYS, *fields])}. Pass a strategy by name instead of 'auto'."
         )
     count = entry.get("num_candidates", 1)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_RECOMMENDED_CANDIDATES:
+    number = as_number(count)
+    if not isinstance(number, int) or not 1 <= number <= MAX_RECOMMENDED_CANDIDATES:
         raise ArgumentError(
             f"The {ENTRY!r} entry of the generation config recommends num_candidates={count!r:.40}, which has to be "
             f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... and a strategy by name."

@@ -15,7 +15,8 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 from hf_itp.errors import ItpWarning, LoadError, RewardModelError
 from hf_itp.rewards import RewardFunction, as_reward_function
 
-_SECONDS = 10.0
+# Beside the one question that loading it asks.
+_SECONDS = 5.0
 
 
 @dataclass(frozen=True)

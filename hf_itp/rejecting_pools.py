@@ -33,8 +33,10 @@ class RejectingPools(CandidatePools):
     and those of [`CandidatePools`].
     """
 
-    def __init__(self, *arguments: Any, early_rejection: EarlyRejection, keep: int, audited: Sequence[bool]):
-        super().__init__(*arguments)
+    def __init__(
+        self, *arguments: Any, early_rejection: EarlyRejection, keep: int, audited: Sequence[bool], **options: Any
+    ):
+        super().__init__(*arguments, **options)
         self.responses: list[list[torch.Tensor]] = [[] for _ in audited]
         self._settings, self._keep, self._audited = early_rejection, keep, audited
         self._rewards: dict[Pair, float] = {}
@@ -42,18 +44,20 @@ class RejectingPools(CandidatePools):
         self._out_of_race: set[Pair] = set()
         self._incomplete: set[Pair] = set()
         self._num_unwritten: dict[Pair, int] = {}
-        self._best_in_full = torch.full((len(audited),), torch.nan)
+        self._best_in_full = torch.full((len(audited),), torch.nan, dtype=torch.float32)
 
     def extend(self, rows: Sequence[int], count: int) -> None:
         """Draws `count` candidates for each prompt in `rows`, and scores them while they grow."""
         pairs = [(row, index) for row in rows for index in range(count)]
         started, scoring_before = time.perf_counter(), self.seconds["reward"]
-        full = self._sampler.draw(pairs, review=self._review)  # type: ignore[call-arg]
+        full = self._sampler.draw(pairs, review=self._review)
         drawn = self._replay(pairs, full)
         self._rescore(pairs, drawn, [at for at, pair in enumerate(pairs) if pair not in self._incomplete])
         for position, row in enumerate(rows):
             self.responses[row] = drawn[position * count : (position + 1) * count]
-            self.rewards[row] = torch.tensor([self._rewards[row, index] for index in range(count)])
+            self.rewards[row] = torch.tensor(
+                [self._rewards[row, index] for index in range(count)], dtype=torch.float32
+            )
         self._compare_with(pairs, full)
         scoring = self.seconds["reward"] - scoring_before
         self.seconds["sampling"] += time.perf_counter() - started - scoring
@@ -67,22 +71,25 @@ class RejectingPools(CandidatePools):
     def comparable_rewards(self, row: int) -> torch.Tensor:
         # Best-of-n looks at their order alone, so anything below the worst complete response says "not this one".
         rewards, complete = self.rewards[row], ~self._incomplete_mask(row)
-        return rewards.where(complete, torch.nextafter(rewards[complete].min(), torch.tensor(-torch.inf)))
+        return rewards.where(
+            complete, torch.nextafter(rewards[complete].min(), torch.tensor(-torch.inf, dtype=rewards.dtype))
+        )
 
     def diagnostics(self, selected: torch.Tensor) -> dict[str, Any]:
         incomplete = torch.stack([self._incomplete_mask(row) for row in range(len(self.responses))])
-        lengths = torch.tensor([[len(response) for response in pool] for pool in self.responses])
+        lengths = torch.tensor([[len(response) for response in pool] for pool in self.responses], dtype=torch.long)
         saved = torch.tensor(
-            [[self._unwritten(row, index) for index in range(lengths.shape[1])] for row in range(len(lengths))]
+            [[self._unwritten(row, index) for index in range(lengths.shape[1])] for row in range(len(lengths))],
+            dtype=torch.long,
         ).sum(dim=-1)
         found: dict[str, Any] = {
             "rejected": incomplete,
             "tokens_saved": saved,
-            "share_saved": saved / (saved + lengths.sum(dim=-1)),
+            "share_saved": saved.float() / (saved + lengths.sum(dim=-1)),
         }
         if self._settings.audit > 0:
             winners = self.reward_table().gather(1, selected[:, :1]).squeeze(1)
-            found["audited"] = torch.tensor(self._audited)
+            found["audited"] = torch.tensor(self._audited, dtype=torch.bool)
             found["reward_lost"] = self._best_in_full - winners
             found["winner_changed"] = found["reward_lost"] > 0
         return {"early_rejection": found}
@@ -108,7 +115,7 @@ class RejectingPools(CandidatePools):
         self._rescore(pairs, responses, [at for race in races for at in race])
         leaving: set[int] = set()
         for race in races:
-            mask = rejected(torch.tensor([self._rewards[pairs[at]] for at in race]), share, keep)
+            mask = rejected(torch.tensor([self._rewards[pairs[at]] for at in race], dtype=torch.float32), share, keep)
             leaving.update(at for at, leaves in zip(race, mask.tolist(), strict=True) if leaves)
         self._out_of_race.update(pairs[at] for at in leaving)
         ending = [at for at in unfinished if at in leaving]
@@ -159,7 +166,9 @@ class RejectingPools(CandidatePools):
             self._best_in_full[row] = reward
 
     def _incomplete_mask(self, row: int) -> torch.Tensor:
-        return torch.tensor([(row, index) in self._incomplete for index in range(len(self.responses[row]))])
+        return torch.tensor(
+            [(row, index) in self._incomplete for index in range(len(self.responses[row]))], dtype=torch.bool
+        )
 
     def _unwritten(self, row: int, index: int) -> int:
         """Tokens a response was spared: known from an audit, else those of the longer complete ones on average."""

@@ -7,6 +7,7 @@ everything. Rewards are exchanged, and every process selects from the whole pool
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from hf_itp.errors import ArgumentError, UnsupportedModelError
+from hf_itp.errors import ArgumentError, ItpWarning, UnsupportedModelError
+from hf_itp.host_names import CACHE_NAMES
 from hf_itp.processes import Processes, launched_processes
 from hf_itp.sampling.decoders import select_rows
 from hf_itp.sampling.sampler import forwards_are_synchronized
@@ -32,9 +34,9 @@ _ROWWISE_INPUTS = {
     "decoder_attention_mask",
     "decoder_input_ids",
     "encoder_outputs",
-    "past_key_values",
     "position_ids",
     "token_type_ids",
+    *CACHE_NAMES,
 }
 
 
@@ -48,12 +50,20 @@ class Sharding:
         model (`PreTrainedModel`): The policy.
         num_prompts (`int`): Rows of the batch.
         rows_are_independent (`bool`): Whether rows may be drawn one without another
-            ([`~sampling.token_sampler.TokenSampler.rows_are_independent`]). Where they may not, candidates are split
+            ([`~sampling.row_calls.rows_are_independent`]). Where they may not, candidates are split
             whatever was asked for, so that each process has all prompts.
     """
 
     def __init__(self, shard: str | None, model: Any, num_prompts: int, rows_are_independent: bool):
         self.processes = Processes() if shard is None else launched_processes()
+        if shard is not None and self.processes.size == 1:
+            warnings.warn(
+                f"`shard` is {shard!r}, but there is one process, which draws everything. Start several, e.g. with "
+                "`accelerate launch --multi_gpu --num_processes 2` (on CPUs too, with ACCELERATE_USE_CPU=true), or "
+                "leave `shard` out.",
+                ItpWarning,
+                stacklevel=2,
+            )
         self._by_prompt = shard == "prompts" and rows_are_independent
         self._rows_are_independent = rows_are_independent
         self._num_prompts = num_prompts
@@ -146,7 +156,9 @@ class Sharding:
 
             drawn, rewards = self.processes.run(work)
         everyones = [iter(part.tolist()) for part in self.processes.gather(rewards)]
-        return dict(zip(mine, drawn, strict=True)), torch.tensor([next(everyones[owner]) for owner in owners])
+        return dict(zip(mine, drawn, strict=True)), torch.tensor(
+            [next(everyones[owner]) for owner in owners], dtype=torch.float32
+        )
 
     def exchange(self, wanted: list[Pair], held: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
         """The responses to `wanted`, each sent by the process that holds it."""
@@ -157,7 +169,7 @@ class Sharding:
         return {pair: torch.tensor(ids, dtype=torch.long) for part in parts for pair, ids in part.items()}
 
     def _narrowed(self, *, input_ids: torch.Tensor, **arguments: Any) -> dict[str, Any]:
-        index = torch.tensor(self._rows, device=input_ids.device)
+        index = torch.tensor(self._rows, dtype=torch.long, device=input_ids.device)
         token_sampler = TokenSampler(arguments["logits_processor"], bool(arguments["generation_config"].do_sample))
         return {
             "input_ids": input_ids[index],
@@ -169,6 +181,8 @@ class Sharding:
 
 class _OthersAreWell(StoppingCriteria):
     """Stops no row; a failure elsewhere ends the loop from here, at the next token."""
+
+    rowwise = True
 
     def __init__(self, processes: Processes):
         self._processes = processes

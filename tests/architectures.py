@@ -103,6 +103,7 @@ DECODER_ONLY: dict[str, dict[str, Any]] = {
         "n_groups": 1,
         "chunk_size": 8,
     },
+    "falcon_mamba": {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
     "jamba": _GROUPED
     | {
         "attn_layer_period": 2,

@@ -8,10 +8,11 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, TextStreamer
+from transformers import AutoModelForCausalLM, DynamicCache, EncoderDecoderCache, GenerationConfig, TextStreamer
 
 import hf_itp
 from hf_itp import ItpError
+from hf_itp.host_names import cache_argument
 from tests.tiny import PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer
 
 
@@ -29,9 +30,20 @@ class Speaks(type(tiny_model("llama"))):
     output_modalities = ("audio",)
 
 
-def filled_cache():
-    model = tiny_model("llama")
-    return model(torch.tensor([[1, 5, 6]] * 3), past_key_values=DynamicCache(config=model.config)).past_key_values
+def filled_cache(architecture="llama"):
+    """Under the name by which the model takes it."""
+    model = tiny_model(architecture)
+    name, cache = cache_argument(model.forward), DynamicCache(config=model.config)
+    model(torch.tensor([[1, 5, 6]] * 3), use_cache=True, **{name: cache})
+    return {name: cache}
+
+
+def filled_encoder_decoder_cache():
+    model, ids = tiny_model("t5"), torch.tensor([[1, 5, 6]] * 3)
+    name, caches = cache_argument(model.forward), [DynamicCache(config=model.config) for _ in range(2)]
+    cache = EncoderDecoderCache(*caches)
+    model(input_ids=ids, decoder_input_ids=ids, use_cache=True, **{name: cache})
+    return {name: cache}
 
 
 def right_padded():
@@ -119,7 +131,13 @@ CASES = {
     "DoLa": ({"dola_layers": "low"}, ValueError, "Remove `dola_layers`"),
     "static cache": ({"cache_implementation": "static"}, ValueError, "Remove `cache_implementation`"),
     "paged cache": ({"cache_implementation": "paged"}, ValueError, "Remove `cache_implementation`"),
-    "filled cache": ({"past_key_values": filled_cache()}, ValueError, "Pass the whole prompt instead"),
+    "filled cache": (filled_cache(), ValueError, "Pass the whole prompt instead"),
+    "offloaded cache on a CPU": ({"cache_implementation": "offloaded"}, ValueError, "Remove `cache_implementation`"),
+    "quantised cache": (
+        {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+        ValueError,
+        "Remove",
+    ),
     "per-step scores": (
         {"output_scores": True, "return_dict_in_generate": True},
         ValueError,
@@ -194,6 +212,16 @@ def test_bad_input_is_an_error_with_its_remedy(case):
         assert policy.calls == 0, "nothing may be computed before the arguments are known to be right"
 
 
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2", "falcon_mamba", "jamba", "lfm2", "t5"])
+def test_filled_cache_of_any_kind_is_refused(architecture):
+    """State-space caches know no length."""
+    policy = CountsForwards(architecture)
+    cache = filled_encoder_decoder_cache() if architecture == "t5" else filled_cache(architecture)
+    with pytest.raises(ValueError, match="Pass the whole prompt instead") as caught:
+        policy.model.generate(**good_call(**cache))
+    assert isinstance(caught.value, ItpError) and policy.calls == 0
+
+
 def test_good_call_is_good():
     """What the table lays its cases over: none of them may fail for another reason."""
     assert tiny_model("llama").generate(**good_call()).shape[0] == 3
@@ -227,13 +255,6 @@ def test_thin_wrapper_works_by_the_way_the_error_names():
 def test_error_in_the_users_reward_stays_visible():
     with pytest.raises(KeyError, match="in the user's own code"):
         tiny_model("llama").generate(**good_call(reward_model=fails))
-
-
-def test_stop_strings_of_a_checkpoint_are_not_dropped():
-    model = tiny_model("llama")
-    model.generation_config.stop_strings = ["x"]
-    with pytest.raises(ValueError, match=r"pass stop_strings=\.\.\."):
-        model.generate(**good_call())
 
 
 @pytest.mark.parametrize(

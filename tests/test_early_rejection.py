@@ -247,7 +247,7 @@ def test_rowwise_processor_goes_along_and_one_that_ties_rows_is_refused():
         def __call__(self, input_ids, scores):
             return scores
 
-    with pytest.raises(ArgumentError, match=r"the call has Own. Remove the processor or `early_rejection`"):
+    with pytest.raises(ArgumentError, match=r"the call has `Own`. Set `rowwise = True` on its class"):
         run(0.5, logits_processor=LogitsProcessorList([Own()]))
 
 
@@ -260,7 +260,7 @@ def test_rowwise_processor_goes_along_and_one_that_ties_rows_is_refused():
         ({"early_rejection": True}, "Pass e.g. early_rejection=0.5"),
         ({"early_rejection": "half"}, "Pass e.g. early_rejection=0.5"),
         ({"early_rejection": 0.5, "batch_size": N - 1}, "Leave `batch_size` out, or draw fewer candidates"),
-        ({"early_rejection": 0.5, "engine": "paged"}, "Leave one of them out"),
+        ({"early_rejection": 0.5, "shard": "candidates"}, "Leave one of them out"),
         ({"early_rejection": 0.5, "strategy": "pessimism", "beta": 0.1}, "Pass strategy='best_of_n'"),
     ],
 )

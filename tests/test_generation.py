@@ -209,7 +209,8 @@ def test_max_time_ends_the_call(tokenizer):
         return slow(*args, **kwargs)
 
     model.forward = forward
-    output = run(model, tokenizer, "best_of_n", max_new_tokens=200, max_time=0.4, eos_token_id=None)
+    with pytest.warns(ItpWarning, match="`max_time` cut"):
+        output = run(model, tokenizer, "best_of_n", max_new_tokens=200, max_time=0.4, eos_token_id=None)
     # Eight steps sleep for 0.4 s and the ninth at most is begun before; on a busy machine there are fewer.
     assert output.diagnostics["num_tokens"].max() < 20
 

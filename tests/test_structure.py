@@ -82,7 +82,21 @@ def test_formulas_import_torch_and_errors_only(file):
 def test_second_ring_imports_nothing_further_out(file):
     inner = [
         f"hf_itp.{name}"
-        for name in ("_version", "errors", "prompts", "policies", "functional", "embedded", *SECOND_RING)
+        for name in (
+            "_version",
+            "errors",
+            "origins",
+            "repositories",
+            "host_names",
+            "prompts",
+            "policies",
+            "policy_tokenizers",
+            "processes",
+            "generation_settings",
+            "functional",
+            "embedded",
+            *SECOND_RING,
+        )
     ]
     assert {name for name in imported(file) if within(name, "hf_itp") and not within(name, *inner)} == set()
 

@@ -257,5 +257,10 @@ class PromptBoundReward:
 
     @staticmethod
     def reward(prompt: Any, completion: Any) -> float:
-        digest = hashlib.sha256(json.dumps([prompt, completion], sort_keys=True).encode()).digest()
+        # Of the words of a response: the tokenizer above writes a space before each but the first of a text.
+        if isinstance(completion, str):
+            words: Any = completion.split()
+        else:
+            words = [[message["role"], message["content"].split()] for message in completion]
+        digest = hashlib.sha256(json.dumps([prompt, words], sort_keys=True).encode()).digest()
         return int.from_bytes(digest[:3], "big") / 2**24

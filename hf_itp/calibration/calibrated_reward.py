@@ -5,6 +5,7 @@ A reward model on the reference policy's own scale, to be used wherever a reward
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -56,5 +57,14 @@ class CalibratedReward(RewardFunction):
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        /,
+        **columns: Any,
     ) -> torch.Tensor:
-        return self._calibrator.calibrate(prompts, self._reward(prompts, responses, response_ids))
+        return self._calibrator.calibrate(prompts, self._reward.rewards_of(prompts, responses, response_ids, columns))
+
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        self._calibrator.check_prompts(prompts)
+        self._reward.check(prompts, **columns)
+
+    def takes(self, column: str) -> bool:
+        return self._reward.takes(column)

@@ -5,7 +5,7 @@ Rewards on the scale of the reference policy: where each stands among those of r
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,18 +15,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp._version import __version__
 from hf_itp.calibration import storage
-from hf_itp.calibration.fingerprints import are_different, model_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.belonging import check_draw, check_identity
+from hf_itp.calibration.columns import check_columns, distinct_prompts
+from hf_itp.calibration.fingerprints import (
+    model_identity,
+    policy_identity,
+    prompt_fingerprint,
+    reward_identity,
+)
 from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.calibration.reference_pool import read_pool
 from hf_itp.calibration.references import check_lengths, draw_references
 from hf_itp.errors import ArgumentError, ItpWarning
-from hf_itp.functional.checks import check_rewards
+from hf_itp.functional.checks import check_count, check_rewards
 from hf_itp.policies import policy_tokenizer
 from hf_itp.prompts import check_prompts
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import RewardLike
-from hf_itp.sampling.drawing import sampling_settings
+from hf_itp.sampling.description import DrawDescription, with_length
+from hf_itp.sampling.recorded import fingerprint
 
 _UNKNOWN = {"name": "", "revision": None, "dtype": None, "weights": None}
 
@@ -45,6 +53,8 @@ class RewardCalibrator:
         prompts (`list[str]` or `list[list[dict]]`): The prompts, or their fingerprints as `fingerprints=`.
         reference_rewards (`torch.Tensor` of shape `(P, K)`): Rewards of each prompt's reference responses, any order.
         policy, reward_model, sampling (`dict`, *optional*): What they were drawn and scored with.
+        draw (`dict`, *optional*): The whole description of the draw ([`~sampling.description.DrawDescription`]);
+            `None` where it is not known, as of calibrations written before it was recorded.
         seed (`int`, *optional*): Of the draw.
         predictor ([`QuantilePredictor`], *optional*): For prompts that have no references.
 
@@ -68,6 +78,7 @@ class RewardCalibrator:
         policy: dict[str, Any] | None = None,
         reward_model: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        draw: dict[str, Any] | None = None,
         seed: int | None = None,
         predictor: QuantilePredictor | None = None,
     ):
@@ -90,7 +101,7 @@ class RewardCalibrator:
         if len(self._rows) != len(self.fingerprints):
             raise ArgumentError("`prompts` has to hold each prompt once, but some repeat. Drop the repeats.")
         self.policy, self.reward_model = policy or dict(_UNKNOWN), reward_model or dict(_UNKNOWN)
-        self.sampling, self.seed, self.predictor = sampling or {}, seed, predictor
+        self.sampling, self.draw, self.seed, self.predictor = sampling or {}, draw, seed, predictor
         self._warn_of_constant_rewards()
 
     @property
@@ -108,10 +119,13 @@ class RewardCalibrator:
         num_reference: int = 100,
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        reward_kwargs: Mapping[str, Sequence[Any]] | None = None,
         output_dir: str | Path | None = None,
         predict: bool = False,
         batch_size: int | None = None,
         progress: bool | None = None,
+        description: DrawDescription | None = None,
         **sampling: Any,
     ) -> Self:
         """
@@ -128,44 +142,64 @@ class RewardCalibrator:
                 `0.5 / sqrt(K)`.
             seed (`int`, *optional*, defaults to 0): Names the draw.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's, loaded from beside it if absent.
+            chat_template_kwargs (`dict`, *optional*): Arguments of the policy's chat template, `tools` among them:
+                `{"enable_thinking": False}`.
+            reward_kwargs (`dict[str, list]`, *optional*): Columns of the data that the reward takes beside prompts and
+                responses, e.g. `{"answer": [...]}`: one entry per prompt.
             output_dir (`str` or `Path`, *optional*): Where the pool and the calibration are written.
             predict (`bool`, *optional*, defaults to `False`): Also fit a [`QuantilePredictor`] for other prompts.
             batch_size (`int`, *optional*): Most responses decoded at once.
             progress (`bool`, *optional*): Progress bars always or never.
-            sampling: Keywords of `generate`, `max_new_tokens` among them.
+            description ([`DrawDescription`], *optional*): How to draw, whole, in place of `tokenizer`,
+                `chat_template_kwargs` and `sampling`.
+            sampling: Keywords of `generate`, `max_new_tokens` (256 if nobody sets it) and `generation_config` among
+                them.
 
         Raises:
             `ArgumentError`: If there are no prompts, `num_reference` is below 2, a prompt is too long for the policy,
-                all rewards are equal, or `output_dir` holds another draw.
+                equal prompts have different `reward_kwargs`, a setting asks for something other than independent
+                samples or cannot be recorded, all rewards are equal, or `output_dir` holds another draw.
             `RewardError`: If a reward is not finite.
         """
-        prompts = _distinct(check_prompts(prompts))
-        if isinstance(num_reference, bool) or not isinstance(num_reference, int) or num_reference < 2:
-            raise ArgumentError(
-                f"`num_reference` has to be an integer of at least 2, but is {num_reference!r}. 100 is usual."
-            )
-        tokenizer = tokenizer or policy_tokenizer(policy)
+        prompts = check_prompts(prompts)
+        columns = check_columns(reward_kwargs, len(prompts))
+        num_reference = check_count("num_reference", num_reference, 2, "100 is usual.")
+        seed = check_count("seed", seed, 0, "Pass e.g. seed=0.")
         reward = as_reward_function(reward_model, device=_device_of(reward_model, policy))
-        sampling = {"max_new_tokens": 256, **sampling}
-        check_lengths(policy, tokenizer, prompts, sampling["max_new_tokens"])
-        identities: dict[str, Any] = {"policy": model_identity(policy), "reward_model": reward_identity(reward)}
-        described = {
-            name: value for name, value in sampling_settings(policy, sampling).items() if name != "generation_config"
+        prompts, columns = distinct_prompts(prompts, columns, reward)
+        # All that can be refused is refused before the first response is drawn.
+        if description is None:
+            tokenizer = tokenizer or policy_tokenizer(policy)
+            sampling = with_length(policy, sampling, 256)
+            description = DrawDescription.of(policy, tokenizer, sampling, chat_template_kwargs=chat_template_kwargs)
+            asked = description.asked(policy, sampling)
+        else:
+            asked = {"do_sample": True, **description.settings}
+        check_lengths(policy, description, prompts)
+        reward.check(prompts, **columns)
+        if predict:
+            QuantilePredictor.check(reward, prompts)
+        recorded: dict[str, Any] = {
+            "policy": model_identity(policy),
+            "reward_model": reward_identity(reward),
+            "sampling": asked,
+            "draw": description.entries(policy_identity(policy), prompts),
         }
         settings = {
-            **identities,
-            "sampling": described,
+            **recorded,
             "num_reference": num_reference,
             "seed": seed,
             "prompts": [prompt_fingerprint(prompt) for prompt in prompts],
+            "prompt_ids": fingerprint([description.prompt_ids(prompt) for prompt in prompts]),
+            "reward_columns": {name: fingerprint(column) for name, column in columns.items() if reward.takes(name)},
         }
         rows = draw_references(
-            policy, tokenizer, reward, prompts, num_reference, seed=seed, settings=settings, output_dir=output_dir,
-            batch_size=batch_size, progress=progress, **sampling,
+            policy, description, reward, prompts, num_reference, seed=seed, settings=settings, columns=columns,
+            output_dir=output_dir, batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        rewards = torch.tensor([row["rewards"] for row in rows])
+        rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float32)
         predictor = QuantilePredictor.fit(reward, prompts, rewards) if predict else None
-        calibrator = cls(prompts, rewards, **identities, sampling=described, seed=seed, predictor=predictor)
+        calibrator = cls(prompts, rewards, **recorded, seed=seed, predictor=predictor)
         if output_dir is not None:
             calibrator.save_pretrained(output_dir)
         return calibrator
@@ -190,7 +224,8 @@ class RewardCalibrator:
                     f"Every row of a pool has to have as many rewards as the first ({count}), but row {number} of "
                     f"{path} has {len(row['rewards'])}. Draw the same number for every prompt."
                 )
-        return cls([row["prompt"] for row in rows], torch.tensor([row["rewards"] for row in rows]), **identities)
+        rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float64)
+        return cls([row["prompt"] for row in rows], rewards, **identities)
 
     def calibrate(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:
         """
@@ -230,34 +265,45 @@ class RewardCalibrator:
 
     def references_of(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Sorted reference rewards `(n, K)` of each prompt, predicted where there are none and a predictor is."""
+        self.check_prompts(prompts)
         rows = [self._rows.get(prompt_fingerprint(prompt)) for prompt in prompts]
         unseen = [position for position, row in enumerate(rows) if row is None]
-        if unseen and self.predictor is None:
-            raise ArgumentError(
-                f"`prompts` has to be ones the calibrator was fitted on, but {len(unseen)} of {len(prompts)} are not, "
-                f"the first {prompts[unseen[0]]!r:.80}. Fit a calibrator on them too, pass predict=True to "
-                "RewardCalibrator.fit for prompts without references, or leave them out."
-            )
         found = self.reference_rewards[[0 if row is None else row for row in rows]]
         if unseen and self.predictor is not None:
             found[unseen] = self.predictor.predict([prompts[position] for position in unseen], self.num_reference)
         return found
 
-    def check_belongs(self, policy: dict[str, Any] | None = None, reward_model: dict[str, Any] | None = None) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
-            `ArgumentError`: If the calibration is of another policy or reward model than these identities.
+            `ArgumentError`: If a prompt has no references and there is no predictor.
         """
-        for name, given, own in (
-            ("policy", policy, self.policy),
-            ("reward_model", reward_model, self.reward_model),
-        ):
-            if given is not None and own["name"] and are_different(given, own):
-                raise ArgumentError(
-                    f"`calibrator` has to belong to this {name.replace('_', ' ')} ({given['name']}), but was fitted "
-                    f"with {own['name']}{' of other weights' if given['name'] == own['name'] else ''}. Fit one with "
-                    f"it: RewardCalibrator.fit(policy, reward_model, prompts)."
-                )
+        unseen = [prompt for prompt in prompts if prompt_fingerprint(prompt) not in self._rows]
+        if unseen and self.predictor is None:
+            raise ArgumentError(
+                f"`prompts` has to be ones the calibrator was fitted on, but {len(unseen)} of {len(prompts)} are not, "
+                f"the first {unseen[0]!r:.80}. Fit a calibrator on them too, pass predict=True to "
+                "RewardCalibrator.fit for prompts without references, or leave them out."
+            )
+
+    def check_belongs(
+        self,
+        policy: dict[str, Any] | None = None,
+        reward_model: dict[str, Any] | None = None,
+        draw: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            policy, reward_model (`dict`, *optional*): Identities.
+            draw (`dict`, *optional*): A recorded description of a draw, compared whole where this one's is known.
+
+        Raises:
+            `ArgumentError`: If the calibration is of another policy or reward model, or its references were drawn in
+                another way; names every difference.
+        """
+        check_identity("policy", policy, self.policy)
+        check_identity("reward_model", reward_model, self.reward_model)
+        check_draw(draw, self.draw)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `calibration.safetensors` and `calibration.json`."""
@@ -267,6 +313,7 @@ class RewardCalibrator:
             "policy": self.policy,
             "reward_model": self.reward_model,
             "sampling": self.sampling,
+            "draw": self.draw,
             "num_reference": self.num_reference,
             "seed": self.seed,
             "prompts": self.fingerprints,
@@ -305,6 +352,7 @@ class RewardCalibrator:
             policy=sidecar["policy"],
             reward_model=sidecar["reward_model"],
             sampling=sidecar["sampling"],
+            draw=sidecar.get("draw"),
             seed=sidecar["seed"],
             predictor=predictor,
         )
@@ -338,12 +386,6 @@ class RewardCalibrator:
                 ItpWarning,
                 stacklevel=3,
             )
-
-
-def _distinct(prompts: list[Prompt]) -> list[Prompt]:
-    if not prompts:
-        raise ArgumentError("`prompts` has to hold at least one prompt, but is empty. Pass those of the training.")
-    return list({prompt_fingerprint(prompt): prompt for prompt in prompts}.values())
 
 
 def _device_of(reward_model: RewardLike, policy: PreTrainedModel) -> Any:

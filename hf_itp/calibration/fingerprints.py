@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp._flat_param import FlatParameter
+from torch.distributed.tensor import DTensor
 
+from hf_itp.origins import origin_of
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.loading import loaded_commit
 
 # Values read of each parameter: enough that fine-tuning shows, few enough that it takes no time.
 _VALUES_PER_PARAMETER = 256
@@ -24,7 +26,8 @@ _ADAPTERS = re.compile(r"lora_|ia3_|prompt_encoder|modules_to_save|original_modu
 
 def prompt_fingerprint(prompt: Prompt) -> str:
     """
-    The same for equal prompts, in any process: of a text its characters, of a chat each message's role and content.
+    The same for equal prompts, in any process: of a text its characters, of a chat each message's role, content and
+    other fields. A field that is `None`, as data sets fill them up with, is none.
 
     Examples:
 
@@ -37,17 +40,23 @@ def prompt_fingerprint(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         content = json.dumps(["text", prompt])
     else:
-        content = json.dumps(["chat", [[message["role"], message["content"]] for message in prompt]], default=str)
+        messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+        if all(message.keys() <= {"role", "content"} for message in messages):
+            # As it always was, for calibrations that were saved.
+            pairs = [[message.get("role"), message.get("content")] for message in messages]
+            content = json.dumps(["chat", pairs], default=str)
+        else:
+            content = json.dumps(["messages", messages], sort_keys=True, default=str)
     return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
     """Where a model came from, what it computes in, and a fingerprint of its weights without adapters."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    origin = origin_of(model)
     parameters = list(model.parameters())
     return {
-        "name": name,
-        "revision": loaded_commit(name),
+        "name": type(model).__name__ if origin is None else origin.name,
+        "revision": None if origin is None else origin.commit,
         "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
         "weights": weights_fingerprint(model),
     }
@@ -62,16 +71,54 @@ def reward_identity(reward: RewardFunction) -> dict[str, Any]:
     return {"name": reward.name, "revision": None, "dtype": None, "weights": None}
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of some values of every weight, the same for an adapted model as for the one beneath."""
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """
+    A hash of some values of every weight, the same for an adapted model as for the one beneath; `None` where DeepSpeed
+    or FSDP1 has split the weights, of which no process sees them all.
+    """
+    if any(
+        hasattr(parameter, "ds_tensor") or isinstance(parameter, FlatParameter) for parameter in model.parameters()
+    ):
+        return None
     digest = blake2b(digest_size=16)
     for name, parameter in sorted((_WRAPPERS.sub("", name), value) for name, value in model.named_parameters()):
         if _ADAPTERS.search(name):
             continue
-        values = parameter.detach().reshape(-1)
-        values = values[:: max(1, len(values) // _VALUES_PER_PARAMETER)].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + _some_values(parameter))
     return digest.hexdigest()
+
+
+def adapters_fingerprint(model: nn.Module) -> str | None:
+    """
+    A hash of the adapters a model is run with, `None` where there are none or they change nothing, as fresh ones do.
+    """
+    digest, any_effect = blake2b(digest_size=16), False
+    for name, module in sorted(model.named_modules()):
+        active = getattr(module, "active_adapters", None) if hasattr(module, "adapter_layer_names") else None
+        if not active or getattr(module, "disable_adapters", False):
+            continue
+        for place, adapter in enumerate(active):
+            own = [(part, value) for part, value in module.named_parameters() if adapter in part.split(".")]
+            ends = [value for part, value in own if part.startswith(("lora_B", "lora_embedding_B"))]
+            if not own or (ends and not any(bool(value.any()) for value in ends)):
+                continue
+            any_effect = True
+            for part, value in own:
+                anonymous = ".".join("*" if piece == adapter else piece for piece in part.split("."))
+                digest.update(f"{_WRAPPERS.sub('', name)} {place} {anonymous}".encode() + _some_values(value))
+    return digest.hexdigest() if any_effect else None
+
+
+def policy_identity(model: nn.Module) -> dict[str, Any]:
+    """[`model_identity`] of a policy as it is run now: with the adapters that are on."""
+    return {**model_identity(model), "adapters": adapters_fingerprint(model)}
+
+
+def _some_values(parameter: torch.Tensor) -> bytes:
+    # FSDP2's weights are gathered, by all processes together; each holds a part.
+    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    values = whole.detach().reshape(-1)
+    return values[:: max(1, len(values) // _VALUES_PER_PARAMETER)].to("cpu", torch.float32).numpy().tobytes()
 
 
 def are_different(one: dict[str, Any], other: dict[str, Any]) -> bool:

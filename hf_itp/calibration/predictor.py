@@ -57,16 +57,7 @@ class QuantilePredictor:
         Raises:
             `ArgumentError`: If the reward has no features, or there are too few prompts.
         """
-        if not isinstance(reward, RewardModel):
-            raise ArgumentError(
-                f"`predict` needs a reward model with features, but `reward_model` is {reward.name}. Leave `predict` "
-                "out, or use a RewardModel."
-            )
-        if len(prompts) < 2 * _FOLDS:
-            raise ArgumentError(
-                f"`predict` needs at least {2 * _FOLDS} prompts to learn from, but there are {len(prompts)}. Add "
-                "prompts, or leave `predict` out."
-            )
+        reward = cls.check(reward, prompts)
         features = reward.prompt_features(prompts).double()
         rewards = reference_rewards.double()
         targets = torch.quantile(rewards, _levels(), dim=-1).T.contiguous()  # (P, Q)
@@ -85,6 +76,21 @@ class QuantilePredictor:
         # Infinitely strong: the mean quantiles of the other prompts.
         baseline = error(float("inf"))
         return cls(reward, *_ridge(features, targets, best), calibration_error=errors[best], baseline_error=baseline)
+
+    @staticmethod
+    def check(reward: RewardFunction, prompts: Sequence[Prompt]) -> RewardModel:
+        """Raises what [`fit`] would, before references are drawn for it; returns the reward."""
+        if not isinstance(reward, RewardModel):
+            raise ArgumentError(
+                f"`predict` needs a reward model with features, but `reward_model` is {reward.name}. Leave `predict` "
+                "out, or use a RewardModel."
+            )
+        if len(prompts) < 2 * _FOLDS:
+            raise ArgumentError(
+                f"`predict` needs at least {2 * _FOLDS} prompts to learn from, but there are {len(prompts)}. Add "
+                "prompts, or leave `predict` out."
+            )
+        return reward
 
     def predict(self, prompts: Sequence[Prompt], num_reference: int) -> torch.Tensor:
         """Predicted reference rewards `(n, num_reference)`, ascending, float32."""

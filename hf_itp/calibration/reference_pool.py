@@ -18,6 +18,9 @@ from hf_itp.errors import ArgumentError, LoadError, MissingDependencyError
 POOL = "reference_pool.jsonl"
 SETTINGS = "reference_pool.json"
 
+# Bytes read at once from the end of a part.
+_BLOCK = 4096
+
 Row = dict[str, Any]
 """One prompt of a pool: `index`, `prompt`, `responses`, `response_ids`, `rewards`."""
 
@@ -76,13 +79,13 @@ class ReferencePool:
             temporary.replace(path)
             return
         found = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in settings if found.get(key) != json.loads(text)[key]]
-        if different:
-            key = different[0]
+        different = _first_difference(found, json.loads(text))
+        if different is not None:
+            name, there, wanted = different
             raise ArgumentError(
-                f"`output_dir` has to hold a pool of the same settings or none, but in {self.folder} `{key}` is "
-                f"{_short(found.get(key))} and is to be {_short(settings[key])}. Choose another folder, or delete "
-                "this one to draw anew."
+                f"`output_dir` has to hold a pool of the same settings or none, but in {self.folder} `{name}` is "
+                f"{_short(there)} and is to be {_short(wanted)}. Choose another folder, or delete this one to draw "
+                "anew."
             )
 
 
@@ -139,13 +142,33 @@ def _complete_rows(path: Path) -> list[Row]:
 
 
 def _cut_incomplete_line(path: Path) -> None:
+    """Read from the end, so that the cost does not grow with the file."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        with path.open("r+b") as file:
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        complete, start = 0, end
+        while start > 0:
+            start = max(0, start - _BLOCK)
+            file.seek(start)
+            if (found := file.read(min(_BLOCK, end - start)).rfind(b"\n")) >= 0:
+                complete = start + found + 1
+                break
+        if complete < end:
             file.truncate(complete)
+
+
+def _first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Name of the innermost entry that differs between two JSON objects, and both values."""
+    if there == wanted:
+        return None
+    if not (isinstance(there, dict) and isinstance(wanted, dict)):
+        return name, there, wanted
+    for key in [*wanted, *(key for key in there if key not in wanted)]:
+        inner = _first_difference(there.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        if inner is not None:
+            return inner
+    return name, there, wanted  # an entry that is there, as null, in one alone
 
 
 def _short(value: object) -> str:

@@ -20,6 +20,7 @@ from hf_itp.cli.demo import demo
 from hf_itp.cli.generate import generate
 from hf_itp.cli.push import push
 from hf_itp.cli.strategies import strategies
+from hf_itp.cli.streams import writing_all
 from hf_itp.errors import ItpError, ItpWarning
 
 app = typer.Typer(
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _readable_warnings():
+        with writing_all(), _readable_warnings():
             app(arguments, prog_name="hf-itp")
     except Exception as error:
         if "--debug" in arguments:

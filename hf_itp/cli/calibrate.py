@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars
-from hf_itp.cli.prompts import as_conversations, read_prompts
+from hf_itp.cli.prompts import as_conversations, read_columns, read_prompts
+from hf_itp.errors import ArgumentError
 
 
 def calibrate(
@@ -21,8 +23,8 @@ def calibrate(
         typer.Option(
             "--file",
             "-f",
-            help="Prompts: .jsonl (or .jsonl.gz) with `prompt` or `messages` a line, any other file one prompt a "
-            "line; - is stdin.",
+            help="Prompts: .jsonl (or .jsonl.gz) with `prompt` or `messages` a line, whose other columns the reward "
+            "gets, any other file one prompt a line; - is stdin.",
         ),
     ],
     model: options.Model = EMBEDDED,
@@ -54,6 +56,13 @@ def calibrate(
             "--predict", help="Also learn to predict the rewards' quantiles for prompts that have no references."
         ),
     ] = False,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            help="Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Continue the prompts as plain text, without the policy's chat template.")
     ] = False,
@@ -91,6 +100,8 @@ def calibrate(
         seed=seed,
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
+        chat_template_kwargs=_template_arguments(chat_template_kwargs),
+        reward_kwargs=read_columns(file, len(given)),
         predict=predict,
         batch_size=batch_size,
         progress=False if quiet else None,
@@ -103,3 +114,13 @@ def calibrate(
         print(
             f"Prompts without references: predicted quantiles are off by {error:.3f} (one set for all: {baseline:.3f})"
         )
+
+
+def _template_arguments(given: str | None) -> dict[str, Any]:
+    try:
+        arguments = {} if given is None else json.loads(given)
+    except ValueError as error:
+        raise ArgumentError(f"`--chat-template-kwargs` must be JSON, got {given!r} ({error}). Quote names.") from error
+    if not isinstance(arguments, dict):
+        raise ArgumentError(f"`--chat-template-kwargs` must be a JSON object, got {given!r}. Write {{...}}.")
+    return arguments

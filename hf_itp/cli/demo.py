@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_lines
+import sys
 import time
 from collections.abc import Mapping
 from importlib.resources import files
@@ -99,7 +100,7 @@ def demo(
         title=f"Pessimism never returns what scores below the normalizer ({num_candidates} candidates, beta {beta:g})",
     )
     records = [
-        _replayed(record_of(result, row, prompt, policy.decode, all_candidates=True), row, laws, winners)
+        _replayed(record_of(result, row, prompt, policy.text_of(prompt), all_candidates=True), row, laws, winners)
         for row, prompt in enumerate(prompts)
     ]
     summary = {
@@ -112,7 +113,7 @@ def demo(
         "picture": picture,
     }
     if json:
-        print(to_json({**summary, "prompts": records}, indent=2))
+        print(to_json({**summary, "prompts": records}, indent=2, encoding=sys.stdout.encoding))
         return
     console = Console(highlight=False)
     for question, record in zip(questions, records, strict=True):

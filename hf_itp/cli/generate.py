@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
 
 
-class Engine(StrEnum):
-    """What runs the policy."""
-
-    auto = "auto"
-    native = "native"
-    paged = "paged"
-
-
 class Dtype(StrEnum):
     """What the policy computes in."""
 
@@ -117,12 +109,6 @@ def generate(
             rich_help_panel=options.DRAWING,
         ),
     ] = None,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="What runs the policy; paged is transformers' continuous batching.", rich_help_panel=options.DRAWING
-        ),
-    ] = Engine.auto,
     early_rejection: Annotated[
         float | None,
         typer.Option(
@@ -188,11 +174,16 @@ def generate(
         )
     if all_candidates and not json:
         raise typer.BadParameter("Only JSON has room for them. Add --json.", param_hint="'--all-candidates'")
+    if system is not None and plain:
+        raise typer.BadParameter("Plain text has no system message. Leave --plain out.", param_hint="'--system'")
+    if reward_label is not None and not reward_model:
+        raise typer.BadParameter("Say of which reward model. Add --reward-model.", param_hint="'--reward-label'")
     fields = parse_fields(set_ or [], beta=beta)
     given_prompts = read_prompts(prompts or [], file)
 
     # What can be refused without the models is refused before they are loaded.
     from hf_itp import get_strategy
+    from hf_itp.recommendation import recommended_with_fields
 
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
@@ -203,13 +194,16 @@ def generate(
         has_template = policy.tokenizer.chat_template is not None and not plain
         conversations = as_conversations(given_prompts, has_template=has_template, system=system)
         strategy = strategy or ("auto" if recommendation(policy) else "pessimism")
+        asked: dict[str, Any] = {"num_candidates": num_candidates}
         if strategy == "auto":
-            chosen: dict[str, Any] = {"strategy": "auto", **fields}
-            if not quiet and recommendation(policy):
+            # The fields are the strategy's, also where sampling has a keyword of the same name.
+            chosen = recommended_with_fields(policy.model, asked, fields)
+            if not quiet:
                 print(f"Decoding as {model} recommends: {recommendation(policy)}", file=sys.stderr)
         else:
-            chosen = {"strategy": get_strategy(strategy, **fields)}
-            reward_model, num_candidates = reward_model or [EMBEDDED], num_candidates or 16
+            chosen = {**asked, "strategy": get_strategy(strategy, **fields)}
+            reward_model = reward_model or [EMBEDDED]
+        num_candidates = chosen["num_candidates"] = chosen.get("num_candidates") or 16
         if reward_model:
             chosen["reward_model"] = load_reward_models(
                 reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
@@ -219,23 +213,21 @@ def generate(
     # A bar of prompts, where results go elsewhere and so do not show the progress; else the sampler's own bars.
     bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
     # As many prompts at once as fill a batch: without one named, a prompt's result is not to wait for another's.
-    at_once = max(1, (batch_size or 1) // (num_candidates or batch_size or 1))
+    at_once = max(1, (batch_size or 1) // num_candidates)
     for batch in _batches(conversations, at_once, bar):
         output = policy.generate(
             batch,
             **chosen,
-            num_candidates=num_candidates,
             num_return_sequences=num_return_sequences,
             seed=seed,
             batch_size=batch_size,
-            engine=engine.value,
             early_rejection=early_rejection,
             max_new_tokens=max_new_tokens,
             progress=False if quiet or bar else None,
             **{name: value for name, value in sampling.items() if value is not None},
         )
         for row, prompt in enumerate(batch):
-            record = record_of(output, row, prompt, policy.decode, all_candidates=all_candidates)
+            record = record_of(output, row, prompt, policy.text_of(prompt), all_candidates=all_candidates)
             _write(record, as_json=json, headings=len(conversations) * num_return_sequences > 1)
 
 
@@ -250,12 +242,22 @@ def _batches(prompts: Sequence[Prompt], size: int, bar: bool) -> Iterator[Sequen
 
 def _write(record: dict[str, Any], *, as_json: bool, headings: bool) -> None:
     if as_json:
-        print(to_json(record), flush=True)
+        print(to_json(record, encoding=sys.stdout.encoding), flush=True)
         return
-    prompt = record["prompt"] if isinstance(record["prompt"], str) else record["prompt"][-1]["content"]
+    heading = _heading(record["prompt"])
     for response, reward in zip(record["responses"], record["rewards"], strict=True):
         if headings:
-            print(f"### {' '.join(prompt.split())}  (reward {reward:.3f})\n")
+            print(f"### {heading}  (reward {reward:.3f})\n")
         print(response, flush=True)
         if headings:
             print(flush=True)
+
+
+def _heading(prompt: Prompt) -> str:
+    """The prompt in one line: of a chat its last message, of that its texts, or its role where it has none."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())
+    content = prompt[-1].get("content")
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    texts = [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]
+    return " ".join(" ".join(texts).split()) or str(prompt[-1]["role"])

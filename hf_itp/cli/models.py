@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from hf_itp.errors import ArgumentError, LoadError
+from hf_itp.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
@@ -39,15 +39,37 @@ class Policy:
             **arguments,
         )
 
-    def decode(self, response: torch.Tensor) -> str:
-        """A response's text, without special tokens."""
-        return str(self.tokenizer.decode(response, skip_special_tokens=True)).strip()
+    def text_of(self, prompt: Prompt) -> Callable[[torch.Tensor], str]:
+        """What gives the text of a response to the prompt, without special tokens and else as the policy wrote it."""
+        from hf_itp.sampling.text import response_text
+
+        seq2seq = self.model.config.is_encoder_decoder
+        prompt_ids = [] if seq2seq else self._encode([prompt])["input_ids"][0].tolist()
+        return lambda response: response_text(self.tokenizer, prompt_ids, response.tolist())
 
     def _encode(self, prompts: list[Any]) -> BatchEncoding:
         form: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
         if isinstance(prompts[0], str):
             return self.tokenizer(prompts, **form).to(self.model.device)
-        inputs = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **form)
+        from jinja2 import TemplateError
+
+        try:
+            inputs = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **form)
+        except (
+            TemplateError,
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # The template is the checkpoint's: it may refuse a role as well as try what its sandbox forbids.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ArgumentError(
+                f"The policy's chat template cannot render these prompts: {reason}. Change the messages, or continue "
+                "them as plain text (--plain)."
+            ) from error
         return cast("BatchEncoding", inputs).to(self.model.device)
 
 
@@ -56,32 +78,20 @@ def load_policy(
 ) -> Policy:
     """
     Raises:
-        `LoadError`: If there is no model or no tokenizer under that id.
+        `LoadError`: If there is no model or no tokenizer under that id, or it is a pickle, brings code that may not
+            run or lacks weights.
         `ArgumentError`: If there is no such device.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from hf_itp.policy_loading import load_policy_checkpoint
 
     place = _device(device)
-    source = _policy_folder() if model_id == EMBEDDED else model_id
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        auto_class = _auto_class(source, trust_remote_code)
-        model = auto_class.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        # The first line says what is wrong; transformers goes on with advice for other situations.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise LoadError(
-            f"`--model` {model_id!r} could not be loaded: {reason}. Check the spelling, that a folder holds both "
-            "weights and tokenizer, and for a model from the Hub that you are online and have access to it."
-        ) from error
-    if getattr(model, "_hf_peft_config_loaded", False):
-        # transformers takes an adapter's generation config from the base model, which knows of no recommendation.
-        with suppress(OSError):
-            model.generation_config = GenerationConfig.from_pretrained(source)
+    model, tokenizer, _ = load_policy_checkpoint(
+        model_id, dtype=dtype, trust_remote_code=trust_remote_code, argument="--model"
+    )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Policy(model.to(place).eval(), tokenizer)
+    return Policy(model.to(place), tokenizer)
 
 
 def recommendation(policy: Policy) -> Any:
@@ -105,7 +115,7 @@ def load_reward_models(
         RewardModel.from_pretrained(
             model_id,
             device=_device(device),
-            label=int(label) if label is not None and label.isdigit() else label,
+            label=int(label) if label is not None and label.isdecimal() else label,
             trust_remote_code=trust_remote_code,
         )
         for model_id in model_ids
@@ -128,23 +138,6 @@ def loading_bars(shown: bool) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _policy_folder() -> str:
-    from hf_itp.embedded import policy_path
-
-    return str(policy_path())
-
-
-def _auto_class(source: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        # A folder with nothing but an adapter has no config; the causal class finds the base model by itself.
-        return AutoModelForCausalLM
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
-
 def _device(name: str | None) -> torch.device:
     import torch
 
@@ -153,7 +146,7 @@ def _device(name: str | None) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ArgumentError(
             f"`--device` has to name a device of this machine, but is {name!r}. Use cpu, or leave it out."

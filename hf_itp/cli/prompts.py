@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
+import warnings
+import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_itp.errors import ArgumentError, LoadError
+from hf_itp.cli.streams import decoded, stdin_text
+from hf_itp.errors import ArgumentError, ItpWarning, LoadError
 
 if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
@@ -22,11 +27,12 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
     The prompts of one command: its arguments, or a file, or stdin (file `-`, or neither given and stdin no terminal).
 
     A file is `.jsonl`, or `.jsonl.gz`, with a `prompt` (text or messages) or `messages` a line, or any other text with
-    one prompt a line. Stdin is JSON lines if its first character is `{`. Blank lines are skipped.
+    one prompt a line, of which the line break alone is no part. Stdin is JSON lines if its first character is `{`.
+    Blank lines are skipped, those of a text with a warning.
 
     Raises:
         `ArgumentError`: If there are no prompts, arguments and a file, or a line that does not parse.
-        `LoadError`: If the file cannot be read.
+        `LoadError`: If the file cannot be read, or is not UTF-8.
     """
     if arguments and file is not None:
         raise ArgumentError(
@@ -35,14 +41,14 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
         )
     prompts: list[Prompt]
     if arguments:
-        prompts = list(arguments)
-        for position, prompt in enumerate(arguments, start=1):
+        prompts = [argument_text(prompt, f"Prompt {number}") for number, prompt in enumerate(arguments, start=1)]
+        for number, prompt in enumerate(arguments, start=1):
             if not prompt.strip():
-                raise ArgumentError(f"Prompt {position} is empty. Write something in it or leave it out.")
+                raise ArgumentError(f"Prompt {number} is empty. Write something in it or leave it out.")
     elif file is None and sys.stdin.isatty():
         raise ArgumentError("There are no prompts. Give some as arguments, in `--file`, or on stdin.")
     elif file is None or str(file) == "-":
-        text = sys.stdin.read()
+        text = stdin_text()
         prompts = parse_prompts(text, "stdin", json_lines=text.lstrip().startswith("{"))
     else:
         json_lines = file.name.endswith((".jsonl", ".jsonl.gz"))
@@ -54,24 +60,44 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
 
 def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
     """
-    One prompt per line that is not blank.
+    One prompt per line that is not blank, as it stands: a text keeps the spaces around it.
 
     Examples:
 
     ```python
-    >>> parse_prompts("How?\\n\\nWhy?\\n", "stdin", json_lines=False)
-    ['How?', 'Why?']
+    >>> parse_prompts("How?\\n  Why?\\n", "stdin", json_lines=False)
+    ['How?', '  Why?']
     >>> parse_prompts('{"prompt": "How?"}', "stdin", json_lines=True)
     ['How?']
 
     ```
     """
-    # Not splitlines(): JSON text may hold separators such as U+2028 as they are.
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
-    lines_with_text = [(number, line) for number, line in lines if line]
-    if not json_lines:
-        return [line for _, line in lines_with_text]
-    return [_prompt_of(line, f"Line {number} of {source}") for number, line in lines_with_text]
+    # Not splitlines(), which also cuts at a form feed or U+2028 within a line.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    with_text = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if json_lines:
+        return [_prompt_of(line, f"Line {number} of {source}") for number, line in with_text]
+    if with_text and (blank := len(lines) - len(with_text)):
+        warnings.warn(
+            f"Blank lines of {source} are no prompts and are skipped: {blank} of {len(lines)}. Write a prompt of "
+            "several lines as JSON, in a .jsonl file.",
+            ItpWarning,
+            stacklevel=2,
+        )
+    return [line for _, line in with_text]
+
+
+def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
+    """
+    What the lines of a file of JSON lines hold beside their prompts, by name: one entry per prompt, `None` where a
+    line has none. Nothing of any other file, nor of stdin, which is gone once its prompts are read.
+    """
+    if not file.name.endswith((".jsonl", ".jsonl.gz")):
+        return {}
+    rows = [json.loads(line) for line in _text_of(file).split("\n") if line.strip()]
+    assert len(rows) == num_prompts
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "messages"))
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: str | None) -> list[Prompt]:
@@ -91,10 +117,12 @@ def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: s
             if not isinstance(prompt, str):
                 raise ArgumentError(
                     f"Prompt {position} is a chat, but the policy reads plain text. Give it as text, or choose a "
-                    "policy with a chat template."
+                    "policy with a chat template, without --plain."
                 )
             texts.append(prompt)
         return texts
+    if system is not None:
+        system = argument_text(system, "`--system`")
     chats: list[Prompt] = []
     for position, prompt in enumerate(prompts, start=1):
         chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -108,16 +136,45 @@ def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: s
     return chats
 
 
+def argument_text(argument: str, place: str) -> str:
+    """
+    The text of a word of the command line, in UTF-8 also where the locale says otherwise.
+
+    Raises:
+        `ArgumentError`: If its bytes are not UTF-8.
+    """
+    # Bytes that the locale has no letters for stand in it as halves of characters, from which they are had again.
+    if any("\udc80" <= letter <= "\udcff" for letter in argument):
+        with suppress(UnicodeError):
+            return os.fsencode(argument).decode()
+    _check_letters(argument, place)
+    return argument
+
+
+def _check_letters(value: Any, place: str) -> None:
+    """
+    Raises:
+        `ArgumentError`: If text in `value` holds half of a character, which no tokenizer reads: what Python makes of
+            arguments that are not UTF-8, and JSON of half of an escape.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{place} holds {error.object[error.start]!r}, which is no character and no tokenizer reads. Write it in "
+            "UTF-8, and in JSON with both halves of its escape."
+        ) from error
+
+
 def _text_of(file: Path) -> str:
+    name, remedy = f"`--file` {str(file)!r}", "Name a text file in UTF-8, or a .jsonl or .jsonl.gz file."
     try:
         data = file.read_bytes()
-        return (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        data = gzip.decompress(data) if file.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise LoadError(
-            f"`--file` {str(file)!r} could not be read: {reason}. Name a text file in UTF-8, or a .jsonl or .jsonl.gz "
-            "file."
-        ) from error
+        raise LoadError(f"{name} could not be read: {reason}. {remedy}") from error
+    return decoded(data, name, remedy)
 
 
 def _prompt_of(line: str, place: str) -> Prompt:
@@ -125,6 +182,7 @@ def _prompt_of(line: str, place: str) -> Prompt:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ArgumentError(f"{place} is not JSON ({error.msg} at column {error.colno}). {_ROW}") from error
+    _check_letters(row, place)
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise ArgumentError(
             f"{place} has to be an object with either `prompt` or `messages`, but is {line:.60}. {_ROW}"
@@ -144,6 +202,8 @@ def _prompt_of(line: str, place: str) -> Prompt:
 
 
 def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
+    # Beside a role there is text, a list of parts, or something else for the chat template, such as tool calls.
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    return isinstance(content, (str, list)) or (content is None and bool(set(message) - {"role", "content"}))

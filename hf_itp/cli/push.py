@@ -11,6 +11,7 @@ import typer
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
 from hf_itp.cli.models import EMBEDDED, load_policy, loading_bars
+from hf_itp.errors import ArgumentError
 
 if TYPE_CHECKING:
     from hf_itp.calibration import RewardCalibrator
@@ -81,11 +82,14 @@ def push(
     if picture is not None and not picture.is_file():
         raise typer.BadParameter(f"There is no file {picture}.", param_hint="'--picture'")
     fields = parse_fields(set_ or [], beta=beta)
+    from hf_itp import get_strategy, push_to_hub
+    from hf_itp.hub.push import known_facts
+    from hf_itp.policies import policy_tokenizer
+
+    if strategy is not None:
+        get_strategy(strategy, **fields)
     with loading_bars(shown=False):
         policy = load_policy(model)
-    from hf_itp import push_to_hub
-    from hf_itp.hub.push import known_facts
-
     recommended = _recommended(policy.model, strategy, reward_model, num_candidates, fields)
     card: dict[str, Any] = {
         "license": license_,
@@ -95,11 +99,14 @@ def push(
         "picture": None if picture is None else str(picture),
         "limits": limit,
     }
-    facts = replace(known_facts(policy.model, repo_id), **{name: value for name, value in card.items() if value})
+    facts = replace(
+        known_facts(policy.model, repo_id), **{name: value for name, value in card.items() if value is not None}
+    )
     commit = push_to_hub(
         policy.model,
         repo_id,
-        tokenizer=_own_tokenizer(model),
+        # As it was saved: the one that decodes is set up for batches.
+        tokenizer=policy_tokenizer(policy.model),
         calibrator=_calibrator(model, calibration),
         private=private or None,
         gated=cast('Literal["auto", "manual"] | None', gated),
@@ -116,12 +123,20 @@ def _recommended(
     model: Any, strategy: str | None, reward_model: str | None, num_candidates: int | None, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """What the options say, and where they say nothing of the strategy, what the policy recommends already."""
-    from hf_itp.recommendation import ENTRY, recommended_arguments
+    from hf_itp.recommendation import ENTRY, recommended_with_fields
 
-    if strategy is not None or getattr(model.generation_config, ENTRY, None) is None:
+    if strategy is not None:
         return {"strategy": strategy, "reward_model": reward_model, "num_candidates": num_candidates or 16, **fields}
-    asked = {"strategy": "auto", "reward_model": reward_model, "num_candidates": num_candidates}
-    ours, _ = recommended_arguments(model, asked, dict(fields))
+    options = {"--reward-model": reward_model, "--num-candidates": num_candidates, "--beta or --set": fields or None}
+    given = [name for name, value in options.items() if value is not None]
+    if getattr(model.generation_config, ENTRY, None) is None:
+        if given:
+            raise ArgumentError(
+                f"`{given[0]}` belongs to a strategy, but none is given and the policy recommends none, so it would "
+                "not be used. Add --strategy, or leave it out."
+            )
+        return {}
+    ours = recommended_with_fields(model, {"reward_model": reward_model, "num_candidates": num_candidates}, fields)
     chosen = ours["strategy"]
     return {
         "strategy": chosen.name,
@@ -129,15 +144,6 @@ def _recommended(
         "num_candidates": ours.get("num_candidates", 16),
         **chosen.settings(),
     }
-
-
-def _own_tokenizer(model: str) -> Any:
-    # As it was saved: the one that decodes is set up for batches.
-    from transformers import AutoTokenizer
-
-    from hf_itp.embedded import policy_path
-
-    return AutoTokenizer.from_pretrained(policy_path() if model == EMBEDDED else model)
 
 
 def _calibrator(model: str, folder: Path | None) -> RewardCalibrator | None:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_itp.cli.streams import can_write
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,9 +51,15 @@ def record_of(
     return record
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as the standard has it: `null` for what is not a finite number, letters of every script as they are."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+def to_json(value: Any, indent: int | None = None, encoding: str | None = None) -> str:
+    """
+    JSON as the standard has it: `null` for what is not a finite number, letters of every script as they are, or as
+    JSON's escapes where the `encoding` it is written in lacks one of them.
+    """
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    if can_write(text, encoding):
+        return text
+    return json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, indent=indent)
 
 
 def _of_row(value: Any, row: int, num_rows: int) -> Any:

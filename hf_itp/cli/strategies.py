@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +28,7 @@ def strategies(
 
     rows = [_row_of(strategy_class(name)) for name in list_strategies()]
     if json:
-        print(to_json(rows, indent=2))
+        print(to_json(rows, indent=2, encoding=sys.stdout.encoding))
         return
     table = Table(show_lines=True)
     table.add_column("strategy", no_wrap=True, style="bold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -56,17 +57,21 @@ def train(
       accelerate launch -m hf_itp.cli train --config recipe.yaml
     """
     try:
-        from hf_itp.training.run import TrainingRun, _solver_of, print_all_options
+        from hf_itp.training.run import TrainingRun, print_all_options
     except ImportError as error:
         raise MissingDependencyError(
             f"`hf-itp train` needs TRL, peft and datasets ({error}). Install them with `pip install hf-itp[train]`."
         ) from error
     arguments = [*(["--config", config] if config else []), *context.args]
     if all_options:
-        print_all_options(_solver_of(arguments))
+        print_all_options(arguments)
         return
     run = TrainingRun.from_command_line(arguments, dry=dry_run)
-    for name, value in run.summary().items():
-        typer.echo(f"{name:>16}  {value}", err=not dry_run)
+    summary = run.summary()
+    if (checkpoint := run.checkpoint(resume)) is not None:
+        summary["goes on from"] = checkpoint
+    for name, value in summary.items():
+        # Not click's echo, which writes UTF-8 on a console that is said to be ASCII.
+        print(f"{name:>16}  {value}", file=sys.stdout if dry_run else sys.stderr)
     if not dry_run:
         run.train(resume=resume)

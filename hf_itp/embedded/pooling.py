@@ -60,8 +60,12 @@ def classifier_weights(
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in BertForSequenceClassification(config).state_dict().items()}
     layer = f"bert.encoder.layer.{config.num_hidden_layers - 1}."
-    new = {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(layer)}
-    new |= {name: torch.zeros(shape) for name, shape in shapes.items() if "pooler" in name or "classifier" in name}
+    new = {name: torch.zeros(shape, dtype=torch.float32) for name, shape in shapes.items() if name.startswith(layer)}
+    new |= {
+        name: torch.zeros(shape, dtype=torch.float32)
+        for name, shape in shapes.items()
+        if "pooler" in name or "classifier" in name
+    }
     old = {name: encoder[name.removeprefix("bert.")].float().clone() for name in shapes if name not in new}
 
     size = config.hidden_size // config.num_attention_heads
@@ -74,7 +78,7 @@ def classifier_weights(
     # Two large opposite entries make LayerNorm divide by a constant, which its weight takes back.
     divisor = _CONSTANT * math.sqrt(2 / config.hidden_size)
     for block, gain in (("attention.output.", _GAIN), ("output.", 1.0)):
-        new[layer + block + "dense.bias"][1:3] = torch.tensor([_CONSTANT, -_CONSTANT])
+        new[layer + block + "dense.bias"][1:3] = torch.tensor([_CONSTANT, -_CONSTANT], dtype=torch.float32)
         new[layer + block + "LayerNorm.weight"][_REWARD] = divisor / gain
     new["bert.pooler.dense.weight"][_REWARD, _REWARD] = _BEND
     new["classifier.weight"][0, _REWARD] = 1 / _BEND

@@ -41,8 +41,8 @@ def attend(
 
     ```
     """
-    if _is_fused(query, value, softcap):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, scale=scaling)
+    if _is_fused(query, key, value, softcap):
+        return _fused(query, key, value, False, scaling)
     return _attend_in_blocks(query, key, value, scaling, softcap, window=None)
 
 
@@ -83,14 +83,25 @@ def attend_causally(
     length = key.shape[2]
     window = length if window is None else window
     # The fused kernel counts positions from the first key.
-    if query.shape[2] == length <= window and _is_fused(query, value, softcap):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scaling)
+    if query.shape[2] == length <= window and _is_fused(query, key, value, softcap):
+        return _fused(query, key, value, True, scaling)
     return _attend_in_blocks(query, key, value, scaling, softcap, window)
 
 
-def _is_fused(query: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
-    # The fused kernel takes no soft cap, values of another width, or gradients it would have to prepare.
-    return query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]
+def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
+    # The fused kernel takes no soft cap and no values of another width, and its log-sum-exp passes no gradient on.
+    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    return query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1] and not differentiated
+
+
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if torch.is_autocast_enabled("cpu"):
+        # It lies below what autocast reaches, and what comes here is of several types then.
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
 
 
 def _attend_in_blocks(

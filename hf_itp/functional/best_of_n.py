@@ -11,7 +11,7 @@ import math
 import torch
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.functional.checks import check_positive, check_rewards
+from hf_itp.functional.checks import as_number, check_positive, check_rewards
 
 
 def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
@@ -88,8 +88,9 @@ def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
     """
     rewards = check_rewards(rewards)
     size = rewards.shape[-1]
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise ArgumentTypeError(f"`n` has to be an int, but is {n!r}. Give a whole number of candidates.")
+    given, n = n, as_number(n)  # type: ignore[assignment]
+    if not isinstance(n, int):
+        raise ArgumentTypeError(f"`n` has to be an int, but is {given!r}. Give a whole number of candidates.")
     if not 1 <= n <= size:
         raise ArgumentError(
             f"`n` has to be between 1 and the size of the pool ({size}), but is {n}. Draw a larger pool or compare "
@@ -141,7 +142,7 @@ def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tenso
     ```
     """
     rewards = check_rewards(rewards)
-    check_positive("temperature", temperature, "Choose a temperature on the scale of the rewards.")
+    temperature = check_positive("temperature", temperature, "Choose a temperature on the scale of the rewards.")
     # The best is at 0 before the division, so that a tiny temperature overflows to -inf alone.
     return ((rewards - rewards.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
 
@@ -172,7 +173,7 @@ def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
     ```
     """
     rewards = check_rewards(rewards)
-    check_multiplier(multiplier)
+    multiplier = check_multiplier(multiplier)
     size = rewards.shape[-1]
     # A quotient such as 10 / (10 / 3) is a hair above the whole number that was meant.
     count = max(1, math.ceil(size / multiplier * (1 - 1e-12)))
@@ -183,12 +184,13 @@ def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
     return torch.where(at_edge, share, above.to(torch.float64)) / count
 
 
-def check_multiplier(multiplier: float) -> None:
-    """Raises unless `multiplier` is a finite number of at least 1."""
+def check_multiplier(multiplier: float) -> int | float:
+    """The multiplier as a plain number, once it is known to be finite and at least 1."""
     remedy = "Choose at least 1, which is plain sampling; 4 picks from the best quarter."
-    check_positive("multiplier", multiplier, remedy)
+    multiplier = check_positive("multiplier", multiplier, remedy)
     if multiplier < 1:
         raise ArgumentError(f"`multiplier` has to be at least 1, but is {multiplier}. {remedy}")
+    return multiplier
 
 
 def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
@@ -219,7 +221,7 @@ def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
     ```
     """
     rewards = check_rewards(rewards)
-    check_positive("rate", rate, "Choose about the number of candidates you would give best-of-n.")
+    rate = check_positive("rate", rate, "Choose about the number of candidates you would give best-of-n.")
     records = rewards.cummax(dim=-1).values  # of the first n candidates
     sets_record = rewards == records  # it is the best, or among the best, of those up to itself
     winners = sets_record.cumsum(dim=-1)

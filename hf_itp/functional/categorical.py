@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.errors import DistributionError
 from hf_itp.functional.random import gumbel
 
 # Entries in a block: near the square root of a language model's vocabulary, so that few random numbers are needed for
@@ -15,7 +16,9 @@ from hf_itp.functional.random import gumbel
 _BLOCK = 256
 
 
-def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+def sample_categorical(
+    logits: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor, matters: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""
     One index per row from $\mathrm{softmax}(\mathrm{logits})$, by two Gumbel-max races: the block of entries with the
     largest $\log m_b + G_b$, where $m_b$ is the mass of the block, then within it the entry with the largest
@@ -29,9 +32,14 @@ def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int | tor
         logits (`torch.FloatTensor` of shape `(R, V)`): Unnormalised log-probabilities; `-inf` is never drawn.
         keys (`torch.LongTensor` of shape `(R,)`): One 64-bit key per row.
         step (`int` or `torch.LongTensor` of shape `(R,)`): Position in each row's stream.
+        matters (`torch.BoolTensor` of shape `(R,)`, *optional*): Rows that have to be distributions. Defaults to all;
+            what is drawn for the others means nothing.
 
     Returns:
         `torch.LongTensor` of shape `(R,)`.
+
+    Raises:
+        `DistributionError`: If a row that matters holds a NaN or `+inf`, or nothing but `-inf`. Its `row` says which.
 
     Examples:
 
@@ -47,6 +55,8 @@ def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int | tor
     vocabulary = logits.shape[-1]
     step = step if isinstance(step, int) else step[:, None]
     masses = _block_masses(logits.softmax(dim=-1))  # (R, blocks)
+    # A row that is no distribution has a softmax of NaN, which the sum over its few blocks tells for nearly nothing.
+    _check_rows(logits, ~masses.sum(dim=-1).isfinite(), matters)
     num_blocks = masses.shape[-1]
     places = torch.arange(num_blocks, device=logits.device)
     block = (masses.double().log() + gumbel(keys[:, None], step, places)).argmax(dim=-1, keepdim=True)
@@ -58,6 +68,49 @@ def sample_categorical(logits: torch.Tensor, keys: torch.Tensor, step: int | tor
     race = logits.gather(-1, entries).double() + gumbel(keys[:, None], step, num_blocks + entries)
     winner = race.masked_fill_(missing, -torch.inf).argmax(dim=-1, keepdim=True)
     return entries.gather(-1, winner).squeeze(-1)
+
+
+def most_probable(logits: torch.Tensor, matters: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Return the index of the largest of each row's logits.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(R, V)`): Unnormalised log-probabilities.
+        matters (`torch.BoolTensor` of shape `(R,)`, *optional*): As in [`sample_categorical`].
+
+    Returns:
+        `torch.LongTensor` of shape `(R,)`.
+
+    Raises:
+        `DistributionError`: As [`sample_categorical`] does: an argmax would take a NaN for the largest.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> most_probable(torch.tensor([[0.2, 0.3], [0.5, 0.1]]))
+    tensor([1, 0])
+
+    ```
+    """
+    largest, index = logits.max(dim=-1)
+    _check_rows(logits, ~largest.isfinite(), matters)
+    return index
+
+
+def _check_rows(logits: torch.Tensor, broken: torch.Tensor, matters: torch.Tensor | None) -> None:
+    broken = broken if matters is None else broken & matters
+    if not bool(broken.any()):
+        return
+    row = int(broken.nonzero()[0])
+    values = logits[row]
+    if bool(values.isnan().any()):
+        reason = "are NaN"
+    elif bool((values == torch.inf).any()):
+        reason = "are infinite"
+    else:
+        reason = "are -inf for every token"
+    raise DistributionError(reason, row)
 
 
 def _block_masses(probabilities: torch.Tensor) -> torch.Tensor:

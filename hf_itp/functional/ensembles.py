@@ -45,7 +45,7 @@ def aggregate_rewards(rewards: torch.Tensor, how: str = "mean", std_multiple: fl
     ```
     """
     check_choice("how", how, AGGREGATIONS)
-    check_positive("std_multiple", std_multiple, "Use how='mean' to ignore disagreement.")
+    std_multiple = check_positive("std_multiple", std_multiple, "Use how='mean' to ignore disagreement.")
     rewards = check_rewards(rewards)
     if rewards.dim() < 2 or rewards.shape[0] == 0:
         raise ArgumentError(

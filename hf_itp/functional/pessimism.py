@@ -52,7 +52,7 @@ def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.T
     ```
     """
     rewards = check_rewards(rewards)
-    check_positive("beta", beta, BETA_REMEDY)
+    beta = check_positive("beta", beta, BETA_REMEDY)
     best = rewards.amax(dim=-1, keepdim=True)  # (..., 1)
     # In units of beta below the best: exact under large offsets, and safe for every beta. A gap may overflow to -inf,
     # which is what it stands for: out of reach.

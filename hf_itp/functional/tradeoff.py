@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive
+from hf_itp.functional.checks import check_count, check_positive
 from hf_itp.functional.transforms import Transform, get_transform
 from hf_itp.functional.unit_grid import unit_grid
 
@@ -91,7 +91,7 @@ def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float)
 
     ```
     """
-    check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
+    beta = check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
     grid = unit_grid()
     exponents = get_transform(transform, **fields)(grid.nodes) / beta
     return AlignmentTradeoff(exponents - (exponents + grid.weights.log()).logsumexp(dim=0))
@@ -120,7 +120,7 @@ def beta_for_kl(transform: str | Transform, kl: float, **fields: float) -> float
 
     ```
     """
-    check_positive("kl", kl, "Pass a divergence in nats, such as 0.5.")
+    kl = check_positive("kl", kl, "Pass a divergence in nats, such as 0.5.")
     if kl > 10:
         raise ArgumentError(f"`kl` has to be at most 10 nats, but is {kl}. Choose a smaller divergence.")
     if isinstance(transform, str) and transform.endswith("_optimal"):
@@ -161,6 +161,5 @@ def _root(function: Callable[[float], float], start: float) -> float:
     return middle
 
 
-def _check_n(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ArgumentError(f"`n` has to be an integer of at least 1, but is {n!r}. Pass the N of best-of-N.")
+def _check_n(n: int) -> int:
+    return check_count("n", n, 1, "Pass the N of best-of-N.")

@@ -31,14 +31,47 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval, by the normal approximation."""
-        return self.mean - 1.959964 * self.standard_error, self.mean + 1.959964 * self.standard_error
+        """95 % confidence interval by Student's law, since the spread is estimated too: from few prompts, badly."""
+        reach = math.nan if self.num_prompts < 2 else student_quantile(self.num_prompts - 1) * self.standard_error
+        return self.mean - reach, self.mean + reach
 
     @classmethod
     def over_prompts(cls, values: torch.Tensor) -> Estimate:
         """The mean of one value per prompt `(P,)`."""
         error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(values.mean()), error, len(values))
+
+
+def student_quantile(degrees: int) -> float:
+    """
+    The number that Student's variable of that many degrees of freedom exceeds in absolute value with a chance of 5 %.
+
+    Examples:
+
+    ```python
+    >>> [round(student_quantile(degrees), 3) for degrees in (1, 3, 10, 1000)]
+    [12.706, 3.182, 2.228, 1.962]
+
+    ```
+    """
+    if degrees > 100:
+        z = 1.959963984540054
+        return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    low, high = 0.0, math.pi / 2  # the angle whose tangent is t / sqrt(degrees), in which the law is a finite sum
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_mass(middle, degrees) < 0.95 else (low, middle)
+    return math.tan(low) * math.sqrt(degrees)
+
+
+def _student_mass(angle: float, degrees: int) -> float:
+    """Chance of less than that in absolute value: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    cosine, odd = math.cos(angle), degrees % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for power in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= cosine**2 * (power - 1) / power
+    return (2 / math.pi) * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> Estimate:

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import check_count
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.custom_generate import write_custom_generate
 from hf_itp.recommendation import ENTRY
@@ -37,17 +37,15 @@ def decoding_entry(
         return {}
     from hf_itp.strategies import get_strategy
 
-    get_strategy(str(strategy), **(fields or {}))
-    if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1:
-        raise ArgumentError(
-            f"`num_candidates` has to be an integer of at least 1, but is {num_candidates!r}. Recommend e.g. 16."
-        )
-    entry: dict[str, Any] = {"strategy": strategy, "num_candidates": num_candidates}
+    settings = get_strategy(str(strategy), **(fields or {})).settings()
+    count = check_count("num_candidates", num_candidates, 1, "Recommend e.g. 16.")
+    entry: dict[str, Any] = {"strategy": strategy, "num_candidates": count}
     if reward_model is not None:
         entry["reward_model"] = reward_model
     if reward_model_revision is not None:
         entry["reward_model_revision"] = reward_model_revision
-    return {**entry, **(fields or {})}
+    # As the strategy holds them: plain numbers, which JSON takes.
+    return {**entry, **{name: settings[name] for name in fields or {}}}
 
 
 def write_artefacts(

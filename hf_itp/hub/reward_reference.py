@@ -12,9 +12,9 @@ from huggingface_hub.errors import HTTPError
 
 from hf_itp.embedded import reward_model_path
 from hf_itp.errors import ArgumentError, ItpError
+from hf_itp.origins import origin_of
 from hf_itp.recommendation import is_repo_id
 from hf_itp.rewards import RewardFunction, RewardModel
-from hf_itp.rewards.loading import loaded_commit
 
 
 def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
@@ -29,9 +29,13 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
     if isinstance(reward_model, str):
         name, revision = reward_model, None
     else:
-        config = getattr(getattr(reward_model, "model", reward_model), "config", None)
-        name = str(getattr(reward_model, "name", None) or getattr(config, "_name_or_path", ""))
-        revision = getattr(reward_model, "revision", None) or loaded_commit(name)
+        # A classifier has a `model` too, which is its body.
+        scored_by = getattr(reward_model, "model", None) if isinstance(reward_model, RewardFunction) else reward_model
+        origin = origin_of(scored_by)
+        name = str(getattr(reward_model, "name", None) or ("" if origin is None else origin.name))
+        revision = getattr(reward_model, "revision", None)
+        if revision is None and origin is not None and origin.name == name:
+            revision = origin.commit
     if name == "embedded" or _is_embedded(name):
         return "embedded", None
     if not is_repo_id(name) or Path(name).is_dir():

@@ -6,52 +6,112 @@ Knows nothing of policies, sampling or strategies.
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import torch
 
-from hf_itp.errors import RewardError
+from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
 
 Prompt = str | list[dict]
-"""A prompt as a reward sees it: plain text, or a chat (a list of messages with `role` and `content`)."""
+"""A prompt as a reward sees it: plain text, or a chat (a list of messages, each with a `role` and whatever else)."""
+
+NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
+"""What TRL's trainers pass beside the columns of their data, one for all responses."""
 
 
 class RewardFunction(ABC):
     """
     Scores responses to prompts. A subclass defines [`score`]; calling the object also checks what comes back.
 
+    TRL's trainers take one as a reward function: called with `completions=` it answers with a list of floats.
+
     Args of a call:
         prompts (`list[str]` or `list[list[dict]]`): One prompt, text or chat, per response.
         responses (`list[str]`): The responses as text, without special tokens.
         response_ids (`list[torch.LongTensor]`, *optional*): Their tokens under the policy's tokenizer, for rewards
             that look at tokens.
+        columns (`list`, *optional*): Further columns of the data by name, each with one entry per response. They reach
+            a `score` that takes them, by name or as `**columns`.
+        completions, completion_ids (*optional*): Instead of responses, as TRL passes them: texts where prompts are
+            texts, else `[{"role": "assistant", "content": ...}]`; lists of ids.
 
     Returns:
-        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite.
+        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite; its `list[float]` for `completions`. Neither
+        torch's default dtype nor, for models, the caller's autocast has a part in it: they compute in their own dtype.
     """
 
     name: str
+
+    @property
+    def __name__(self) -> str:
+        """What TRL logs it under: the name, of paths and Hub ids the last part."""
+        return re.sub(r"[^(),\s]*/", "", self.name)
 
     @property
     def devices(self) -> frozenset[torch.device]:
         """Where it computes; empty where nobody knows."""
         return frozenset()
 
+    @overload
     def __call__(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        **columns: Any,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> list[float]: ...
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str] | None = None,
+        response_ids: Sequence[torch.Tensor] | None = None,
+        *,
+        completions: Sequence[Any] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> torch.Tensor | list[float]:
+        if completions is None and completion_ids is None:
+            return self.rewards_of(prompts, responses, response_ids, columns)
+        # What a data set calls `responses` is a column of it, where TRL passes the completions.
+        of_data = {"responses": responses, "response_ids": response_ids}
+        columns |= {name: column for name, column in of_data.items() if column is not None}
+        _check_pairs(prompts, completions, "completions")
+        pairs = [_completed(*pair) for pair in zip(prompts, completions or [], strict=True)]
+        ids = None if completion_ids is None else [torch.as_tensor(row, dtype=torch.long) for row in completion_ids]
+        return self.rewards_of([prompt for prompt, _ in pairs], [text for _, text in pairs], ids, columns).tolist()
+
+    def rewards_of(
+        self, prompts: Any, responses: Any, response_ids: Any = None, columns: Mapping[str, Any] | None = None
     ) -> torch.Tensor:
-        if len(prompts) != len(responses):
-            raise RewardError(
-                f"`prompts` and `responses` have to pair up, but there are {len(prompts)} prompts and "
-                f"{len(responses)} responses. Repeat each prompt once per response."
-            )
+        """A call with the columns in one argument, whatever they are called."""
+        columns = columns or {}
+        _check_pairs(prompts, responses, "responses")
+        check_columns(columns, len(responses), "response")
+        for position, response in enumerate(responses):
+            if not isinstance(response, str):
+                raise ArgumentTypeError(
+                    f"`responses` must be texts, got {response!r:.80} at {position}. Pass chats as completions=..., "
+                    "as TRL does."
+                )
         if len(responses) == 0:
-            return torch.empty(0)
-        rewards = self.score(prompts, responses, response_ids)
+            return torch.empty(0, dtype=torch.float32)
+        taken = {name: column for name, column in columns.items() if _score_takes(self.score, name)}
+        rewards = self.score(list(prompts), list(responses), response_ids, **taken)
         return _checked(rewards, len(responses), self.name)
 
     @abstractmethod
@@ -60,14 +120,113 @@ class RewardFunction(ABC):
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        /,
     ) -> torch.Tensor | Sequence[float]:
-        """The rewards of `n >= 1` pairs, in order."""
+        """The rewards of `n >= 1` pairs, in order. One that wants columns also takes them: `**columns`."""
+
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        """
+        Raises now, before anything is drawn, what a call on these prompts would raise whatever the responses are.
+
+        Args:
+            prompts (`list[str]` or `list[list[dict]]`): Each once is enough.
+            columns (`list`, *optional*): What the calls will pass, one entry per prompt.
+        """
+        return None
+
+    def takes(self, column: str) -> bool:
+        """Whether a column of that name has a part in the rewards, as far as is known."""
+        return _score_takes(self.score, column)
+
+
+def check_columns(columns: Mapping[str, Any], count: int, entry: str) -> None:
+    """
+    Raises:
+        `ArgumentTypeError`, `ArgumentError`: If a column is no list or has not `count` entries, one per `entry`
+            ("prompt", "response"); names it.
+    """
+    for name, column in columns.items():
+        if name in NO_COLUMNS:
+            continue
+        if isinstance(column, (str, bytes, Mapping)) or not hasattr(column, "__len__"):
+            raise ArgumentTypeError(
+                f"`{name}` must be a list with one entry per {entry}, got {column!r:.80}. Repeat a value that is the "
+                f"same for all: {name}=[value] * {count}."
+            )
+        if len(column) != count:
+            raise ArgumentError(
+                f"`{name}` must have one entry per {entry} ({count}), got {len(column)}. Repeat a value that is the "
+                "same for all."
+            )
+
+
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """What a function takes; `None` for compiled ones that do not say."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return None
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function takes an argument of that name by keyword."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(
+        p.kind is inspect.Parameter.VAR_KEYWORD or (p.name == name and p.kind in named)
+        for p in parameters_of(function) or []
+    )
+
+
+def _score_takes(score: Callable[..., Any], column: str) -> bool:
+    # A column may be called as one of the first three is, which are passed by position.
+    of_pairs = [p for p in (parameters_of(score) or [])[:3] if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    return accepts(score, column) and column not in [p.name for p in of_pairs]
+
+
+def _check_pairs(prompts: Any, responses: Any, name: str) -> None:
+    for argument, values in (("prompts", prompts), (name, responses)):
+        if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+            raise ArgumentTypeError(
+                f"`{argument}` must be a list with one entry per response, got {values!r:.80}. For one pair pass "
+                "reward([prompt], [response])."
+            )
+    if len(prompts) != len(responses):
+        raise RewardError(
+            f"`prompts` and `{name}` have to pair up, but there are {len(prompts)} prompts and {len(responses)} "
+            f"{name}. Repeat each prompt once per response."
+        )
+
+
+def _completed(prompt: Prompt, completion: Any) -> tuple[Prompt, str]:
+    """
+    A prompt and completion of TRL's as prompt and response. What is more of a completion than one assistant's words,
+    such as calls of tools and their results, goes to the prompt, whose last message the response then continues.
+    """
+    if isinstance(completion, str):
+        return prompt, completion
+    *before, last = completion
+    content = last.get("content")
+    further = [key for key in last if key not in ("role", "content") and last[key] is not None]
+    if last.get("role") != "assistant" or not isinstance(content, (str, type(None))):
+        raise RewardError(
+            f"`completions` must be texts, or chats that end in text of the assistant, got {completion!r:.80}. Score "
+            "it with a function f(prompts, completions, **kwargs)."
+        )
+    if isinstance(prompt, str):
+        if before or further:
+            raise RewardError(
+                f"`completions` must be texts where `prompts` are, got {completion!r:.80}. Pass chats as prompts."
+            )
+        return prompt, content or ""
+    begun = [{**last, "content": ""}] if further else []
+    return [*prompt, *before, *begun], content or ""
 
 
 def _checked(rewards: object, count: int, name: str) -> torch.Tensor:
     """The rewards as finite float32 on the CPU, one per response."""
     if isinstance(rewards, Sequence):
-        rewards = _numbers(rewards, name)
+        # In Python's own precision: without a dtype torch would take its default one.
+        rewards = torch.tensor(_numbers(rewards, name), dtype=torch.float64)
     try:
         rewards = torch.as_tensor(rewards).detach()
     except (TypeError, ValueError, RuntimeError):

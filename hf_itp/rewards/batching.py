@@ -57,14 +57,14 @@ def map_batches(
         max_padding (`int`, *optional*): Padding tokens of a batch under `"auto"`; no limit without it.
 
     Returns:
-        `torch.Tensor` of shape `(len(sequences),)`.
+        `torch.Tensor` of shape `(len(sequences),)`, float32.
     """
     order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].ids))
-    results = torch.empty(len(sequences))
+    lengths = [len(sequences[position].ids) for position in order]
+    results = torch.empty(len(sequences), dtype=torch.float32)
     shrink, done = 1, 0
     while done < len(order):
-        lengths = [len(sequences[position].ids) for position in order[done:]]
-        batch = order[done : done + _size(batch_size, lengths, shrink, max_tokens, max_padding)]
+        batch = order[done : done + _size(batch_size, lengths, done, shrink, max_tokens, max_padding)]
         try:
             results[batch] = function([sequences[position] for position in batch])
         except RuntimeError as error:
@@ -84,11 +84,15 @@ def map_batches(
     return results
 
 
-def _size(batch_size: BatchSize, lengths: list[int], shrink: int, max_tokens: int, max_padding: int | None) -> int:
+def _size(
+    batch_size: BatchSize, lengths: list[int], done: int, shrink: int, max_tokens: int, max_padding: int | None
+) -> int:
+    """How many sequences the next batch has; `lengths`, the longest first, are looked at as far as it may reach."""
     if batch_size != "auto":
         return max(1, batch_size // shrink)
-    size = max(1, max_tokens // lengths[0] // shrink)
+    longest = lengths[done]
+    size = max(1, max_tokens // longest // shrink)
     if max_padding is None:
         return size
-    padding = itertools.accumulate(lengths[0] - length for length in lengths[:size])
+    padding = itertools.accumulate(longest - length for length in lengths[done : done + size])
     return sum(1 for tokens in padding if tokens <= max_padding)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from hf_itp.errors import ArgumentTypeError, RewardError
-from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.rendering import as_messages
+from hf_itp.rewards.base import Prompt, RewardFunction, accepts, parameters_of
+from hf_itp.rewards.rendering import copied
 
 
 class CallableReward(RewardFunction):
@@ -24,15 +24,17 @@ class CallableReward(RewardFunction):
     it: text prompts come with text completions, chats with completions of the form
     `[{"role": "assistant", "content": ...}]`.
 
-    `completion_ids`, one list of token ids per response, is passed where it is known and the function takes it. No
-    data set stands behind the prompts, so there are no further columns: bind them with `functools.partial`.
+    `completion_ids`, one list of token ids per response, and the columns of the data, one entry per response, are
+    passed where they are known and the function takes them, by name or as `**kwargs`. [`check`] tells whether a column
+    it needs is missing.
+
+    The function gets every chat as it is, with all fields of its messages, in a copy of its own.
 
     Args:
         function (`Callable`): The reward function; its `__name__` is the reward's name.
 
     Raises:
-        `ArgumentTypeError`: If `function` is asynchronous, does not take `prompts` and `completions` by name, or needs
-            an argument nobody passes.
+        `ArgumentTypeError`: If `function` is asynchronous or does not take `prompts` and `completions` by name.
 
     Examples:
 
@@ -58,24 +60,28 @@ class CallableReward(RewardFunction):
                 "function that calls asyncio.run(...)."
             )
         self.function = function
-        self._takes_ids = _takes_completion_ids(function, self.name)
+        _check_takes_pairs(function, self.name)
 
     def score(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        /,
+        **columns: Any,
     ) -> torch.Tensor | Sequence[float]:
         arguments: dict[str, Any] = {
             # Copies: reward functions written for TRL may pop from them.
-            "prompts": [prompt if isinstance(prompt, str) else as_messages(prompt) for prompt in prompts],
+            "prompts": [copied(prompt) for prompt in prompts],
             "completions": [
                 response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
                 for prompt, response in zip(prompts, responses, strict=True)
             ],
         }
-        if self._takes_ids and response_ids is not None:
+        if response_ids is not None and self.takes("completion_ids"):
             arguments["completion_ids"] = [ids.tolist() for ids in response_ids]
+        arguments |= {name: column for name, column in columns.items() if self.takes(name)}
+        self._check_complete(arguments)
         rewards = self.function(**arguments)
         if inspect.isawaitable(rewards):
             if inspect.iscoroutine(rewards):
@@ -86,6 +92,23 @@ class CallableReward(RewardFunction):
             )
         return rewards
 
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        self._check_complete({"prompts", "completions", "completion_ids", *columns})
+
+    def takes(self, column: str) -> bool:
+        return accepts(self.function, column)
+
+    def _check_complete(self, passed: Iterable[str]) -> None:
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        for parameter in parameters_of(self.function) or []:
+            needed = parameter.default is parameter.empty and parameter.kind not in kinds
+            if needed and parameter.name not in passed:
+                raise ArgumentTypeError(
+                    f"Reward function `{self.name}` needs `{parameter.name}`, which is not passed. Pass it to "
+                    f"`generate` as reward_kwargs={{{parameter.name!r}: [...]}} with one entry per prompt, make it a "
+                    "column of the data set, give it a default or bind it with functools.partial."
+                )
+
 
 def _name(function: object) -> str:
     while isinstance(function, functools.partial):
@@ -93,30 +116,13 @@ def _name(function: object) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _takes_completion_ids(function: Callable[..., Any], name: str) -> bool:
-    """Whether the function accepts `completion_ids`, once it is known to accept what is always passed."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:
-        # Compiled functions may have no signature to read; they get what every reward function takes.
-        return False
-    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    missing = [] if takes_any else [argument for argument in ("prompts", "completions") if argument not in by_name]
+def _check_takes_pairs(function: Callable[..., Any], name: str) -> None:
+    # Compiled functions may have no signature to read; they get what every reward function takes.
+    if parameters_of(function) is None:
+        return
+    missing = [argument for argument in ("prompts", "completions") if not accepts(function, argument)]
     if missing:
         raise ArgumentTypeError(
             f"Reward function `{name}` has to take `prompts` and `completions` by name, but takes no "
             f"`{'` and no `'.join(missing)}`. Define it as f(prompts, completions, **kwargs)."
         )
-    passed = {"prompts", "completions", "completion_ids"}
-    unknown = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in passed
-    ]
-    if unknown:
-        raise ArgumentTypeError(
-            f"Reward function `{name}` needs `{unknown[0]}`, but only `prompts`, `completions` and `completion_ids` "
-            "are passed. Give it a default or bind it with functools.partial."
-        )
-    return takes_any or "completion_ids" in by_name

@@ -15,9 +15,26 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from hf_itp.errors import ArgumentError, RewardModelError
+from hf_itp.errors import ArgumentError, ItpError, LoadError, RewardModelError
+from hf_itp.repositories import pinned
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    Args:
+        noun (`str`): What a checkpoint is loaded as, for messages.
+        error (`type`): What says that it cannot be.
+    """
+
+    noun: str
+    error: type[ItpError]
+
+
+REWARD_MODEL = Kind("reward model", RewardModelError)
+POLICY = Kind("policy", LoadError)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # `module.Class` beside the weights, or in another repository: `org/name--module.Class`.
@@ -34,6 +51,9 @@ class Checkpoint:
         config (`dict`): Its config.json; empty without one.
         adapter (`dict`): Its adapter_config.json; empty where it is a whole model.
         code (`dict`): Classes it brings code for, by what names them: `{"AutoModel": "modeling.Class"}`.
+        kind ([`Kind`]): What it is loaded as.
+        base (`Checkpoint`, *optional*): Of an adapter, the model it is for.
+        hub (`dict`): With what it is read: `revision`, `token` and more of `from_pretrained`.
     """
 
     name: str
@@ -41,6 +61,9 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind = REWARD_MODEL
+    base: Checkpoint | None = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def brings_model_code(self) -> bool:
@@ -53,7 +76,7 @@ class Checkpoint:
         return next(iter(self.config.get("architectures") or []), "")
 
 
-def read_checkpoint(name: str, place: str, options: Mapping[str, Any]) -> Checkpoint:
+def read_checkpoint(name: str, place: str, options: Mapping[str, Any], kind: Kind = REWARD_MODEL) -> Checkpoint:
     """
     Reads the description of a checkpoint. Nothing of it runs, and what it must not do is refused.
 
@@ -61,21 +84,26 @@ def read_checkpoint(name: str, place: str, options: Mapping[str, Any]) -> Checkp
         name (`str`): What the caller wrote, for messages.
         place (`str`): A folder, or a Hub id.
         options (`dict`): Of `from_pretrained`; those that say where on the Hub are used.
+        kind ([`Kind`]): What it is loaded as; its error is raised.
 
     Raises:
         `OSError`, `ValueError`: If it cannot be reached or read.
-        `RewardModelError`: If it names weights that are no safetensors or lie elsewhere, or a kernel to download.
+        `RewardModelError`, `LoadError`: If it names weights that are no safetensors or lie elsewhere, a kernel to
+            download or something that reaches beyond the model.
     """
     hub = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
     config = _read_json(place, "config.json", hub)
     code = _classes(config) | _classes(_read_json(place, "tokenizer_config.json", hub))
-    adapter = {} if config else _read_json(place, "adapter_config.json", hub)
+    adapter, base = _read_json(place, "adapter_config.json", hub), None
     if adapter:
-        code |= _base_of_adapter(name, place, adapter, hub).code
-    _check_weights(name, config, _read_json(place, "model.safetensors.index.json", hub))
-    if "attn_implementation" not in options:
-        _check_kernels(name, config)
-    return Checkpoint(name, place, config, adapter, code)
+        _check_adapter(name, place, adapter, hub, kind)
+        # Where a folder holds a whole model and an adapter, the adapter is for that model.
+        if not (config and Path(place).is_dir()):
+            base = _base_of_adapter(name, place, adapter, hub, kind)
+            code |= base.code
+    _check_weights(name, config, _read_json(place, "model.safetensors.index.json", hub), kind)
+    _check_reach(name, config, options, kind)
+    return Checkpoint(name, place, config, {} if base is None else adapter, code, kind, base, hub)
 
 
 def check_remote_code(name: str, place: str, trust_remote_code: bool, revision: str | None) -> None:
@@ -141,41 +169,63 @@ def _classes(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _check_weights(name: str, config: Mapping[str, Any], index: Mapping[str, Any]) -> None:
+def _check_weights(name: str, config: Mapping[str, Any], index: Mapping[str, Any], kind: Kind) -> None:
     files = {config["transformers_weights"]} if config.get("transformers_weights") else set()
-    files |= set((index.get("weight_map") or {}).values())
+    weight_map = index.get("weight_map") or {}
+    files |= set(weight_map.values()) if isinstance(weight_map, Mapping) else {weight_map}
     for file in sorted(map(str, files)):
         if not _SAFE_FILE.fullmatch(file):
-            raise RewardModelError(
-                f"Weights of reward model '{name}' have to be safetensors beside its configuration, but it names "
+            raise kind.error(
+                f"Weights of {kind.noun} '{name}' have to be safetensors beside its configuration, but it names "
                 f"{file!r:.80}. Convert them (load it where you trust it, then `save_pretrained`), or ask its authors "
                 "to."
             )
 
 
-def _base_of_adapter(name: str, place: str, adapter: Mapping[str, Any], hub: Mapping[str, Any]) -> Checkpoint:
+def _check_adapter(name: str, place: str, adapter: Mapping[str, Any], hub: Mapping[str, Any], kind: Kind) -> None:
     if cached_file(place, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False, **hub) is None:
-        raise RewardModelError(
+        raise kind.error(
             f"Adapter '{name}' has to be stored as safetensors, but holds no adapter_model.safetensors. Convert it "
             "(load it where you trust it, then `save_pretrained`), or ask its authors to."
         )
+    if adapter.get("megatron_config"):
+        # peft before 0.19 imports whatever module it names.
+        raise kind.error(
+            f"The configuration of adapter '{name}' names a module to import, {adapter.get('megatron_core')!r:.80}. "
+            "Remove `megatron_config` from adapter_config.json."
+        )
+
+
+def _base_of_adapter(
+    name: str, place: str, adapter: Mapping[str, Any], hub: Mapping[str, Any], kind: Kind
+) -> Checkpoint:
     base = str(adapter.get("base_model_name_or_path") or "")
     is_path = base.startswith((".", "~", "/")) or base.count("/") > 1 or "\\" in base
     if not base or (is_path and not Path(place).is_dir()):
-        raise RewardModelError(
+        raise kind.error(
             f"Adapter '{name}' has to name its base model{' by a Hub id' if base else ''}, but names {base!r:.80}. "
             "Correct `base_model_name_or_path` in adapter_config.json, or merge the adapter and load that."
         )
-    return read_checkpoint(base, base, {"token": hub.get("token"), "revision": adapter.get("revision")})
+    own = {option: hub.get(option) for option in ("token", "cache_dir", "local_files_only")}
+    own["revision"] = adapter.get("revision")
+    return read_checkpoint(base, base, own | pinned(base, own), kind)
 
 
-def _check_kernels(name: str, config: Mapping[str, Any]) -> None:
+def _check_reach(name: str, config: Mapping[str, Any], options: Mapping[str, Any], kind: Kind) -> None:
     for key, value in _entries(config):
-        if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
-            raise RewardModelError(
-                f"The configuration of reward model '{name}' asks for a kernel from the Hub, {value!r:.80}, which is "
-                'code. Pass `attn_implementation="sdpa"` or the one you want.'
-            )
+        for option in ("attn_implementation", "experts_implementation"):
+            # Under its private name the caller's own does not take its place.
+            if option in key and "/" in str(value) and not (key == option and option in options):
+                raise kind.error(
+                    f"The configuration of {kind.noun} '{name}' asks for a kernel from the Hub, {value!r:.80}, which "
+                    'is code. Pass `attn_implementation="sdpa"` or the one you want.'
+                )
+    if config.get("fusion_config"):
+        # It patches classes of transformers for the whole process.
+        raise kind.error(
+            f"The configuration of {kind.noun} '{name}' changes transformers' classes, by `fusion_config`. Remove it "
+            "from config.json, and pass `fusion_config=` yourself if you want it."
+        )
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

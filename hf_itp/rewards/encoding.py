@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ItpWarning, RewardModelError
 from hf_itp.rewards.base import Prompt
-from hf_itp.rewards.rendering import conversation, fold_system, transcript
+from hf_itp.rewards.rendering import conversation, distinct, fold_system, transcript
+
+_SOME_RESPONSE = "."
 
 
 class TokenSequence(NamedTuple):
@@ -82,6 +84,19 @@ class PairEncoder:
         warn_of_cuts(cut_prompts, len(sequences), self.max_length, cut_responses)
         return sequences
 
+    def check(self, prompts: Sequence[Prompt]) -> list[TokenSequence]:
+        """
+        What each distinct prompt becomes with some response, not cut.
+
+        Raises:
+            `ItpError`: What [`encode`] would raise on these prompts.
+        """
+        prompts = distinct(prompts)
+        sequences = [self._encode_one(prompt, _SOME_RESPONSE) for prompt in prompts]
+        if self.has_template:
+            warn_of_unseen_calls(self.tokenizer, prompts)
+        return sequences
+
     def _encode_one(self, prompt: Prompt, response: str) -> TokenSequence:
         if self.has_template:
             sequence = self._from_template(conversation(prompt, response))
@@ -100,19 +115,12 @@ class PairEncoder:
             )
         return sequence
 
-    def _from_template(self, messages: list[dict[str, str]]) -> TokenSequence:
+    def _from_template(self, messages: list[dict[str, Any]]) -> TokenSequence:
         if any(message["role"] == "system" for message in messages) and not self._keeps_system:
             messages = fold_system(messages)
-        try:
-            encoded: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise RewardModelError(
-                f"The reward model's chat template refuses a chat of the roles {roles}: {error}. Pass `prompts` in "
-                "the form it accepts, or set another `tokenizer.chat_template`."
-            ) from None
+        encoded: Any = from_template(
+            self.tokenizer, messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
+        )
         ids = tuple(encoded["input_ids"])
         starts = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
         return TokenSequence(ids, (0,) * len(ids), tuple(i > 0 or token not in starts for i, token in enumerate(ids)))
@@ -154,6 +162,42 @@ class PairEncoder:
         ):
             shared += 1
         return sum(sequence.removable[:shared])
+
+
+def from_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> Any:
+    """
+    What the chat template makes of a conversation.
+
+    Raises:
+        `RewardModelError`: If it refuses the chat.
+    """
+    # transformers from 5.24 on leaves fields out that are None. Templates are written for that: others write "None".
+    messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except (TemplateError, TypeError, AttributeError, KeyError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise RewardModelError(
+            f"The reward model's chat template refuses a chat of the roles {roles}: {error}. Pass `prompts` in "
+            "the form it accepts, or set another `tokenizer.chat_template`."
+        ) from None
+
+
+def warn_of_unseen_calls(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
+    """Warns where a chat template leaves calls of tools out: responses after different calls are scored alike."""
+    for prompt in prompts:
+        messages = conversation(prompt, _SOME_RESPONSE)
+        if not any(message.get("tool_calls") for message in messages):
+            continue
+        bare = [{name: value for name, value in message.items() if name != "tool_calls"} for message in messages]
+        if from_template(tokenizer, messages, tokenize=False) == from_template(tokenizer, bare, tokenize=False):
+            warnings.warn(
+                "The reward model's chat template leaves out `tool_calls`, so the reward does not see what was "
+                "called. Set a `tokenizer.chat_template` that writes them.",
+                ItpWarning,
+                stacklevel=5,
+            )
+            return
 
 
 def cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:

@@ -5,6 +5,7 @@ Several rewards as one. The formulas are those of [`functional.ensembles`].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ class RewardEnsemble(RewardFunction):
                     "Wrap it in `as_reward_function(...)`."
                 )
         check_choice("aggregate", aggregate, AGGREGATIONS)
-        check_positive("penalty", penalty, "Use aggregate='mean' to ignore disagreement.")
+        penalty = check_positive("penalty", penalty, "Use aggregate='mean' to ignore disagreement.")
         self.members = members
         self.aggregate = aggregate
         self.penalty = penalty
@@ -77,6 +78,17 @@ class RewardEnsemble(RewardFunction):
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         response_ids: Sequence[torch.Tensor] | None = None,
+        /,
+        **columns: Any,
     ) -> torch.Tensor:
-        rewards = torch.stack([member(prompts, responses, response_ids) for member in self.members])  # (members, n)
+        rewards = torch.stack(
+            [member.rewards_of(prompts, responses, response_ids, columns) for member in self.members]
+        )  # (members, n)
         return aggregate_rewards(rewards, self.aggregate, self.penalty)
+
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        for member in self.members:
+            member.check(prompts, **columns)
+
+    def takes(self, column: str) -> bool:
+        return any(member.takes(column) for member in self.members)

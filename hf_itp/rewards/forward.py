@@ -8,10 +8,11 @@ Knows nothing of text.
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -44,8 +45,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = False
         try:
-            # `no_grad`, not `inference_mode`: buffers a model updates meanwhile have to stay usable in training.
-            with torch.no_grad(), torch.autocast(input_device(model).type, enabled=False):
+            with ExitStack() as stack:
+                # Not `inference_mode`: buffers a model updates meanwhile have to stay usable in training.
+                stack.enter_context(torch.no_grad())
+                for kind in {"cpu", *(device.type for device in devices(model))} - {"meta"}:
+                    stack.enter_context(torch.autocast(kind, enabled=False))
                 yield
         finally:
             for module in training:
@@ -109,10 +113,10 @@ def answer_logits(
     check_ids(model, sequences)
     head: Any = model.get_output_embeddings()
     name = next((name for name, child in model._modules.items() if child is head), None)
-    if name is None or type(head) is not nn.Linear:
+    if name is None or type(head) is not nn.Linear or _is_quantized(head):
         raise RewardModelError(
-            f"`{type(model).__name__}` has to have a linear output embedding of its own to be read at single tokens, "
-            "but has none. Wrap it in a callable f(prompts, completions, **kwargs)."
+            f"`{type(model).__name__}` has to have a plain linear output embedding of its own to be read at single "
+            "tokens, but has none. Wrap it in a callable f(prompts, completions, **kwargs)."
         )
     # A shallow copy that shares the body and has a head of these tokens alone: caps and scales of logits stay on.
     view = copy.copy(model)
@@ -135,7 +139,14 @@ def _last_token_logits(
 def score_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The head of a model that pools the last token, in float32, on that token's hidden states `(b, D)`."""
     head = _in_float32(model.get_submodule("score"))
-    return head(hidden.to(next(head.parameters()).device, torch.float32))
+    # A quantised head may have no weights that show where it lies; then it is where the body is.
+    weight = next(itertools.chain(head.parameters(), head.buffers()), None)
+    device = hidden.device if weight is None else weight.device
+    if not _is_quantized(head):
+        return head(hidden.to(device, torch.float32))
+    hidden = hidden.to(device, weight.dtype if weight is not None and weight.is_floating_point() else torch.float32)
+    # It may scale by all it is given, so each row is given by itself.
+    return torch.cat([head(row) for row in hidden.split(1)])
 
 
 def features(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -190,11 +201,19 @@ def _in_float32(head: nn.Module) -> nn.Module:
 
     Rewards near 10 are 0.06 apart in bfloat16, so different responses would tie.
     """
-    if not list(head.parameters()):
+    if _is_quantized(head) and list(head.parameters()):
+        return head  # as it was quantised, with inputs of its own type
+    if not list(head.parameters()) and not _is_quantized(head):
         return head
     head = copy.deepcopy(head).float()
     head.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
     return head
+
+
+def _is_quantized(head: nn.Module) -> bool:
+    """Whether a module holds packed weights, or tensors that only look like floats."""
+    dynamic = any(type(module).__module__.startswith("torch.ao.") for module in head.modules())
+    return dynamic or any(type(parameter.data) is not torch.Tensor for parameter in head.parameters())
 
 
 def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -215,9 +234,9 @@ def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[
     attention_mask = torch.zeros(shape, dtype=torch.long)
     type_ids = torch.zeros(shape, dtype=torch.long)
     for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        input_ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids, dtype=torch.long)
         attention_mask[row, : len(sequence.ids)] = 1
-        type_ids[row, : len(sequence.ids)] = torch.tensor(sequence.type_ids)
+        type_ids[row, : len(sequence.ids)] = torch.tensor(sequence.type_ids, dtype=torch.long)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = type_ids
@@ -236,10 +255,15 @@ def check_ids(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Non
 
 
 def _vocabulary_size(model: PreTrainedModel) -> int:
-    return len(next(model.get_input_embeddings().parameters()))
+    embeddings: Any = model.get_input_embeddings()
+    # Quantised embeddings have no parameters, and say how many they are.
+    weight = next(embeddings.parameters(), None)
+    return len(weight) if weight is not None else int(embeddings.num_embeddings)
 
 
 def input_device(model: nn.Module) -> torch.device:
     """Where the model takes its ids."""
     embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else model
-    return next(embeddings.parameters()).device
+    modules = [embeddings, model]
+    tensors = itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import check_count
 
 
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
@@ -25,11 +26,8 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
         limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
         return min(limits, default=None)
     smallest = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if not isinstance(max_length, int) or max_length < smallest:
-        raise ArgumentError(
-            f"`max_length` has to be an integer of at least {smallest}, which leaves one token beside the special "
-            f"ones, but is {max_length!r}. Raise it or leave it out."
-        )
+    remedy = "One token has to be left beside the special ones: raise it or leave it out."
+    max_length = check_count("max_length", max_length, smallest, remedy)
     if positions and max_length > positions:
         raise ArgumentError(
             f"`max_length` has to be at most the reward model's {positions} positions, but is {max_length}. Lower it "

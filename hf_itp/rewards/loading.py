@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
-from hf_itp.rewards.checkpoint import Checkpoint, check_code, check_remote_code, read_checkpoint
+from hf_itp.repositories import pinned
+from hf_itp.rewards.checkpoint import HUB_OPTIONS, Checkpoint, check_code, check_remote_code, read_checkpoint
 from hf_itp.rewards.layouts import Layout
 
 # Value heads of TRL, OpenRLHF's critics and others, which classifiers leave unread.
@@ -72,17 +71,22 @@ def load(
             "Drop one of them."
         )
     hub = {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
-    checkpoint = describe(id_or_folder, trust_remote_code, code_revision, hub | options)
-    layout = layout_of(checkpoint)
+    place = _existing(id_or_folder)
+    check_remote_code(id_or_folder, place, trust_remote_code, revision)
     # Every file of one commit, though a branch moves meanwhile; and by a branch's name transformers would answer a
     # pickle with weights converted in somebody's pull request.
-    commit = loaded_commit(id_or_folder, revision)
-    if commit is not None:
-        hub["revision"] = commit
+    with _explaining(id_or_folder):
+        reached = pinned(place, hub | options)
+    hub |= {name: value for name, value in reached.items() if name == "revision"}
+    options |= {name: value for name, value in reached.items() if name != "revision"}
+    checkpoint = describe(id_or_folder, trust_remote_code, code_revision, hub | options)
+    layout = layout_of(checkpoint)
+    commit = reached.get("revision")
     code = {"code_revision": code_revision} if code_revision is not None else {}
     if tokenizer is None:
         own = trust_remote_code and "AutoTokenizer" in checkpoint.code
-        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **hub, **(code if own else {}))
+        where = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **hub, **where, **(code if own else {}))
     if layout.options.get("trust_remote_code"):
         options |= code
     model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **hub, **options)
@@ -139,12 +143,13 @@ def load_model(checkpoint: Checkpoint, layout: Layout, **options: Any) -> PreTra
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     # What the caller says of the labels counts for more than what the family has by default.
     options = {"trust_remote_code": False, **layout.options, **options}
-    if checkpoint.adapter:
+    if checkpoint.base is not None:
         # The adapter's revision is none of its base model's.
         options["adapter_kwargs"] = {"revision": options.pop("revision", None)}
-        options["revision"] = checkpoint.adapter.get("revision")
+        options["revision"] = checkpoint.base.hub.get("revision")
     # What the checkpoint lacks is drawn at random before it can be refused, from the caller's generator.
-    with _explaining(checkpoint.name), torch.random.fork_rng(devices=[]):
+    offline = bool(options.get("local_files_only"))
+    with _explaining(checkpoint.name, offline), torch.random.fork_rng(devices=[]):
         model, info = layout.loader.from_pretrained(checkpoint.place, **options)
     if info["mismatched_keys"]:
         name, stored, expected = min(info["mismatched_keys"])
@@ -165,10 +170,10 @@ def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase
     remedy = "Pass `tokenizer=` with the tokenizer the reward model was trained with."
     place = _existing(id_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **{"trust_remote_code": False, **options})
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and not Path(place).is_dir():
-            raise _explained(error, id_or_folder) from None
+            raise _explained(error, id_or_folder, bool(options.get("local_files_only"))) from None
         raise LoadError(
             f"The tokenizer of reward model '{id_or_folder}' could not be loaded: {_first_line(error)} {remedy}"
         ) from None
@@ -186,19 +191,6 @@ def local_name(id_or_folder: str) -> str:
     from hf_itp.embedded import reward_model_path
 
     return str(reward_model_path())
-
-
-def loaded_commit(id_or_folder: str, revision: str | None = None) -> str | None:
-    """The commit on the Hub that a checkpoint just loaded was read from; none for a folder. Asks the cache alone."""
-    place = local_name(id_or_folder)
-    if Path(place).expanduser().is_dir():
-        return None
-    try:
-        paths = [try_to_load_from_cache(place, name, revision=revision) for name in _CONFIGS]
-    except HFValidationError:
-        return None
-    # .../snapshots/COMMIT/config.json
-    return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
 
 
 def _existing(id_or_folder: str) -> str:
@@ -220,14 +212,17 @@ def _existing(id_or_folder: str) -> str:
 
 
 @contextmanager
-def _explaining(id_or_folder: str) -> Iterator[None]:
-    """Says what the libraries' errors mean for a reward model, and what to do about them."""
+def _explaining(id_or_folder: str, offline: bool = False) -> Iterator[None]:
+    """
+    Says what the libraries' errors mean for a reward model, and what to do about them; `offline` if the cache alone
+    was read.
+    """
     try:
         yield
     except (ArgumentError, RewardModelError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _explained(error, id_or_folder) from None
+        raise _explained(error, id_or_folder, offline) from None
 
 
 def _untrained(name: str, random: list[str], others: list[str]) -> RewardModelError:
@@ -246,7 +241,7 @@ def _untrained(name: str, random: list[str], others: list[str]) -> RewardModelEr
     )
 
 
-def _explained(error: Exception, id_or_folder: str) -> LoadError | RewardModelError:
+def _explained(error: Exception, id_or_folder: str, offline: bool = False) -> LoadError | RewardModelError:
     reason = _first_line(error)
     if "trust_remote_code" in str(error):
         return RewardModelError(
@@ -254,6 +249,8 @@ def _explained(error: Exception, id_or_folder: str) -> LoadError | RewardModelEr
             "pass `trust_remote_code=True`."
         )
     folder = Path(local_name(id_or_folder)).expanduser()
+    if offline and "file named" in reason and not folder.is_dir():
+        reason = "the cache does not hold all of it, and the Hub was not asked or cannot be reached."
     if "file named model.safetensors" in reason and (not folder.is_dir() or any(folder.glob("*.bin"))):
         return RewardModelError(
             f"Reward model '{id_or_folder}' has to be stored as safetensors, but holds none. A pickle such as "

@@ -30,12 +30,14 @@ def score(model: Any, encoder: PairEncoder, prompts: Sequence[Prompt], responses
     with forward.evaluating(model):
         if hasattr(model, "get_score"):
             chats = [conversation(*pair) for pair in zip(prompts, responses, strict=True)]
-            return torch.tensor([float(model.get_score(encoder.tokenizer, chat)) for chat in chats])
+            return torch.tensor(
+                [float(model.get_score(encoder.tokenizer, chat)) for chat in chats], dtype=torch.float32
+            )
         return torch.stack([_reward(model, ids) for ids, *_ in encoder.encode(prompts, responses)])
 
 
 def _reward(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
-    tokens = torch.tensor([ids], device=forward.input_device(model))
+    tokens = torch.tensor([ids], dtype=torch.long, device=forward.input_device(model))
     outputs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     found = getattr(outputs, "score", None)
     if found is None:

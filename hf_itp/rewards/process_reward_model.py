@@ -18,11 +18,12 @@ from hf_itp.functional.steps import STEP_AGGREGATIONS, aggregate_steps
 from hf_itp.rewards import forward, own_scores, steps
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.batching import BatchSize, each_once, map_batches, scoring_bar
-from hf_itp.rewards.encoding import TokenSequence, cut_left, warn_of_cuts
+from hf_itp.rewards.encoding import TokenSequence, cut_left, warn_of_cuts, warn_of_unseen_calls
 from hf_itp.rewards.layouts import process_layout
 from hf_itp.rewards.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
 from hf_itp.rewards.lengths import token_limit
 from hf_itp.rewards.loading import load
+from hf_itp.rewards.rendering import distinct
 from hf_itp.rewards.scoring import budget_of
 
 
@@ -92,6 +93,11 @@ class ProcessRewardModel(RewardFunction):
         progress: bool = False,
     ) -> None:
         check_choice("aggregate", aggregate, STEP_AGGREGATIONS)
+        if not isinstance(model, PreTrainedModel):
+            raise ArgumentTypeError(
+                f"`model` must be a PreTrainedModel, got {model!r:.80}. Load one by name: "
+                "ProcessRewardModel.from_pretrained(id_or_folder)."
+            )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ArgumentTypeError(
                 f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
@@ -183,6 +189,13 @@ class ProcessRewardModel(RewardFunction):
         response_ids: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         return each_once(self._score_distinct, self._encode(prompts, responses))
+
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        prompts = distinct(prompts)
+        for prompt in prompts:
+            forward.check_ids(self.model, [self._render(prompt, ["."])])
+        if self.tokenizer.chat_template:
+            warn_of_unseen_calls(self.tokenizer, prompts)
 
     def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         with forward.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:

@@ -6,7 +6,9 @@ Knows nothing of tokenizers or models: chats in, chats or text out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.rewards.base import Prompt
@@ -23,7 +25,8 @@ def transcript(prompt: Prompt) -> str:
         prompt (`str` or `list[dict]`): Text, or messages with `role` and `content`.
 
     Raises:
-        `ArgumentError`: If the chat is empty, a message lacks `role` or `content`, or a content is not text.
+        `ArgumentError`: If the chat is empty, a message lacks `role` or `content`, calls tools, or a content is not
+            text.
 
     Examples:
 
@@ -36,17 +39,41 @@ def transcript(prompt: Prompt) -> str:
     ```
     """
     messages = as_messages(prompt)
+    texts = [text_of(message, position) for position, message in enumerate(messages)]
     if len(messages) == 1 and messages[0]["role"] == "user":
-        return messages[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+        return texts[0]
+    turns = zip(messages, texts, strict=True)
+    return "\n\n".join(f"{message['role'].capitalize()}: {text}" for message, text in turns)
 
 
-def conversation(prompt: Prompt, response: str) -> list[dict[str, str]]:
+def text_of(message: dict[str, Any], position: int) -> str:
+    """
+    The words of a message, where it is nothing else.
+
+    Raises:
+        `ArgumentError`: If it has no text, or calls tools.
+    """
+    for field in ("tool_calls", "function_call"):
+        if message.get(field):
+            raise ArgumentError(
+                f"Message {position} of a chat must be text for a reward model without a chat template, got one with "
+                f"`{field}`, which text leaves out. Set `tokenizer.chat_template`, or pass a reward function of your "
+                "own."
+            )
+    if not isinstance(message.get("content"), str):
+        raise ArgumentError(
+            f"`content` of message {position} of a chat has to be text, but is {message.get('content')!r}. Write its "
+            "text into `content`."
+        )
+    return message["content"]
+
+
+def conversation(prompt: Prompt, response: str) -> list[dict[str, Any]]:
     """
     The prompt's messages with the response as the assistant's turn.
 
     A chat that ends in an assistant message was continued by the policy, so there the response is the rest of that
-    message and no turn of its own.
+    message and no turn of its own. Messages keep all their fields.
 
     Examples:
 
@@ -57,11 +84,13 @@ def conversation(prompt: Prompt, response: str) -> list[dict[str, str]]:
     ```
     """
     messages = as_messages(prompt)
-    begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-    return [*messages, {"role": "assistant", "content": begun + response}]
+    if messages[-1]["role"] != "assistant":
+        return [*messages, {"role": "assistant", "content": response}]
+    begun = messages.pop()
+    return [*messages, {**begun, "content": (begun.get("content") or "") + response}]
 
 
-def fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     r"""
     The chat with its system messages moved to the head of the first user turn, for templates without a system role.
 
@@ -73,17 +102,20 @@ def fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
     ```
     """
-    instructions = [message["content"] for message in messages if message["role"] == "system"]
+    instructions = [message.get("content") or "" for message in messages if message["role"] == "system"]
     others = [message for message in messages if message["role"] != "system"]
     if not others or others[0]["role"] != "user":
         return [{"role": "user", "content": "\n\n".join(instructions)}, *others]
-    first = {"role": "user", "content": "\n\n".join([*instructions, others[0]["content"]])}
+    first = {**others[0], "content": "\n\n".join([*instructions, others[0].get("content") or ""])}
     return [first, *others[1:]]
 
 
-def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """
-    The prompt as checked messages of `role` and text `content`, a new list of new dicts: a string is one user message.
+    The prompt as checked messages, a copy all the way down: a string is one user message.
+
+    Messages keep every field they have, for a chat template to make something of: calls of tools, names, a `content`
+    of `None`, or none at all. A content in parts becomes their text.
 
     Examples:
 
@@ -107,7 +139,7 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     return [_checked_message(message, position) for position, message in enumerate(prompt)]
 
 
-def _checked_message(message: object, position: int) -> dict[str, str]:
+def _checked_message(message: object, position: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ArgumentTypeError(
             f"Message {position} of a chat has to be a dict with `role` and `content`, but is a "
@@ -119,14 +151,15 @@ def _checked_message(message: object, position: int) -> dict[str, str]:
             f"Message {position} of a chat has to have a `role`, but has only {sorted(map(str, message))}. Add "
             '"role": "user".'
         )
+    checked = copied(message)
     if isinstance(content, (list, tuple)):
-        content = _text_parts(content, position)
-    if not isinstance(content, str):
+        checked["content"] = _text_parts(content, position)
+    elif not isinstance(content, (str, type(None))):
         raise ArgumentError(
             f"`content` of message {position} of a chat has to be text, but is {content!r}. Write its text into "
             "`content`."
         )
-    return {"role": role, "content": content}
+    return checked
 
 
 def _text_parts(parts: list | tuple, position: int) -> str:
@@ -138,3 +171,17 @@ def _text_parts(parts: list | tuple, position: int) -> str:
                 "can read. Pass a reward function of your own for such prompts."
             )
     return "".join(part["text"] for part in parts)
+
+
+def copied(value: Any) -> Any:
+    """A copy of lists and dicts all the way down; what else they hold, such as a picture, is the same in both."""
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copied(item) for item in value]
+    return value
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Each prompt once."""
+    return list({json.dumps(prompt, sort_keys=True, default=repr): prompt for prompt in prompts}.values())

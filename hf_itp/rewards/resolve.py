@@ -7,9 +7,11 @@ Models given by name stay loaded between calls: `generate` is called often, and 
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.errors import ArgumentError, ArgumentTypeError, LoadError
+from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.origins import folder_state, token_of
+from hf_itp.policy_tokenizers import tokenizer_origin
 from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.ensemble import RewardEnsemble
@@ -105,6 +109,21 @@ def as_reward_function(
     )
 
 
+def checked_reward(reward_model: RewardLike) -> Any:
+    """
+    What [`as_reward_function`] takes, once it is known to be that: a [`RewardFunction`], or names of models as they
+    are, to be loaded where the policy is.
+
+    Raises:
+        `ItpError`: As [`as_reward_function`], but for what loading a name would show.
+    """
+    if isinstance(reward_model, (list, tuple)) and reward_model:
+        return [checked_reward(member) for member in reward_model]
+    if isinstance(reward_model, (str, Path)) and str(reward_model).strip():
+        return reward_model
+    return as_reward_function(reward_model)
+
+
 def clear_loaded_reward_models() -> None:
     """Lets go of the reward models that [`as_reward_function`] loaded by name, and so of their memory."""
     with _loading:
@@ -128,7 +147,11 @@ def _from_name(name: str, options: dict[str, Any]) -> RewardModel:
         )
     # The order of keywords is no difference; an unhashable option (a dict) means as much as it prints.
     described = ((key, value if _is_hashable(value) else repr(value)) for key, value in options.items())
-    key = (name, _state_of_folder(local_name(name)), tuple(sorted(described, key=lambda item: item[0])))
+    key = (
+        name,
+        _state(local_name(name), str(options.get("subfolder") or "")),
+        tuple(sorted(described, key=lambda item: item[0])),
+    )
     # Held while loading, so that two threads asking for one model load it once.
     with _loading:
         if key not in _loaded:
@@ -147,18 +170,17 @@ def _is_hashable(value: object) -> bool:
     return True
 
 
-def _state_of_folder(name: str) -> Hashable:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    states = ((file.name, file.stat()) for file in sorted(folder.iterdir()))
-    return tuple((file_name, state.st_mtime_ns, state.st_size) for file_name, state in states)
+def _state(name: str, subfolder: str) -> Hashable:
+    """The state of a model's folder, and of an adapter's base model where that is one too."""
+    folder = Path(name).expanduser() / subfolder
+    base = ""
+    with suppress(OSError, ValueError, AttributeError):
+        base = str(json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or "")
+    return folder_state(str(folder)), folder_state(base) if base else None
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    if not model.config.name_or_path:
-        raise LoadError(
-            f"A reward model built in memory has to come with its tokenizer, but this {type(model).__name__} does not "
-            "say where it was loaded from. Pass `RewardModel(model, tokenizer)`."
-        )
-    return load_tokenizer(model.config.name_or_path)
+    rule = f"A reward model built in memory has to come with its tokenizer, but this is a {type(model).__name__} alone"
+    origin = tokenizer_origin(model, rule, "Pass `RewardModel(model, tokenizer)`.")
+    token = token_of(model)
+    return load_tokenizer(origin.name, **origin.options(), **({} if token is None else {"token": token}))

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
+from hf_itp.functional.checks import as_number, check_count
 from hf_itp.rewards import forward, own_scores
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.batching import BatchSize, each_once
@@ -22,6 +23,7 @@ from hf_itp.rewards.encoding import PairEncoder, TokenSequence
 from hf_itp.rewards.layouts import scalar_layout
 from hf_itp.rewards.lengths import token_limit
 from hf_itp.rewards.loading import load
+from hf_itp.rewards.rendering import conversation
 from hf_itp.rewards.scoring import label_logits
 
 
@@ -89,8 +91,8 @@ class RewardModel(RewardFunction):
                 f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
                 "AutoTokenizer.from_pretrained(...)."
             )
-        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ArgumentError(f'`batch_size` has to be "auto" or at least 1, but is {batch_size!r}. Pass "auto".')
+        if not (isinstance(batch_size, str) and batch_size == "auto"):
+            batch_size = check_count("batch_size", batch_size, 1, 'Or pass "auto".')
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
@@ -218,6 +220,14 @@ class RewardModel(RewardFunction):
             rewards = self._label_logits(prompts, responses)
         return rewards if self._scale is None else (rewards - self._shift) / self._scale
 
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        if self._scores_itself and hasattr(self.model, "get_score"):
+            for prompt in prompts:
+                conversation(prompt, "")
+            return
+        if sequences := self._encoder.check(prompts):
+            forward.check_ids(self.model, sequences)
+
     def _label_logits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
         return each_once(self._score_distinct, self._encoder.encode(prompts, responses))
 
@@ -234,8 +244,8 @@ class RewardModel(RewardFunction):
 
 def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
     """Mean and standard deviation that OpenRLHF writes into config.json, to be taken out; none without them."""
-    mean, std = getattr(model.config, "mean", None), getattr(model.config, "std", None)
-    if not isinstance(mean, (int, float)) or not isinstance(std, (int, float)):
+    mean, std = as_number(getattr(model.config, "mean", None)), as_number(getattr(model.config, "std", None))
+    if mean is None or std is None:
         return 0.0, None
     if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
         raise RewardModelError(
@@ -246,6 +256,11 @@ def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 def _check_classifier(model: object) -> None:
+    if isinstance(model, str):
+        raise ArgumentTypeError(
+            f"`model` must be a PreTrainedModel, got the text {model!r:.80}. Load it: "
+            "RewardModel.from_pretrained(id_or_folder)."
+        )
     if not isinstance(model, PreTrainedModel):
         raise ArgumentTypeError(
             f"`reward_model` has to be a PreTrainedModel, but is a {type(model).__name__}. Pass the transformers "
@@ -266,8 +281,9 @@ def _label_index(config: Any, label: int | str | None) -> int:
         return 0
     if isinstance(label, str) and label in names:
         return names.index(label)
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names):
-        return label
+    index = as_number(label)
+    if isinstance(index, int) and 0 <= index < len(names):
+        return index
     listed = ", ".join(f"{index} ({name!r})" for index, name in enumerate(names))
     if label is None:
         raise ArgumentError(

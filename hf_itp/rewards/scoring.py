@@ -64,7 +64,7 @@ def label_logits(
         `torch.Tensor` of shape `(len(sequences),)`, float32, on the CPU.
     """
     budget = budget_of(model)
-    results = torch.empty(len(sequences))
+    results = torch.empty(len(sequences), dtype=torch.float32)
     rest = set(range(len(sequences)))
     with forward.evaluating(model), scoring_bar(len(sequences), progress) as bar:
         for group, body in _shared(model, sequences, budget.pass_cost) if share_prefixes else []:
@@ -120,4 +120,4 @@ def _behind_prefix(
 
 
 def _tensor(model: PreTrainedModel, ids: tuple[int, ...]) -> torch.Tensor:
-    return torch.tensor(ids, device=forward.input_device(model))
+    return torch.tensor(ids, dtype=torch.long, device=forward.input_device(model))

@@ -46,7 +46,7 @@ class SharedPrefix:
         """The hidden states `(len(suffixes), D)` at the last token of each suffix `(T,)`, `T >= 1`."""
         lengths = [len(suffix) for suffix in suffixes]
         hidden = self._run(torch.cat(list(suffixes)), self._length, Packing(lengths, self._windows, self._prefix))
-        return hidden[torch.tensor(lengths, device=hidden.device).cumsum(0) - 1]
+        return hidden[torch.tensor(lengths, dtype=torch.long, device=hidden.device).cumsum(0) - 1]
 
     def _run(self, ids: torch.Tensor, start: int, packing: Packing) -> torch.Tensor:
         positions = torch.cat([torch.arange(start, start + length) for length in packing.lengths]).to(ids.device)

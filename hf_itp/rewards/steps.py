@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.errors import RewardModelError
 from hf_itp.rewards.base import Prompt
-from hf_itp.rewards.encoding import TokenSequence
-from hf_itp.rewards.rendering import as_messages, conversation, transcript
+from hf_itp.rewards.encoding import TokenSequence, from_template
+from hf_itp.rewards.rendering import as_messages, conversation, text_of, transcript
 
 
 def split_steps(response: str, separator: str) -> list[str]:
@@ -52,7 +52,7 @@ def marked(
     # A mark the response brings along would be one more place to be read at.
     body = between.join(step.replace(mark, "") + mark for step in steps)
     if tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(conversation(prompt, body), tokenize=False))
+        text = str(from_template(tokenizer, conversation(prompt, body), tokenize=False))
     else:
         question = transcript(prompt)
         space = "" if not question or question[-1].isspace() or body[:1].isspace() else " "
@@ -100,15 +100,16 @@ def answered(
             "has none. Set `tokenizer.chat_template`, or pass `step_token` for one that answers at a token."
         )
     messages = as_messages(prompt)
-    begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+    last = len(messages) - 1
+    begun = text_of(messages.pop(), last) if messages[-1]["role"] == "assistant" else ""
     texts = [begun + steps[0].strip(), *(step.strip() for step in steps[1:])]
     if messages and messages[-1]["role"] == "user":
-        texts[0] = f"{messages.pop()['content']} {texts[0]}"
+        texts[0] = f"{text_of(messages.pop(), len(messages))} {texts[0]}"
     ids: tuple[int, ...] = ()
     reads: list[int] = []
     for text in texts:
         messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
+        encoded: Any = from_template(tokenizer, messages, tokenize=True, return_dict=True)
         before, ids = ids, tuple(encoded["input_ids"])
         place = max((position for position, token in enumerate(ids) if token == answer_id), default=0)
         if place == 0 or before[: reads[-1] + 2 if reads else 0] != ids[: reads[-1] + 2 if reads else 0]:

@@ -23,6 +23,8 @@ class Cohort:
         prompt_index (`torch.LongTensor` of shape `(R,)`): Which of them each row continues.
         keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
         places (`torch.LongTensor` of shape `(R,)`): Which response each row writes.
+        pad_token (`int`, *optional*): What finished rows go on with while they are there, as plain `generate` has it;
+            without it, with what is drawn for them.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class Cohort:
         prompt_index: torch.Tensor,
         keys: torch.Tensor,
         places: torch.Tensor,
+        pad_token: int | None = None,
     ):
+        self._pad_token = pad_token
         self._token_sampler = token_sampler
         self._prompt_length = prompts.shape[1]
         self.input_ids = prompts[prompt_index]
@@ -63,9 +67,15 @@ class Cohort:
         stopping_criteria: StoppingCriteriaList,
         responses: Responses,
     ) -> int:
-        """Writes a token `(R,)` to each row, puts the responses that end with it in place and says how many."""
+        """Append one token `(R,)` per row, store the responses that end with it, return how many did."""
+        if self._pad_token is not None:
+            tokens = tokens.masked_fill(~self.unfinished, self._pad_token)
         self.input_ids = torch.cat([self.input_ids, tokens[:, None]], dim=-1)
-        ended = (self.unfinished & stopping_criteria(self.input_ids, None)).nonzero().squeeze(-1)
+        return self.end(stopping_criteria(self.input_ids, None), responses)
+
+    def end(self, rows: torch.Tensor, responses: Responses) -> int:
+        """Store the responses of the unfinished rows among `rows` `(R,)`, a mask, and return how many there are."""
+        ended = (self.unfinished & rows).nonzero().squeeze(-1)
         for row in ended.tolist():
             responses[int(self.places[row])] = self.written[row].cpu()
         self.unfinished[ended] = False

@@ -7,20 +7,25 @@ sharing the prompt is another class here. Knows nothing of sampling, stopping or
 
 from __future__ import annotations
 
-import copy
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
+import transformers
 from transformers import GenerationConfig
-from transformers.cache_utils import Cache, EncoderDecoderCache, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 from transformers.generation import utils as generation_utils
 from transformers.utils import ModelOutput
 
-from hf_itp.errors import ItpWarning
-from hf_itp.sampling.shared_prefix import SharedPrefixDecoder, can_share_prefix
-from hf_itp.sampling.shared_prefix.cache import CannotShare
+from hf_itp.errors import ItpWarning, UnsupportedModelError
+from hf_itp.sampling.caches import is_filled, layers_of, own_cache, why_rows_cannot_be_copied
+from hf_itp.sampling.shared_prefix import CannotShare, SharedPrefixDecoder, UnknownInterface
+
+# Classes of models whose user has heard why they do not share.
+_warned: set[type] = set()
+_lock = threading.Lock()
 
 
 class Decoder(Protocol):
@@ -28,6 +33,8 @@ class Decoder(Protocol):
 
     path: str
     """Name of the way taken, as the diagnostics say it."""
+    path_reason: str
+    """Why that way, as the diagnostics say it."""
     rows_can_leave: bool
     """Whether [`keep`] works."""
     rows_can_join: bool
@@ -63,7 +70,9 @@ class _ForwardDecoder:
         input_ids: torch.Tensor,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
+        path_reason: str = "",
     ):
+        self.path_reason = path_reason
         self._model = model
         self._input_ids = input_ids
         self._generation_config = generation_config
@@ -113,7 +122,7 @@ class ExpandedCacheDecoder(_ForwardDecoder):
         # Consumed by the prompt pass; left in, they would be copied to every row.
         consumed = getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ())
         self._prompts = {name: value for name, value in model_kwargs.items() if name not in consumed}
-        self.caches = [value for value in self._prompts.values() if isinstance(value, Cache)]
+        self.caches = _caches(self._prompts)
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
         self._rows = select_rows(_with_own_cache(self._prompts), prompt_index, len(self._input_ids))
@@ -149,46 +158,77 @@ def make_decoder(
 ) -> Decoder:
     """The decoder for these prompts: the prompt is paid for once wherever the model's cache allows it."""
     arguments = (model, input_ids, generation_config, model_kwargs)
-    if can_share_prefix(model, input_ids, model_kwargs):
-        try:
-            return SharedPrefixDecoder(*arguments)
-        except CannotShare:
-            pass
+    try:
+        return SharedPrefixDecoder(*arguments)
+    except CannotShare as error:
+        reason = str(error)
+        if isinstance(error, UnknownInterface):
+            _warn_of_the_slower_way(type(model), reason)
     if generation_config.compile_config is not None and not generation_config.disable_compile:
         warnings.warn(
             "`compile_config` compiles the step of policies whose prompts can be shared; this call is decoded in "
-            "another way, and nothing is compiled. Leave it out.",
+            f"another way ({reason}), and nothing is compiled. Leave it out.",
             ItpWarning,
             stacklevel=2,
         )
-    if model_kwargs.get("use_cache") and not any(_is_fixed(value) for value in model_kwargs.values()):
+    if not model_kwargs.get("use_cache"):
+        return RepeatedPromptDecoder(*arguments, reason)
+    obstacle = _why_rows_cannot_be_copied(_caches(model_kwargs))
+    if obstacle is None:
         # Some models make their cache only now, so whether its rows can be copied shows after the prompt pass.
-        expanded = ExpandedCacheDecoder(*arguments)
-        if _keeps_past_in(model, expanded.caches):
+        expanded = ExpandedCacheDecoder(*arguments, reason)
+        _check_filled(model, expanded.caches)
+        obstacle = _why_rows_cannot_be_copied(expanded.caches) or _where_else_the_past_is(model, expanded.caches)
+        if obstacle is None:
             return expanded
-    return RepeatedPromptDecoder(*arguments)
+    return RepeatedPromptDecoder(*arguments, obstacle if obstacle == reason else f"{reason}; {obstacle}")
 
 
-def _is_fixed(value: Any) -> bool:
-    return isinstance(value, Cache) and any(isinstance(layer, StaticLayer) for layer in _layers(value))
+def _check_filled(model: Any, caches: list[Cache]) -> None:
+    """Code of a checkpoint may take the cache by another name and pass over this one; plain `generate` goes on."""
+    layers = [layer for cache in caches for layer in layers_of(cache)]
+    recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+    if layers and not recurrent and not model._is_stateful and not any(map(is_filled, caches)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has to fill the cache that transformers {transformers.__version__} gives it, but "
+            "leaves it empty, so that no token would see those before it. Pass use_cache=False, or install the "
+            "release of transformers the model's code was written for."
+        )
 
 
-def _keeps_past_in(model: Any, caches: list[Cache]) -> bool:
-    """Whether the caches are all that a row's future depends on."""
-    if not caches or any(map(_is_fixed, caches)):
-        return False
+def _warn_of_the_slower_way(model_class: type, reason: str) -> None:
+    with _lock:
+        if model_class in _warned:
+            return
+        _warned.add(model_class)
+    warnings.warn(
+        f"{model_class.__name__} does not share its prompts, which costs time and memory and changes no response: "
+        f"{reason} (transformers {transformers.__version__}). Install a release of transformers that this one of "
+        "hf_itp was made for.",
+        ItpWarning,
+        stacklevel=2,
+    )
+
+
+def _caches(model_kwargs: dict[str, Any]) -> list[Cache]:
+    return [value for value in model_kwargs.values() if isinstance(value, Cache)]
+
+
+def _why_rows_cannot_be_copied(caches: list[Cache]) -> str | None:
+    return next(filter(None, map(why_rows_cannot_be_copied, caches)), None)
+
+
+def _where_else_the_past_is(model: Any, caches: list[Cache]) -> str | None:
+    """What a row's future depends on beside the caches after the prompt pass; `None` if nothing."""
+    if not caches:
+        return "the model keeps no cache that is known"
     recurrent = [
-        layer for cache in caches for layer in _layers(cache) if isinstance(layer, LinearAttentionCacheLayerMixin)
+        layer for cache in caches for layer in layers_of(cache) if isinstance(layer, LinearAttentionCacheLayerMixin)
     ]
     # A recurrent model whose cache stays empty (recurrent_gemma) keeps its states in its modules.
     filled = all(any(layer.is_conv_states_initialized.values()) for layer in recurrent)
-    return filled if recurrent else not model._is_stateful
-
-
-def _layers(cache: Cache) -> list[Any]:
-    if isinstance(cache, EncoderDecoderCache):
-        return _layers(cache.self_attention_cache) + _layers(cache.cross_attention_cache)
-    return list(cache.layers)
+    outside = not filled if recurrent else model._is_stateful
+    return "the model keeps states outside of its cache" if outside else None
 
 
 def select_rows(model_kwargs: dict[str, Any], index: torch.Tensor, num_rows: int | None) -> dict[str, Any]:
@@ -220,7 +260,7 @@ def _select(name: str, value: Any, index: torch.Tensor, num_rows: int | None) ->
 
 
 def _with_own_cache(model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: copy.deepcopy(value) if isinstance(value, Cache) else value for name, value in model_kwargs.items()}
+    return {name: own_cache(value) if isinstance(value, Cache) else value for name, value in model_kwargs.items()}
 
 
 def _last_logits(outputs: Any) -> torch.Tensor:

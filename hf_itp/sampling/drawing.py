@@ -6,7 +6,7 @@ Knows nothing of rewards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from hf_itp.errors import ArgumentError
+from hf_itp.sampling.description import DrawDescription, prompt_ids
 from hf_itp.sampling.padding import unpadded
+from hf_itp.sampling.recorded import text_tokenizer
 from hf_itp.sampling.sampler import CandidateSampler
 from hf_itp.sampling.streams import prompt_keys
+
+__all__ = ["draw_continuations", "draw_described", "draw_responses", "prompt_ids"]
 
 
 def draw_responses(
@@ -29,6 +32,7 @@ def draw_responses(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **sampling: Any,
 ) -> list[list[torch.Tensor]]:
     """
@@ -46,82 +50,72 @@ def draw_responses(
         seed (`int`, *optional*, defaults to 0): Names the draw.
         batch_size (`int`, *optional*): Most responses decoded at once; by free memory if absent.
         progress (`bool`, *optional*): A progress bar always or never; if absent, on long calls.
-        sampling: Keywords of `generate`: `max_new_tokens`, `temperature`, `top_p`, ...
+        chat_template_kwargs (`dict`, *optional*): Arguments of the chat template, e.g. `{"enable_thinking": False}`.
+        sampling: Keywords of `generate`: `max_new_tokens`, `temperature`, `top_p`, `generation_config`, ...
+
+    Raises:
+        `ArgumentError`: If a keyword is none that responses can be drawn with.
 
     Returns:
         `list[list[torch.LongTensor]]`: Per prompt its responses' tokens, the end token included, without padding.
     """
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    return draw_continuations(
-        policy,
-        rows,
-        [num_candidates] * len(rows),
-        pad_token_id=tokenizer.pad_token_id,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-        **sampling_settings(policy, sampling),
+    description = DrawDescription.of(policy, tokenizer, sampling, chat_template_kwargs=chat_template_kwargs)
+    return draw_described(
+        policy, description, prompts, num_candidates, seed=seed, batch_size=batch_size, progress=progress
     )
+
+
+def draw_described(
+    policy: Any,
+    description: DrawDescription,
+    prompts: Sequence[str | list[dict]],
+    num_candidates: int,
+    **options: Any,
+) -> list[list[torch.Tensor]]:
+    """[`draw_responses`] as described; `options` are its `seed`, `batch_size` and `progress`."""
+    rows = [description.prompt_ids(prompt) for prompt in prompts]
+    return draw_continuations(policy, rows, [num_candidates] * len(rows), description, **options)
 
 
 def draw_continuations(
     policy: Any,
     token_prompts: Sequence[Sequence[int]],
     num_candidates: Sequence[int],
+    description: DrawDescription,
     *,
-    pad_token_id: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool | None = None,
-    **settings: Any,
 ) -> list[list[torch.Tensor]]:
     """
-    [`draw_responses`] for prompts that are tokens already, with a number of responses for each.
-
-    Args:
-        settings: Keywords of `generate`, taken as they are.
+    [`draw_responses`] for prompts that are tokens already, with a number of responses for each, as described.
     """
+    if description.reads_padding and len({len(row) for row in token_prompts}) > 1:
+        return _draw_by_length(
+            policy, token_prompts, num_candidates, description, seed=seed, batch_size=batch_size, progress=progress
+        )
     width = max(len(row) for row in token_prompts)
-    input_ids = torch.full((len(token_prompts), width), pad_token_id or 0)
+    input_ids = torch.full((len(token_prompts), width), text_tokenizer(description.tokenizer).pad_token_id or 0)
     attention_mask = torch.zeros_like(input_ids)
     for position, row in enumerate(token_prompts):
         input_ids[position, width - len(row) :] = torch.tensor(row)
         attention_mask[position, width - len(row) :] = 1
     draw = _Draw(num_candidates, seed, batch_size, progress)
     inputs = {"input_ids": input_ids.to(policy.device), "attention_mask": attention_mask.to(policy.device)}
-    policy.generate(**inputs, custom_generate=draw, **settings)
+    policy.generate(**inputs, custom_generate=draw, **description.arguments(policy))
     return draw.responses
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
-    """
-    The tokens of one prompt: a chat by the tokenizer's template with the assistant's turn opened, a text as it is.
-
-    Raises:
-        `ArgumentError`: If the tokenizer has no chat template, or nothing is left of the prompt.
-    """
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-    elif tokenizer.chat_template is None:
-        raise ArgumentError(
-            f"`prompts` has to be texts, since the tokenizer has no chat template, but is {prompt!r:.80}. Render the "
-            "chats or set `tokenizer.chat_template`."
-        )
-    else:
-        encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-        ids = list(encoded["input_ids"])
-    if not ids:
-        raise ArgumentError(f"`prompts` has to hold at least one token each, but one is {prompt!r}. Leave it out.")
-    return ids
-
-
-def sampling_settings(policy: PreTrainedModel, sampling: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of `generate` that sample from the policy itself: what nobody set is off."""
-    own = policy.generation_config.to_dict()
-    settings = {"do_sample": True, **sampling}
-    if settings.get("top_k") is None and own.get("top_k") is None:
-        settings["top_k"] = 0
-    return settings
+def _draw_by_length(
+    policy: Any, token_prompts: Sequence[Sequence[int]], num_candidates: Sequence[int], *args: Any, **options: Any
+) -> list[list[torch.Tensor]]:
+    # Prompts of one length at a time have no padding. Equal ones stay together, so none reads another's stream.
+    drawn: dict[int, list[torch.Tensor]] = {}
+    for length in sorted({len(row) for row in token_prompts}):
+        places = [place for place, row in enumerate(token_prompts) if len(row) == length]
+        rows, counts = [token_prompts[place] for place in places], [num_candidates[place] for place in places]
+        drawn |= dict(zip(places, draw_continuations(policy, rows, counts, *args, **options), strict=True))
+    return [drawn[place] for place in range(len(token_prompts))]
 
 
 class _Draw:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
+from hf_itp.errors import DistributionError
 from hf_itp.sampling.cohort import Cohort, Responses
 from hf_itp.sampling.decoders import Decoder
 from hf_itp.sampling.token_sampler import TokenSampler
@@ -51,9 +52,12 @@ def decode_rows(
     most_rows: int | None = None,
     any_unfinished: Callable[[bool], bool] | None = None,
     review: Review | None = None,
-) -> None:
+    rows_stay: bool = False,
+    pad_token: int | None = None,
+    time_is_over: Callable[[], bool] | None = None,
+) -> int:
     """
-    One response per row.
+    Decode one response per row; return how many the end of the time cut off.
 
     Args:
         decoder ([`Decoder`]): Runs the model.
@@ -73,8 +77,15 @@ def decode_rows(
         any_unfinished (`Callable`, *optional*): Where processes have to make equally many forward passes: told whether
             this one is done, says whether any is not. Rows then stay in the batch to the end.
         review ([`Review`], *optional*): May end unfinished rows.
+        rows_stay (`bool`, *optional*, defaults to `False`): Whether rows stay in their place to the end, for
+            processors and criteria that know them by it.
+        pad_token (`int`, *optional*): What finished rows that stay go on with; see [`Cohort`].
+        time_is_over (`Callable`, *optional*): Asked after each step whether all rows end here.
+
+    Raises:
+        `DistributionError`: If there is nothing to draw a row's next token from; names prompt, candidate and token.
     """
-    rows_can_leave = decoder.rows_can_leave and token_sampler.rows_are_independent and any_unfinished is None
+    rows_can_leave = decoder.rows_can_leave and not rows_stay and any_unfinished is None
     most_rows = len(keys) if most_rows is None else most_rows
     places = torch.arange(len(keys), device=keys.device) if places is None else places
     begun = 0
@@ -82,24 +93,29 @@ def decode_rows(
     def begin(count: int) -> Cohort:
         nonlocal begun
         chosen = slice(begun, begun + count)
-        cohort = Cohort(token_sampler, input_ids, prompt_index[chosen], keys[chosen], places[chosen])
+        cohort = Cohort(token_sampler, input_ids, prompt_index[chosen], keys[chosen], places[chosen], pad_token)
         begun += len(cohort)
         return cohort
 
     cohorts = [begin(most_rows)]
     logits = decoder.start(cohorts[0].prompt_index)
-    all_done = False
+    all_done, cut = False, 0
     while True:
         if not all_done:
             tokens = _next_tokens(token_sampler, cohorts, logits.to(input_ids.device))
             for cohort, drawn in zip(cohorts, tokens, strict=True):
                 on_finished(cohort.append(drawn, stopping_criteria, responses))
+            if time_is_over is not None and time_is_over():
+                for cohort in cohorts:
+                    ended = cohort.end(torch.ones_like(cohort.unfinished), responses)
+                    on_finished(ended)
+                    cut += ended
             if review is not None and cohorts[0].step % review.interval == 0 and bool(cohorts[0].unfinished.any()):
                 _end_rejected(review, cohorts[0], responses, on_finished)
             unfinished = sum(int(cohort.unfinished.sum()) for cohort in cohorts)
             all_done = unfinished == 0 and begun == len(keys)
         if not (any_unfinished(all_done) if any_unfinished is not None else not all_done):
-            return
+            return cut
         size = sum(map(len, cohorts))
         joining = None
         if rows_can_leave and (size - unfinished) * _DROP_SHARE >= size:
@@ -117,8 +133,24 @@ def decode_rows(
 
 
 def _next_tokens(token_sampler: TokenSampler, cohorts: list[Cohort], logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    try:
+        return _drawn(token_sampler, cohorts, logits)
+    except DistributionError as error:
+        assert error.row is not None
+        rows = [(cohort, row) for cohort in cohorts for row in range(len(cohort))]
+        cohort, row = rows[error.row]
+        raise DistributionError(
+            f"The policy's logits {error} at token {cohort.step} of a response to prompt "
+            f"{int(cohort.prompt_index[row])}, so no token can be drawn. Check its weights and dtype (float16 "
+            "overflows: try dtype=torch.bfloat16 or float32), and processors that mask every token.",
+            error.row,
+        ) from None
+
+
+def _drawn(token_sampler: TokenSampler, cohorts: list[Cohort], logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if len(cohorts) == 1:
-        return (token_sampler.draw(cohorts[0].process(logits), cohorts[0].keys, cohorts[0].step),)
+        [cohort] = cohorts
+        return (token_sampler.draw(cohort.process(logits), cohort.keys, cohort.step, cohort.unfinished),)
     sizes = [len(cohort) for cohort in cohorts]
     if token_sampler.warp is not None:
         logits = cohorts[0].process(logits)  # no row's own tokens matter to it
@@ -128,7 +160,8 @@ def _next_tokens(token_sampler: TokenSampler, cohorts: list[Cohort], logits: tor
     keys = torch.cat([cohort.keys for cohort in cohorts])
     steps = torch.tensor([cohort.step for cohort in cohorts], device=keys.device)
     steps = steps.repeat_interleave(torch.tensor(sizes, device=keys.device))
-    return token_sampler.draw(logits, keys, steps).split(sizes)
+    unfinished = torch.cat([cohort.unfinished for cohort in cohorts])
+    return token_sampler.draw(logits, keys, steps, unfinished).split(sizes)
 
 
 def _staying(decoder: Decoder, cohorts: list[Cohort]) -> list[Cohort]:

@@ -32,14 +32,19 @@ class PackedLinear(nn.Module):
         self._packed_weight = packed
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # The operator knows nothing of autocast and takes float32 alone.
+        if input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self._packed_weight, self.bias, "none", [], "")
 
 
 def packed_linears(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """
     What to put in place of each linear layer of `model`: empty where packing is not to be had, would not pay, or would
-    take more than a quarter of the free memory.
+    take more than a quarter of the free memory, and under autocast, which computes in another precision.
     """
+    if torch.is_autocast_enabled("cpu"):
+        return {}
     layers = [module for module in model.modules() if type(module) is nn.Linear and _can_be_packed(module)]
     missing = sum(layer.weight.numel() * 4 for layer in layers if layer not in _packed)
     if missing > _MEMORY_SHARE * psutil.virtual_memory().available:

@@ -6,6 +6,7 @@ Knows nothing of rewards or strategies.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +22,12 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from hf_itp.errors import ArgumentError
+from hf_itp.errors import ItpWarning
 from hf_itp.sampling.cohort import Responses
 from hf_itp.sampling.decoders import Decoder, make_decoder
 from hf_itp.sampling.loop import Review, decode_rows
 from hf_itp.sampling.progress import responses_bar
+from hf_itp.sampling.row_calls import Pair, RowCalls
 from hf_itp.sampling.streams import PromptKey, candidate_key
 from hf_itp.sampling.token_sampler import TokenSampler
 
@@ -65,7 +67,7 @@ class CandidateSampler:
 
     def __post_init__(self) -> None:
         self.decoder = make_decoder(self.model, self.input_ids, self.generation_config, self.model_kwargs)
-        self._token_sampler = TokenSampler(self.logits_processor, bool(self.generation_config.do_sample))
+        self._calls: RowCalls | None = None
         self._any_unfinished: Callable[[bool], bool] | None = None
         if forwards_are_synchronized(self.model):
             self._any_unfinished = lambda done: self.model._has_unfinished_sequences(
@@ -77,18 +79,23 @@ class CandidateSampler:
         """Which way the forward passes take: `"shared"`, `"expanded"` or `"repeated"`."""
         return self.decoder.path
 
+    @property
+    def path_reason(self) -> str:
+        """Why that way, in a short sentence."""
+        return self.decoder.path_reason
+
     def draw(
         self,
-        candidates: list[tuple[int, int]],
-        review: Callable[[list[tuple[int, int]]], Review] | None = None,
-        on_batch: Callable[[list[tuple[int, int]], list[torch.Tensor]], None] | None = None,
+        candidates: list[Pair],
+        review: Callable[[list[Pair]], Review] | None = None,
+        on_batch: Callable[[list[Pair], list[torch.Tensor]], None] | None = None,
     ) -> list[torch.Tensor]:
         """
         One response per pair of a prompt (its row) and the index of a candidate. A pair gives the same response
         whatever else is drawn with it.
 
         Args:
-            candidates (`list[tuple[int, int]]`): Pairs of prompt and candidate index. With `review`, prompt by prompt
+            candidates (`list[Pair]`): Pairs of prompt and candidate index. With `review`, prompt by prompt
                 and equally many of each.
             review (`Callable`, *optional*): Makes, for the pairs of a batch, what may end some of them early. All
                 pairs of a prompt then share a batch, and what they give are the first tokens of the same responses.
@@ -99,30 +106,27 @@ class CandidateSampler:
             `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
 
         Raises:
-            `ArgumentError`: If rows are to be reviewed that a processor ties to one another.
+            `ArgumentError`: If a processor or criterion cannot be called as it has to be ([`RowCalls`]).
+            `DistributionError`: If the policy's logits are no distribution.
         """
-        independent = self._token_sampler.rows_are_independent
-        if review is not None and not independent:
-            names = ", ".join(type(processor).__name__ for processor in self.logits_processor)
-            raise ArgumentError(
-                f"`early_rejection` needs processors that look at one row alone, but the call has {names}. Remove "
-                "the processor or `early_rejection`."
-            )
+        if self._calls is None:
+            self._calls = RowCalls(self.logits_processor, self.stopping_criteria, len(self.input_ids), len(candidates))
+            self._calls.check(batch_size=self.batch_size, reviewed=review is not None)
         with responses_bar(len(candidates), self.progress) as bar:
             if review is not None:
                 return self._draw_under_review(candidates, bar.update, review)
-            if independent:
+            if self._calls.rows_are_independent:
                 return self._draw_freely(candidates, bar.update, on_batch)
-            responses = self._draw_in_rounds(candidates, bar.update)
+            responses = self._draw_in_place(candidates, self._calls, bar.update)
         if on_batch is not None:
             on_batch(candidates, responses)
         return responses
 
-    def _draw_freely(self, candidates: list[tuple[int, int]], on_finished: Any, on_batch: Any) -> list[torch.Tensor]:
+    def _draw_freely(self, candidates: list[Pair], on_finished: Any, on_batch: Any) -> list[torch.Tensor]:
         """As many rows at once as there is room for, in batches or each in the place of one that finished."""
         responses: Responses = [None] * len(candidates)
         waiting, size, rows = list(range(len(candidates))), self.batch_size or len(candidates), 0
-        flows = self.decoder.rows_can_join and self._any_unfinished is None
+        flows = self.decoder.rows_can_join and self._any_unfinished is None and not self._in_one_batch
         unseen = set(waiting) if on_batch is not None else set()
 
         def show(at_least: int) -> None:
@@ -138,42 +142,57 @@ class CandidateSampler:
         while waiting:
             rows = self._affordable(min(size, len(waiting)))
             chosen = waiting if flows else waiting[:rows]
-            enough = self._decode([candidates[place] for place in chosen], responses, finished, chosen, rows)
+            fewest = len(chosen) if self._in_one_batch else 1
+            chunk = [candidates[place] for place in chosen]
+            enough = self._decode(chunk, responses, finished, chosen, rows, fewest=fewest)
             size = size if enough else rows // 2
             waiting = [place for place in waiting if responses[place] is None]
         show(at_least=1)
         return _complete(responses)
 
-    def _draw_under_review(
-        self, candidates: list[tuple[int, int]], on_finished: Any, review: Any
-    ) -> list[torch.Tensor]:
+    def _draw_under_review(self, candidates: list[Pair], on_finished: Any, review: Any) -> list[torch.Tensor]:
         """Rows that are compared with one another grow together."""
         responses: list[torch.Tensor] = []
         size = self.batch_size or len(candidates)
         unit = len(candidates) // len({prompt for prompt, _ in candidates})
         while len(responses) < len(candidates):
-            rows = max(unit, self._affordable(size) // unit * unit)
+            rows = len(candidates) if self._in_one_batch else max(unit, self._affordable(size) // unit * unit)
             chunk = candidates[len(responses) : len(responses) + rows]
             drawn: Responses = [None] * len(chunk)
-            if self._decode(chunk, drawn, on_finished, review=review(chunk), fewest=unit):
+            if self._decode(
+                chunk, drawn, on_finished, review=review(chunk), fewest=rows if self._in_one_batch else unit
+            ):
                 responses += _complete(drawn)
             else:
                 size = len(chunk) // 2
         return responses
 
-    def _draw_in_rounds(self, candidates: list[tuple[int, int]], on_finished: Any) -> list[torch.Tensor]:
-        # Processors that tell rows apart by position see what plain `generate` would show them: every prompt once.
-        drawn: dict[tuple[int, int], torch.Tensor] = {}
-        for index in sorted({index for _, index in candidates}):
-            pairs = [(prompt, index) for prompt in range(len(self.input_ids))]
-            responses: Responses = [None] * len(pairs)
-            self._decode(pairs, responses, on_finished, fewest=len(pairs))
-            drawn.update(zip(pairs, _complete(responses), strict=True))
+    def _draw_in_place(self, candidates: list[Pair], calls: RowCalls, on_finished: Any) -> list[torch.Tensor]:
+        """Rows stay where they are to the end, for processors and criteria that know them by their place."""
+        pairs, indices = candidates, list(dict.fromkeys(index for _, index in candidates))
+        if calls.by_candidate:
+            # Such a processor or criterion sees every prompt; what nobody asked for is thrown away.
+            missing = [(prompt, index) for index in indices for prompt in range(len(self.input_ids))]
+            pairs = list(dict.fromkeys([*candidates, *missing]))
+        drawn: dict[Pair, torch.Tensor] = {}
+        size = self.batch_size or len(pairs)
+        while len(drawn) < len(pairs):
+            chunk = pairs
+            if not calls.needs_one_batch:
+                waiting = [index for index in indices if (pairs[0][0], index) not in drawn]
+                count = max(1, self._affordable(size) // len(self.input_ids))
+                chunk = [pair for pair in pairs if pair[1] in waiting[:count]]
+            responses: Responses = [None] * len(chunk)
+            fewest = len(chunk) if calls.needs_one_batch else len(self.input_ids)
+            if self._decode(chunk, responses, on_finished, fewest=fewest, calls=calls):
+                drawn.update(zip(chunk, _complete(responses), strict=True))
+            else:
+                size = len(chunk) // 2
         return [drawn[pair] for pair in candidates]
 
     def _decode(
         self,
-        candidates: list[tuple[int, int]],
+        candidates: list[Pair],
         responses: Responses,
         on_finished: Any,
         places: list[int] | None = None,
@@ -181,18 +200,30 @@ class CandidateSampler:
         *,
         review: Review | None = None,
         fewest: int = 1,
+        calls: RowCalls | None = None,
     ) -> bool:
         """
-        Puts the responses of `candidates` in their places, `most_rows` at once; whether there was memory enough. Not
-        having it is an error for a batch of `fewest`.
+        Put the responses of `candidates` in their places, `most_rows` at once; return whether there was memory enough.
+        Not having it is an error for a batch of `fewest`. With `calls`, rows stay where they are.
         """
+        assert self._calls is not None
+        processors, criteria = (
+            self.logits_processor,
+            StoppingCriteriaList([one for one in self.stopping_criteria if one not in self._calls.time_limits]),
+        )
+        pad_token = None
+        if calls is not None:
+            processors, criteria = calls.arranged(candidates)
+            pad = self.generation_config._pad_token_tensor
+            if pad is not None and any(hasattr(one, "eos_token_id") for one in self.stopping_criteria):
+                pad_token = int(pad)
         device = self.input_ids.device
         keys = [candidate_key(self.prompt_keys[prompt], index) for prompt, index in candidates]
         try:
-            decode_rows(
+            cut = decode_rows(
                 self.decoder,
-                self._token_sampler,
-                self.stopping_criteria,
+                TokenSampler(processors, bool(self.generation_config.do_sample), rows_stay=calls is not None),
+                criteria,
                 self.input_ids,
                 torch.tensor([prompt for prompt, _ in candidates], device=device),
                 torch.tensor(keys, device=device),
@@ -202,7 +233,17 @@ class CandidateSampler:
                 most_rows=most_rows,
                 any_unfinished=self._any_unfinished,
                 review=review,
+                rows_stay=calls is not None,
+                pad_token=pad_token,
+                time_is_over=self._time_is_over if self._calls.time_limits else None,
             )
+            if cut:
+                warnings.warn(
+                    f"`max_time` cut {cut} of {len(candidates)} responses off before they had ended, and their "
+                    "rewards are of what was written by then. Raise `max_time`, or draw fewer candidates.",
+                    ItpWarning,
+                    stacklevel=2,
+                )
             return True
         except (RuntimeError, MemoryError) as error:
             out_of_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
@@ -213,8 +254,17 @@ class CandidateSampler:
         clear_device_cache(garbage_collection=True)
         return False
 
+    @property
+    def _in_one_batch(self) -> bool:
+        """Whether the clock ends all rows, which is the same for each only where they are drawn together."""
+        return self._calls is not None and self._calls.needs_one_batch
+
+    def _time_is_over(self) -> bool:
+        assert self._calls is not None
+        return any(bool(limit(self.input_ids, None).any()) for limit in self._calls.time_limits)
+
     def _affordable(self, size: int) -> int:
-        if self.batch_size is not None or self._any_unfinished is not None:
+        if self._in_one_batch or self.batch_size is not None or self._any_unfinished is not None:
             return size
         device = self.input_ids.device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -7,16 +7,16 @@ checkpoint asks for anything else, exactly the processors transformers prepared 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers.generation import logits_process as processors
-from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import LogitsProcessorList
 
-from hf_itp.functional.categorical import sample_categorical
+from hf_itp.functional.categorical import most_probable, sample_categorical
 from hf_itp.functional.warping import warp_logits
+from hf_itp.sampling.row_calls import of_rows
 
 # In the order transformers applies them, with the keyword of `warp_logits` each one stands for.
 _FUSED = {
@@ -25,28 +25,6 @@ _FUSED = {
     processors.TopPLogitsWarper: "top_p",
     processors.MinPLogitsWarper: "min_p",
 }
-
-# Processors whose effect on a row depends on that row's tokens alone, so that rows may come, go and be split freely.
-_ROWWISE = (
-    *_FUSED,
-    processors.TopHLogitsWarper,
-    processors.TypicalLogitsWarper,
-    processors.EpsilonLogitsWarper,
-    processors.EtaLogitsWarper,
-    processors.SequenceBiasLogitsProcessor,
-    processors.NoRepeatNGramLogitsProcessor,
-    processors.NoBadWordsLogitsProcessor,
-    processors.MinLengthLogitsProcessor,
-    processors.MinNewTokensLengthLogitsProcessor,
-    processors.ForcedBOSTokenLogitsProcessor,
-    processors.ForcedEOSTokenLogitsProcessor,
-    processors.InfNanRemoveLogitsProcessor,
-    processors.ExponentialDecayLengthPenalty,
-    processors.SuppressTokensLogitsProcessor,
-    processors.SuppressTokensAtBeginLogitsProcessor,
-    processors.LogitNormalization,
-    processors.RepetitionPenaltyLogitsProcessor,
-)
 
 
 @dataclass
@@ -57,28 +35,23 @@ class TokenSampler:
     Args:
         logits_processor (`LogitsProcessorList`): What transformers prepared for this call, warpers included.
         do_sample (`bool`): Draw from the softmax; the most probable token otherwise.
+        rows_stay (`bool`, *optional*, defaults to `False`): Whether the processors are arranged for the rows of one
+            batch ([`~sampling.row_calls.RowCalls`]). Otherwise all of them are row-wise.
     """
 
     logits_processor: LogitsProcessorList
     do_sample: bool
+    rows_stay: bool = False
     warp: dict[str, Any] | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.warp = _fused_settings(self.logits_processor)
 
-    @property
-    def rows_are_independent(self) -> bool:
-        """
-        Whether rows may be split into chunks and dropped. Otherwise (a custom processor, one that tells rows apart by
-        their position) a batch has to hold every prompt once, in order, from the first step to the last.
-        """
-        return all(_type_in(processor, _ROWWISE) for processor in self.logits_processor)
-
     def for_rows(self, prompt_index: torch.Tensor) -> TokenSampler:
-        """A sampler for a batch whose rows continue the prompts `prompt_index`, with processors of its own."""
-        if self.warp is not None:
+        """Give the sampler for a batch whose rows continue the prompts `prompt_index`."""
+        if self.warp is not None or self.rows_stay:
             return self
-        own = LogitsProcessorList([_for_rows(processor, prompt_index) for processor in self.logits_processor])
+        own = LogitsProcessorList([of_rows(processor, prompt_index) for processor in self.logits_processor])
         return TokenSampler(own, self.do_sample)
 
     def process(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -89,39 +62,38 @@ class TokenSampler:
             return warp_logits(logits, **self.warp)
         return self.logits_processor(input_ids, logits)  # type: ignore[arg-type]
 
-    def draw(self, processed: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+    def draw(
+        self, processed: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor, unfinished: torch.Tensor
+    ) -> torch.Tensor:
         """
         Args:
             processed (`torch.FloatTensor` of shape `(R, V)`): From [`process`].
             keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
             step (`int` or `torch.LongTensor` of shape `(R,)`): How many tokens the responses have.
+            unfinished (`torch.BoolTensor` of shape `(R,)`): Rows whose token counts.
 
         Returns:
             `torch.LongTensor` of shape `(R,)`.
+
+        Raises:
+            `DistributionError`: If there is nothing to draw from for an unfinished row.
         """
-        return sample_categorical(processed, keys, step) if self.do_sample else processed.argmax(dim=-1)
-
-
-def _type_in(processor: LogitsProcessor, types: tuple[type, ...]) -> bool:
-    # The exact type: a subclass of a user's may do anything.
-    return type(processor) in types
+        unfinished = unfinished.to(processed.device)
+        if self.do_sample:
+            return sample_categorical(processed, keys, step, unfinished)
+        return most_probable(processed, unfinished)
 
 
 def _fused_settings(logits_processor: LogitsProcessorList) -> dict[str, Any] | None:
     order = list(_FUSED)
-    if not all(_type_in(processor, tuple(order)) for processor in logits_processor):
+    if not all(type(processor) in _FUSED for processor in logits_processor):
         return None
     places = [order.index(type(processor)) for processor in logits_processor]
     if places != sorted(set(places)):
         return None
-    return {_FUSED[type(processor)]: getattr(processor, _FUSED[type(processor)]) for processor in logits_processor}
-
-
-def _for_rows(processor: LogitsProcessor, prompt_index: torch.Tensor) -> LogitsProcessor:
-    processor = copy.deepcopy(processor)
-    # The one stateless processor of transformers that keeps a tensor per prompt: how much left padding to ignore.
-    if type(processor) is processors.RepetitionPenaltyLogitsProcessor:
-        ignored = processor.prompt_ignore_length
-        if isinstance(ignored, torch.Tensor) and ignored.dim() > 0:
-            processor.prompt_ignore_length = ignored[prompt_index.to(ignored.device)]
-    return processor
+    settings = {_FUSED[type(processor)]: getattr(processor, _FUSED[type(processor)]) for processor in logits_processor}
+    # One keyword stands for a processor only where all else of it is as its class makes it.
+    for processor, (name, value) in zip(logits_processor, settings.items(), strict=True):
+        if vars(processor) != vars(type(processor)(**{name: value})):
+            return None
+    return settings

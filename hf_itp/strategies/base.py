@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_itp.functional.checks import check_finite, check_num_return_sequences, check_rewards
+from hf_itp.functional.checks import as_number, check_finite, check_law, check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
 
 # Rewards worked on at once by a CPU, so that what is computed on the way (float64, several times as much) stays in its
@@ -61,17 +61,16 @@ class Strategy(ABC):
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
         """
         check_finite(rewards)
-        check_num_return_sequences(num_return_sequences, rewards.shape[-1])
+        num_return_sequences = check_num_return_sequences(num_return_sequences, rewards.shape[-1])
         size = rewards.shape[-1]
         pools = rewards.reshape(-1, size)
         # Prompts do not matter to one another, so the work may be done in any portions.
         block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
-        indices = [
-            sample_without_replacement(
-                self.probabilities(part), num_return_sequences, generator, self.preference(part)
-            )
-            for part in map(check_rewards, pools.split(block))
-        ]
+        indices: list[torch.Tensor] = []
+        for part in map(check_rewards, pools.split(block)):
+            first_row = len(indices) * block if rewards.dim() > 1 else None
+            law = check_law(self.probabilities(part), part, self.name, first_row)
+            indices.append(sample_without_replacement(law, num_return_sequences, generator, self.preference(part)))
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
 
     def preference(self, rewards: torch.Tensor) -> torch.Tensor:
@@ -104,7 +103,8 @@ class Strategy(ABC):
 
     def diagnostics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the rule found in each pool `(..., N)`: tensors of shape `(...)`, by name."""
-        return {"effective_sample_size": effective_sample_size(self.probabilities(rewards))}
+        law = check_law(self.probabilities(rewards), rewards, self.name)
+        return {"effective_sample_size": effective_sample_size(law)}
 
     def selection_diagnostics(self, indices: torch.Tensor, num_candidates: int) -> dict[str, torch.Tensor]:
         """What the indices `(..., k)` from [`decide`] say beyond the pool: tensors of shape `(...)`, by name."""
@@ -121,4 +121,6 @@ class Strategy(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The strategy's own fields, as plain JSON values."""
-        return {name: getattr(self, name) for name in self.field_names()}
+        values = {name: getattr(self, name) for name in self.field_names()}
+        # A subclass may hold a number as it was given: numpy's are none that JSON takes.
+        return {name: value if (number := as_number(value)) is None else number for name, value in values.items()}

@@ -45,7 +45,8 @@ class BestOfPoisson(Strategy):
     rate: float
 
     def __post_init__(self) -> None:
-        check_positive("rate", self.rate, "Choose about the number of candidates you would give best-of-n.")
+        rate = check_positive("rate", self.rate, "Choose about the number of candidates you would give best-of-n.")
+        object.__setattr__(self, "rate", rate)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return best_of_poisson_law(rewards, self.rate)

@@ -4,14 +4,19 @@ Pessimism: rewards count only as far as the policy itself supports them, so that
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.functional.checks import check_choice, check_num_return_sequences, check_positive, check_rewards
+from hf_itp.errors import ArgumentError
+from hf_itp.functional.checks import (
+    check_choice,
+    check_num_return_sequences,
+    check_number,
+    check_positive,
+    check_rewards,
+)
 from hf_itp.functional.normalization import NORMALIZATIONS, normalize_rewards
 from hf_itp.functional.pessimism import (
     BETA_REMEDY,
@@ -82,10 +87,12 @@ class Pessimism(Strategy):
     normalize: str = "none"
 
     def __post_init__(self) -> None:
-        check_positive("beta", self.beta, BETA_REMEDY)
+        object.__setattr__(self, "beta", check_positive("beta", self.beta, BETA_REMEDY))
         check_choice("pool", self.pool, ("shared", "fresh"))
         check_choice("normalize", self.normalize, NORMALIZATIONS)
-        _check_reward_bound(self.reward_bound)
+        if self.reward_bound is not None:
+            remedy = "Set it to the largest reward the reward model can give, or leave it out."
+            object.__setattr__(self, "reward_bound", check_number("reward_bound", self.reward_bound, remedy))
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         """
@@ -116,7 +123,7 @@ class Pessimism(Strategy):
             return super().select(rewards, num_return_sequences, generator)
         rewards = check_rewards(rewards)
         num_rewards = rewards.shape[-1]
-        check_num_return_sequences(num_return_sequences, num_rewards)
+        num_return_sequences = check_num_return_sequences(num_return_sequences, num_rewards)
         size = _first_pool_size(num_rewards, num_return_sequences)
         proposals = rewards[..., size : num_rewards - num_return_sequences]
         accepted = _uniforms(proposals, generator) < self._acceptance(rewards[..., :size], proposals)
@@ -245,13 +252,3 @@ def _first_pool_size(num_rewards: int, num_fallbacks: int) -> int:
 def _uniforms(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     device = like.device if generator is None else generator.device
     return torch.rand(like.shape, dtype=torch.float64, device=device, generator=generator).to(like.device)
-
-
-def _check_reward_bound(reward_bound: float | None) -> None:
-    remedy = "Set it to the largest reward the reward model can give, or leave it out."
-    if reward_bound is None:
-        return
-    if isinstance(reward_bound, bool) or not isinstance(reward_bound, (int, float)):
-        raise ArgumentTypeError(f"`reward_bound` has to be a number or None, but is {reward_bound!r}. {remedy}")
-    if not math.isfinite(reward_bound):
-        raise ArgumentError(f"`reward_bound` has to be finite, but is {reward_bound}. {remedy}")

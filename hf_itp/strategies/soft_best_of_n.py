@@ -48,7 +48,10 @@ class SoftBestOfN(Strategy):
     temperature: float
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature, "Choose a temperature on the scale of the rewards.")
+        temperature = check_positive(
+            "temperature", self.temperature, "Choose a temperature on the scale of the rewards."
+        )
+        object.__setattr__(self, "temperature", temperature)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return soft_best_of_n_law(rewards, self.temperature)

@@ -44,7 +44,7 @@ class TopQuantile(Strategy):
     multiplier: float
 
     def __post_init__(self) -> None:
-        check_multiplier(self.multiplier)
+        object.__setattr__(self, "multiplier", check_multiplier(self.multiplier))
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return top_quantile_law(rewards, self.multiplier)

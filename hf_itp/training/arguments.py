@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from accelerate.state import PartialState
 from transformers import TrainingArguments
@@ -77,15 +77,31 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
             How many of a prompt's references are trained on, the first; each is calibrated among all of them.
         max_completion_length (`int`, *optional*, defaults to 256):
             Most tokens of a response, where references have to be drawn.
+        generation_kwargs (`dict`, *optional*):
+            Further settings of `generate` to draw references with, before the checkpoint's.
+        chat_template_kwargs (`dict`, *optional*):
+            Arguments of the chat template, e.g. `{"enable_thinking": False}`.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "strategy_fields"]  # noqa: RUF012
+    _VALID_DICT_FIELDS = [  # noqa: RUF012
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "strategy_fields",
+        "generation_kwargs",
+        "chat_template_kwargs",
+    ]
+    references_are_trained_on: ClassVar[bool] = True
 
     partition: str = field(default="exact", metadata={"help": "exact, or empirical where rewards tie."})
     responses_per_prompt: int | None = field(
         default=None, metadata={"help": "How many of a prompt's references are trained on."}
     )
     max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a drawn response."})
+    generation_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Further settings of generate to draw references with."}
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
+    )
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
 
     def __post_init__(self) -> None:

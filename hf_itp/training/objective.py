@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -55,6 +55,9 @@ class ObjectiveArguments:
             Reference responses per prompt, where no calibrator is given.
     """
 
+    references_are_trained_on: ClassVar[bool] = False
+    """Whether a response is calibrated among the references it is one of, of which K - 1 others are left then."""
+
     strategy: str = field(
         default="best_of_n", metadata={"help": "What the policy will be decoded with; none is plain."}
     )
@@ -93,7 +96,8 @@ class CTRLObjective:
     def from_arguments(cls, args: ObjectiveArguments, num_reference: int | None = None) -> CTRLObjective:
         """
         Args:
-            num_reference (`int`, *optional*): `K` of a calibrator at hand; `args.num_reference` without one.
+            num_reference (`int`, *optional*): `K`, the references of a prompt at hand; `args.num_reference` without
+                any.
 
         Raises:
             `ArgumentError`: If the arguments contradict each other, or `K` is too small for the transform.
@@ -105,6 +109,7 @@ class CTRLObjective:
             )
         kl = DEFAULT_KL if args.target_kl is None else args.target_kl
         count = args.num_reference if num_reference is None else num_reference
+        count -= args.references_are_trained_on
         transform = _transform(args, kl, count)
         transform.check_num_reference(count)
         beta = beta_for_kl(transform, kl) if args.beta is None else args.beta

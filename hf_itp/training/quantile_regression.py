@@ -15,15 +15,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.calibration.fingerprints import model_identity, reward_identity
+from hf_itp.calibration.columns import reward_columns
+from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.calibration.reference_pool import POOL, Row, read_pool
 from hf_itp.errors import ArgumentError
 from hf_itp.rewards import as_reward_function
+from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import RewardLike
-from hf_itp.sampling.drawing import prompt_ids
+from hf_itp.sampling.description import DrawDescription
 from hf_itp.training.arguments import QuantileRegressionArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
+from hf_itp.training.rollouts import check_pictures, end_tokens
 
 
 class QuantileRegressionTrainer(CarriesCalibration, Trainer):
@@ -48,10 +51,11 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         args ([`QuantileRegressionArguments`]):
             Objective and training.
         train_dataset (`datasets.Dataset`, *optional*):
-            With a column `prompt`. Its references are drawn when training begins, into `output_dir/_calibration`.
+            With a column `prompt`. Its references are drawn when training begins, into `output_dir/_calibration`,
+            unless `pool` holds them.
         pool (`str` or `Path`, *optional*):
-            Instead of a dataset, a folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with
-            `prompt`, `responses` and `rewards`.
+            A folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with `prompt`, `responses` and
+            `rewards`. Trained on are its prompts, with a dataset those of them that are in it.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
         peft_config (`peft.PeftConfig`, *optional*):
@@ -61,8 +65,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             another run on the same pool left in its attribute of that name. Worked out when training begins if absent.
 
     Raises:
-        `ArgumentError`: If neither or both of `train_dataset` and `pool` are given, or there are too few references
-            for the transform.
+        `ArgumentError`: If neither `train_dataset` nor `pool` is given, the pool lacks a prompt of the dataset, or
+            there are too few references for the transform.
     """
 
     _tag_names = ["hf-itp", "ctrl", "quantile-regression"]  # noqa: RUF012  as in TRL
@@ -81,26 +85,41 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        if (train_dataset is None) == (pool is None):
+        if train_dataset is None and pool is None:
             raise ArgumentError(
                 "One of `train_dataset` and `pool` has to be given: prompts to draw references for, or references. "
-                "Pass exactly one."
+                "Pass one of them, or both to train on some prompts of the pool."
             )
         check_strategy(args)
         reward = as_reward_function(reward_model)
         self.reward = reward
         self.reference_identity = model_identity(model)
-        self._prompts = None if train_dataset is None else [row["prompt"] for row in train_dataset]
-        self._pool = None if pool is None else _pool_file(pool)
+        further: Any = args.generation_kwargs or {}
+        template_arguments: Any = args.chat_template_kwargs
+        own = {
+            "max_new_tokens": args.max_completion_length,
+            "eos_token_id": end_tokens(model, processing_class),
+        }
+        self.draw = DrawDescription.of(model, processing_class, own | further, chat_template_kwargs=template_arguments)
+        rows = [] if train_dataset is None else list(train_dataset)
+        self._prompts = None if train_dataset is None else [row["prompt"] for row in rows]
+        self._reward_columns = reward_columns(rows)
+        check_pictures(rows)
+        reward.check(self._prompts or [], **self._reward_columns)
+        self._pool = None if pool is None else pool_file(pool)
         self.calibrator = None
-        # A response is no reference of its own: K - 1 are left.
         self._read_pool = None if self._pool is None else read_pool(self._pool)
         count = args.num_reference if self._read_pool is None else len(self._read_pool[0]["rewards"])
-        self.objective = CTRLObjective.from_arguments(args, count - 1)
+        self.objective = CTRLObjective.from_arguments(args, count)
+        if self._read_pool is not None and self._prompts is not None:
+            self._read_pool = _rows_of(self._read_pool, self._prompts)
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            # Adapters are drawn from the global generators, which `Trainer` seeds only later.
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(args.seed)  # noqa: TID251  peft takes no generator
+                model = get_peft_model(model, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -147,7 +166,6 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         super().log(logs, start_time)
 
     def _references(self) -> list[Row]:
-        tokenizer: Any = self.processing_class
         if self._read_pool is None:
             folder = Path(self.args.output_dir or ".") / "_calibration"
             policy: Any = self.accelerator.unwrap_model(self.model)
@@ -157,23 +175,32 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
                 self._prompts or [],
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
-                tokenizer=tokenizer,
                 output_dir=folder,
-                max_new_tokens=self.args.max_completion_length,
+                reward_kwargs=self._reward_columns,
+                description=self.draw,
             )
             self._pool = folder / POOL
             self._read_pool = read_pool(self._pool)
         if self._pool is not None and (self._pool.parent / "calibration.json").exists():
             self.calibrator = RewardCalibrator.from_pretrained(self._pool.parent)
             self.calibrator.check_belongs(policy=self.reference_identity, reward_model=reward_identity(self.reward))
+            self._check_prompts_are_read_alike(self.calibrator)
         else:
-            rewards = torch.tensor([row["rewards"] for row in self._read_pool])
+            rewards = torch.tensor([row["rewards"] for row in self._read_pool], dtype=torch.float32)
             identities: dict[str, Any] = {
                 "policy": self.reference_identity,
                 "reward_model": reward_identity(self.reward),
             }
             self.calibrator = RewardCalibrator([row["prompt"] for row in self._read_pool], rewards, **identities)
         return self._read_pool
+
+    def _check_prompts_are_read_alike(self, calibrator: RewardCalibrator) -> None:
+        """Nothing more is drawn, so of a draw only that counts which turns its prompts into tokens."""
+        if calibrator.draw is not None:
+            prompts = [row["prompt"] for row in self._read_pool or []]
+            ours = self.draw.entries(calibrator.draw["policy"], prompts)
+            alike = {name: ours[name] for name in ("chat_template", "tokenizer")}
+            calibrator.check_belongs(draw={**calibrator.draw, **alike})
 
     def _examples(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         tokenizer: Any = self.processing_class
@@ -184,7 +211,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
                     f"Every row of `pool` has to have a response per reward, but row {number} has "
                     f"{len(row.get('responses') or [])} for {len(row['rewards'])}. Keep the responses when you draw."
                 )
-            prompt = prompt_ids(tokenizer, row["prompt"])
+            prompt = self.draw.prompt_ids(row["prompt"])
             responses = row.get("response_ids") or [
                 [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
                 for text in row["responses"]
@@ -204,7 +231,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         targets = self.objective.rewards(below, equal - 1, len(rewards) - 1)
         if self.args.partition == "exact":
             return targets - self.objective.log_partition()
-        exponents = self.objective.transform((below + equal / 2).double() / len(rewards)) / self.objective.beta
+        exponents = self.objective.transform((below + equal.double() / 2) / len(rewards)) / self.objective.beta
         return targets - (exponents.logsumexp(dim=0) - math.log(len(rewards)))
 
     @torch.no_grad()
@@ -226,10 +253,13 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         input_ids = torch.zeros(len(rows), width, dtype=torch.long)
         attention_mask, response_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
         for position, (example, row) in enumerate(zip(examples, rows, strict=True)):
-            input_ids[position, : len(row)] = torch.tensor(row)
+            input_ids[position, : len(row)] = torch.tensor(row, dtype=torch.long)
             attention_mask[position, : len(row)] = 1
             response_mask[position, len(example["prompt_ids"]) : len(row)] = 1
-        numbers = {name: torch.tensor([float(e[name]) for e in examples]) for name in ("target", "ref_logprob")}
+        numbers = {
+            name: torch.tensor([float(e[name]) for e in examples], dtype=torch.float32)
+            for name in ("target", "ref_logprob")
+        }
         return {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask, **numbers}
 
 
@@ -239,9 +269,23 @@ def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tor
     rows, places = inputs["response_mask"][:, 1:].nonzero(as_tuple=True)
     tokens = inputs["input_ids"][:, 1:][rows, places]
     logprobs = -nn.functional.cross_entropy(logits[rows, places].float(), tokens, reduction="none")
-    return torch.zeros(len(logits), device=logprobs.device).index_add(0, rows, logprobs)
+    return torch.zeros(len(logits), dtype=torch.float32, device=logprobs.device).index_add(0, rows, logprobs)
 
 
-def _pool_file(pool: str | Path) -> Path:
+def pool_file(pool: str | Path) -> Path:
+    """The pool file of a calibration's folder, or the one that is named."""
     path = Path(pool)
     return path / POOL if path.is_dir() else path
+
+
+def _rows_of(rows: Sequence[Row], prompts: Sequence[Prompt]) -> list[Row]:
+    """The rows of these prompts, in the order of the pool."""
+    wanted = {prompt_fingerprint(prompt): prompt for prompt in prompts}
+    found = {prompt_fingerprint(row["prompt"]): row for row in rows}
+    for fingerprint, prompt in wanted.items():
+        if fingerprint not in found:
+            raise ArgumentError(
+                f"Every prompt of `train_dataset` has to be in `pool`, but {prompt!r:.60} is not. Calibrate with the "
+                "prompts that are trained on, texts as texts and chats as chats, or leave `train_dataset` out."
+            )
+    return [row for fingerprint, row in found.items() if fingerprint in wanted]

@@ -16,6 +16,7 @@ from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate, prompt_win_rates
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
+from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.objective import CTRLObjective
 
 
@@ -23,16 +24,27 @@ class TransformedReward:
     """
     A reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion.
 
+    The raw reward is passed all that TRL passes, but for the text of the completions: TRL decodes them apart from
+    their prompts, references and candidates are cut from the decoding of both.
+
     Args:
         reward ([`RewardFunction`]): The raw reward.
         objective ([`CTRLObjective`]): Transform and KL strength.
         calibrator ([`RewardCalibrator`], *optional*): May be set later, before the first call.
+        reader (`Callable`, *optional*): From a prompt to the [`ResponseReader`] of responses to it, as references are
+            read. May be set later. Without it completions stay as TRL decodes them.
     """
 
     __name__ = "ctrl"  # TRL logs rewards under it
 
-    def __init__(self, reward: RewardFunction, objective: CTRLObjective, calibrator: RewardCalibrator | None = None):
-        self.reward, self.objective, self.calibrator = reward, objective, calibrator
+    def __init__(
+        self,
+        reward: RewardFunction,
+        objective: CTRLObjective,
+        calibrator: RewardCalibrator | None = None,
+        reader: Callable[[Prompt], ResponseReader] | None = None,
+    ):
+        self.reward, self.objective, self.calibrator, self.reader = reward, objective, calibrator, reader
         self._measured: list[tuple[str, float]] = []
         self._prompts: dict[str, Prompt] = {}
 
@@ -42,13 +54,18 @@ class TransformedReward:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
-        **kwargs: Any,
+        **columns: Any,
     ) -> list[float]:
         if self.calibrator is None:
             raise ArgumentError("`calibrator` has to be set before rewards are asked for. Call `train()` first.")
-        texts = [_text(completion) for completion in completions]
-        ids = None if completion_ids is None else [torch.tensor(row) for row in completion_ids]
-        raw = self.reward(prompts, texts, ids)
+        if completion_ids is not None and self.reader is not None:
+            completions = self._as_written(prompts, completions, completion_ids, self.reader)
+        if log_metric is not None:
+            columns["log_metric"] = log_metric
+        raw = torch.tensor(
+            self.reward(prompts, completions=completions, completion_ids=completion_ids, **columns),
+            dtype=torch.float32,
+        )
         below, equal, total = self.calibrator.counts(prompts, raw)
         transformed = self.objective.rewards(below, equal, total)
         if log_metric is not None:
@@ -60,6 +77,23 @@ class TransformedReward:
             self._prompts[fingerprint] = prompt
             self._measured.append((fingerprint, value))
         return transformed.tolist()
+
+    @staticmethod
+    def _as_written(
+        prompts: Sequence[Prompt],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        reader: Callable[[Prompt], ResponseReader],
+    ) -> list[Any]:
+        readers: dict[str, ResponseReader] = {}
+        written: list[Any] = []
+        for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
+            key = prompt_fingerprint(prompt)
+            if key not in readers:
+                readers[key] = reader(prompt)
+            text = readers[key](ids)
+            written.append(text if isinstance(completion, str) else [{**completion[0], "content": text}])
+        return written
 
     def take_measured(self) -> list[tuple[str, float]]:
         """Prompt fingerprint and raw reward of every completion since the last time."""
@@ -83,7 +117,3 @@ class TransformedReward:
             theirs = self.calibrator.references_of([self._prompts[fingerprint]]).double()
             rates.append(1 - prompt_win_rates(-ours, -theirs, n) if worst else prompt_win_rates(ours, theirs, n))
         return Estimate.over_prompts(torch.cat(rates)) if rates else None
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)

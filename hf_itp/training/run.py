@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from datasets import Dataset, load_dataset
 from transformers.trainer_utils import get_last_checkpoint
-from trl import TrlParser
 
 from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.reference_pool import read_pool
 from hf_itp.errors import ArgumentError
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
 from hf_itp.training.objective import CTRLObjective
-from hf_itp.training.quantile_regression import QuantileRegressionTrainer
+from hf_itp.training.quantile_regression import QuantileRegressionTrainer, pool_file
 from hf_itp.training.run_arguments import RunArguments
+from hf_itp.training.run_checks import check_all_used
+from hf_itp.training.run_parser import RunParser, read_config, take_option
 from hf_itp.training.trainer import CTRLTrainer
-
-SOLVERS: dict[str, Any] = {"rl": CTRLArguments, "quantile_regression": QuantileRegressionArguments}
 
 
 @dataclass
@@ -33,17 +33,21 @@ class TrainingRun:
     Args:
         run ([`RunArguments`]): Models, data, adapters.
         args ([`CTRLArguments`] or [`QuantileRegressionArguments`]): The trainer's.
-        objective ([`CTRLObjective`]): What follows from them.
+        objective ([`CTRLObjective`]): What follows from them, and from the calibration where there is one.
+        num_reference (`int`): References per prompt, of the calibration where there is one.
     """
 
     run: RunArguments
     args: Any
     objective: CTRLObjective
+    num_reference: int
 
     @classmethod
     def from_command_line(cls, arguments: Sequence[str], solver: str | None = None, dry: bool = False) -> TrainingRun:
         """
-        Reads `--config file.yaml` and `--name value` pairs, the latter before the former, in TRL's manner.
+        Reads `--config file.yaml` and `--name value` pairs, the latter before the former, in TRL's manner. Every name
+        has to be whole, and every argument that is given has to be of use to the run. Of a calibration it reads how
+        many references a prompt has, on which the transform depends.
 
         Args:
             solver (`str`, *optional*): Which arguments to expect; read from the configuration if absent.
@@ -51,27 +55,32 @@ class TrainingRun:
                 that the configuration is for can do.
 
         Raises:
-            `ArgumentError`: If anything does not parse or contradicts itself.
+            `ArgumentError`: If anything does not parse, contradicts itself or would not be used.
+            `LoadError`: If the calibration cannot be read.
         """
-        solver = solver or _solver_of(arguments)
-        if solver not in SOLVERS:
-            raise ArgumentError(f"`solver` has to be one of {', '.join(SOLVERS)}, but is {solver!r}. Choose one.")
-        arguments = list(arguments)
+        words, config, named = _take_configuration(arguments)
+        parser = RunParser(solver or named)
         if dry and not torch.accelerator.is_available():
-            arguments += ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]
-        kinds: Any = (RunArguments, SOLVERS[solver])
-        parser = TrlParser(kinds)
-        try:
-            run, args = parser.parse_args_and_config(arguments)
-        except (ValueError, TypeError) as error:
-            raise ArgumentError(f"The configuration does not hold: {error}") from error
-        if (run.train_file is None) == (run.dataset_name is None):
+            words += ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]
+        run, args, given = parser.read(words, config)
+        has_prompts = isinstance(args, QuantileRegressionArguments) and run.calibration is not None
+        sources = [source for source in (run.train_file, run.dataset_name) if source is not None]
+        if len(sources) > 1 or (not sources and not has_prompts):
             raise ArgumentError(
                 f"One of `train_file` and `dataset_name` has to be given, but they are {run.train_file!r} and "
                 f"{run.dataset_name!r}. Name one source of prompts."
             )
         check_strategy(args)
-        return cls(run, args, CTRLObjective.from_arguments(args))
+        check_all_used(run, args, given)
+        count = _references_held(run, args) if run.calibration is not None else args.num_reference
+        if given.get("num_reference", count) != count:
+            raise ArgumentError(
+                f"`num_reference` is {args.num_reference}, but would not be used: {run.calibration} holds {count} "
+                "references per prompt. Leave it out, or calibrate anew."
+            )
+        objective = CTRLObjective.from_arguments(args, count)
+        _check_file(run.train_file)
+        return cls(run, args, objective, count)
 
     def summary(self) -> dict[str, str]:
         """What the run is for and where its optimum lies, in words."""
@@ -87,31 +96,53 @@ class TrainingRun:
             "optimum's KL": f"{expected.kl:.3f} nats",
             "its win rate": f"{expected.win_rate:.3f} against the reference policy",
             f"with {'worst' if worst else 'best'}-of-{n}": f"{rate:.3f} against the same of it",
-            "prompts": self.run.train_file or str(self.run.dataset_name),
+            "prompts": self.run.train_file or self.run.dataset_name or f"those of {self.run.calibration}",
+            "references": f"{self.num_reference} per prompt, "
+            + ("drawn at the start" if self.run.calibration is None else f"of {self.run.calibration}"),
             "solver": "quantile regression" if isinstance(self.args, QuantileRegressionArguments) else "RLOO",
             "output": str(self.args.output_dir),
         }
 
     def train(self, resume: bool = False) -> Any:
         """Loads everything, trains, saves and, where the arguments say so, pushes; returns the trainer."""
+        checkpoint = self.checkpoint(resume)
         trainer = self._trainer()
-        checkpoint = None
-        if resume and Path(self.args.output_dir).is_dir():
-            checkpoint = get_last_checkpoint(self.args.output_dir)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         if self.args.push_to_hub:
             trainer.push_to_hub()
         return trainer
 
+    def checkpoint(self, resume: bool) -> str | None:
+        """
+        The checkpoint to go on from: `args.resume_from_checkpoint`, or with `resume` the last in `output_dir`.
+
+        Raises:
+            `ArgumentError`: If both are asked for, or the one named is not there.
+        """
+        named = self.args.resume_from_checkpoint
+        if named is None:
+            there = resume and Path(self.args.output_dir).is_dir()
+            return get_last_checkpoint(self.args.output_dir) if there else None
+        if resume:
+            raise ArgumentError(
+                f"`--resume` takes the last checkpoint, but `resume_from_checkpoint` names {named!r}. Leave one out."
+            )
+        if not Path(named).is_dir():
+            raise ArgumentError(
+                f"`resume_from_checkpoint` has to be a folder, but there is none at {named!r}. Check the path."
+            )
+        return str(named)
+
     def _trainer(self) -> Any:
-        from hf_itp.embedded import policy_path
+        from transformers import AutoModelForCausalLM
 
-        source = str(policy_path()) if self.run.model == "embedded" else self.run.model
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from hf_itp.policy_loading import load_policy_checkpoint
 
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=self.run.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        model, tokenizer, _ = load_policy_checkpoint(
+            self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM
+        )
+        tokenizer.padding_side = "left"
         rewards = self.run.reward_model
         calibrated = self.run.calibration
         common: dict[str, Any] = {
@@ -124,8 +155,8 @@ class TrainingRun:
         if isinstance(self.args, CTRLArguments):
             calibrator = None if calibrated is None else RewardCalibrator.from_pretrained(calibrated)
             return CTRLTrainer(**common, train_dataset=self._dataset(), calibrator=calibrator)
-        data = {"train_dataset": self._dataset()} if calibrated is None else {"pool": calibrated}
-        return QuantileRegressionTrainer(**common, **data)
+        data = None if self.run.train_file is None and self.run.dataset_name is None else self._dataset()
+        return QuantileRegressionTrainer(**common, train_dataset=data, pool=calibrated)
 
     def _dataset(self) -> Dataset:
         if self.run.train_file is not None:
@@ -138,7 +169,11 @@ class TrainingRun:
                 f"`prompt_column` has to be a column of the data, but is {column!r}. Choose one of "
                 f"{', '.join(dataset.column_names)}."
             )
-        return dataset.select_columns([column]).rename_column(column, "prompt") if column != "prompt" else dataset
+        if column == "prompt":
+            return dataset
+        # The others stay: a reward may want them.
+        other = [name for name in dataset.column_names if name == "prompt"]
+        return dataset.remove_columns(other).rename_column(column, "prompt")
 
     def _adapters(self) -> Any:
         if self.run.lora_r == 0:
@@ -153,24 +188,28 @@ class TrainingRun:
         )
 
 
-def _solver_of(arguments: Sequence[str]) -> str:
-    for position, argument in enumerate(arguments):
-        if argument == "--solver" and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith("--solver="):
-            return argument.split("=", 1)[1]
-    for position, argument in enumerate(arguments):
-        if argument == "--config" and position + 1 < len(arguments):
-            import yaml
-
-            path = Path(arguments[position + 1])
-            if not path.is_file():
-                raise ArgumentError(f"`--config` has to be a YAML file, but there is none at {path}. Check the path.")
-            return str((yaml.safe_load(path.read_text()) or {}).get("solver", "rl"))
-    return "rl"
+def _take_configuration(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
+    """The words without `--config`, what the file holds, and which solver both name."""
+    file, words = take_option(arguments, "--config")
+    config = {} if file is None else read_config(file)
+    solver, _ = take_option(words, "--solver")
+    return words, config, str(solver or config.get("solver") or "rl")
 
 
-def print_all_options(solver: str = "rl") -> None:
-    """Every option of a run, as the parser lists them."""
-    kinds: Any = (RunArguments, SOLVERS[solver])
-    TrlParser(kinds).print_help(sys.stdout)
+def _references_held(run: RunArguments, args: Any) -> int:
+    """How many references of a prompt the calibration holds."""
+    assert run.calibration is not None
+    if isinstance(args, QuantileRegressionArguments):
+        return len(read_pool(pool_file(run.calibration))[0]["rewards"])
+    return RewardCalibrator.from_pretrained(run.calibration).num_reference
+
+
+def _check_file(file: str | None) -> None:
+    # A pattern or an address is the business of `datasets`.
+    if file is not None and not any(sign in file for sign in "*?[") and "://" not in file and not Path(file).is_file():
+        raise ArgumentError(f"`train_file` has to be a file, but there is none at {file!r}. Check the path.")
+
+
+def print_all_options(arguments: Sequence[str] = ()) -> None:
+    """Every option of a run with the solver that the arguments name, as the parser lists them."""
+    RunParser(_take_configuration(arguments)[2]).print_help(sys.stdout)

@@ -14,7 +14,8 @@ class RunArguments:
         solver (`str`): `rl` (TRL's RLOO) or `quantile_regression` (no rollouts, one machine).
         train_file (`str`, *optional*): JSON lines with a `prompt`.
         dataset_name, dataset_config, dataset_train_split, prompt_column (`str`, *optional*): A dataset of the Hub.
-        calibration (`str`, *optional*): Folder or repository that `hf-itp calibrate` wrote.
+        calibration (`str`, *optional*): Folder or repository that `hf-itp calibrate` wrote. A regression needs the
+            folder, and trains on all prompts of it where no data are given.
         lora_r, lora_alpha, lora_target_modules: Adapters; none where `lora_r` is 0.
         dtype (`str`): The policy's.
     """

@@ -4,6 +4,7 @@ CTRL by reinforcement learning: TRL's RLOO with a calibrated and transformed rew
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +16,23 @@ from accelerate.utils import DistributedType, gather_object
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.columns import reward_columns
+from hf_itp.calibration.fingerprints import model_identity, policy_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
+from hf_itp.policy_loading import with_safe_loading
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.drawing import draw_continuations
 from hf_itp.sampling.streams import derived_seed
+from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.arguments import CTRLArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
 from hf_itp.training.reward import TransformedReward
+from hf_itp.training.rollouts import check_pictures, draws_itself, evaluating, rollout_description
 
 _SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -44,8 +50,13 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     objective, divided by `beta` so that the reward is in nats. Everything of it (PEFT, vLLM, DeepSpeed, FSDP,
     conversations and texts) stays as it is.
 
-    Of TRL's private interfaces it uses: the attributes `beta` (set to 1), `_metrics` and `_step`, the method
-    `_generate_single_turn`, and the instance's `forward` that TRL sets.
+    References and rollouts are drawn by one description ([`~sampling.description.DrawDescription`]): the trainer's
+    settings, where it has none the checkpoint's, and `chat_template_kwargs`. A setting that the way to roll out would
+    not honour is refused.
+
+    Of TRL's private interfaces it uses: the attributes `beta` (set to 1), `generation_config` and `eos_token_ids`
+    (both set to what is described), `_metrics` and `_step`, the method `_generate_single_turn`, and the instance's
+    `forward` that TRL sets.
 
     Args:
         model (`str` or `PreTrainedModel`):
@@ -68,8 +79,8 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     their 95 % intervals.
 
     Raises:
-        `ArgumentError`: If the arguments contradict each other, the calibrator is of another policy or reward model,
-            or has too few references for the transform.
+        `ArgumentError`: If the arguments contradict each other, the calibrator is of another policy, reward model or
+            draw or has too few references for the transform, or a setting cannot be honoured.
     """
 
     _tag_names = ["hf-itp", "ctrl", "trl", "rloo"]  # noqa: RUF012  as in TRL
@@ -87,7 +98,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        args = CTRLArguments("ctrl") if args is None else args
+        args = with_safe_loading(model, CTRLArguments("ctrl") if args is None else args)
         check_strategy(args)
         count = None if calibrator is None else calibrator.num_reference
         self.objective = CTRLObjective.from_arguments(args, count)
@@ -96,6 +107,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         if calibrator is not None:
             calibrator.check_belongs(reward_model=reward_identity(reward))
         self.calibrator = calibrator
+        self._knows_all_prompts = False
         self._transformed = TransformedReward(reward, self.objective, calibrator)
         super().__init__(
             model,
@@ -108,10 +120,21 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
-        self.reference_identity = model_identity(self.accelerator.unwrap_model(self.model))
+        self._transformed.reader = self._reader
+        policy = self.accelerator.unwrap_model(self.model)
+        self.reference_identity = model_identity(policy)
+        self._check_reference()
+        self.draw = rollout_description(self, policy)
+        self._draw_as_described()
+        rows = list(self._rows())
+        prompts = [row["prompt"] for row in rows]
+        self._reward_columns = {} if args.remove_unused_columns else reward_columns(rows)
+        reward.check(prompts, **self._reward_columns)
         if calibrator is not None:
-            calibrator.check_belongs(policy=self.reference_identity)
-            calibrator.references_of([row["prompt"] for row in self._rows()])
+            with self._reference_policy() as reference:
+                drawn = self.draw.entries(policy_identity(reference), prompts)
+            calibrator.check_belongs(policy=self.reference_identity, draw=drawn)
+            calibrator.check_prompts(prompts)
         self.add_callback(ArtefactsBeforePush(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,25 +151,23 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         """The calibrator; fitted on the prompts of both datasets if there is none."""
         if self.calibrator is not None:
             return self.calibrator
-        prompts = [row["prompt"] for row in self._rows()]
-        if not prompts:
+        rows = list(self._rows())
+        if not rows:
             raise ArgumentError(
                 "`calibrator` has to be given with a streamed dataset, whose prompts are not known beforehand, but is "
                 "None. Fit one with RewardCalibrator.fit on the prompts."
             )
-        settings = {name: getattr(self.args, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        check_pictures(rows)
         with self._reference_policy() as policy:
             self.calibrator = RewardCalibrator.fit(
                 policy,
                 self.reward,
-                prompts,
+                [row["prompt"] for row in rows],
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
-                tokenizer=self._tokenizer,
                 output_dir=Path(self.args.output_dir) / "_calibration",
-                max_new_tokens=self.args.max_completion_length,
-                eos_token_id=self.eos_token_ids,
-                **{name: value for name, value in settings.items() if value is not None},
+                reward_kwargs=self._reward_columns,
+                description=self.draw,
             )
         self._transformed.calibrator = self.calibrator
         return self.calibrator
@@ -166,8 +187,10 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         measured = self._transformed.take_measured()
         if self.accelerator.num_processes > 1:
             measured = gather_object(measured)
-            for row in self._rows():
-                self._transformed._prompts.setdefault(prompt_fingerprint(row["prompt"]), row["prompt"])
+            if not self._knows_all_prompts:
+                for row in self._rows():
+                    self._transformed._prompts.setdefault(prompt_fingerprint(row["prompt"]), row["prompt"])
+                self._knows_all_prompts = True
         n, worst = self.args.num_candidates, self.args.strategy == "worst_of_n"
         names = {"win_rate": (1, False)}
         if self.args.strategy != "none" and n > 1:
@@ -188,31 +211,57 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             if dataset is not None and hasattr(dataset, "__len__"):
                 yield from dataset
 
+    def _reader(self, prompt: Any) -> ResponseReader:
+        return ResponseReader(self._tokenizer, self.draw.prompt_ids(prompt))
+
+    @property
+    def has_whole_weights(self) -> bool:
+        """Whether every process has all weights, so that the sampler can run them by itself."""
+        return self.accelerator.distributed_type in _SHARED_MEMORY
+
+    def _check_reference(self) -> None:
+        """TRL loads the reference policy anew by the model's name; a model changed since is another."""
+        if self.ref_model is None or not self.has_whole_weights:
+            return
+        loaded = model_identity(self.accelerator.unwrap_model(self.ref_model))
+        if loaded["weights"] != self.reference_identity["weights"]:
+            raise ArgumentError(
+                f"`model` must have the weights that are stored under its name, since the reference policy is loaded "
+                f"from there, got {self.reference_identity['name']!r} with others (of another revision, or changed "
+                "since it was loaded). Save the model with its tokenizer to a folder and load it from there."
+            )
+
+    def _draw_as_described(self) -> None:
+        if self.use_vllm:
+            return
+        # What TRL's own path is given: the same settings, each resolved.
+        described = copy.deepcopy(self.draw.generation_config)
+        described.cache_implementation = self.generation_config.cache_implementation
+        described.disable_compile = self.generation_config.disable_compile
+        described.pad_token_id = self.generation_config.pad_token_id
+        self.generation_config = described
+        ends = described.eos_token_id
+        self.eos_token_ids = [ends] if isinstance(ends, int) else list(ends or [])
+
     @contextmanager
     def _reference_policy(self) -> Iterator[Any]:
         model = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
-        was_training = model.training
-        model.eval()
-        try:
-            if hasattr(model, "disable_adapter"):
-                with model.disable_adapter(), _own_forward(model.get_base_model()):
+        with evaluating(model):
+            if hasattr(model, "peft_config"):
+                # As TRL has it: a copy of adapters that were there before, else the model without them.
+                adapter = "ref" if "ref" in model.peft_config else None
+                with use_adapter(model, adapter), _own_forward(model.get_base_model()):
                     yield model
             else:
                 with _own_forward(model):
                     yield model
-        finally:
-            model.train(was_training)
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
-        ours = (
-            self.args.shared_prefix_rollouts
-            and not self.use_vllm
-            and not self.use_transformers_continuous_batching
-            and images is None
-            and self.accelerator.distributed_type in _SHARED_MEMORY
-        )
-        if not ours:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        if not draws_itself(self) or images is not None:
+            if self.use_vllm:  # draws without dropout, and asks whether this is training
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+            with evaluating(self.accelerator.unwrap_model(self.model)):
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         counts = Counter(map(tuple, prompt_ids))
         place = f"{self.state.global_step}.{self._step}.{self.accelerator.process_index}"
         purpose = f"rollout {'train' if self.model.training else 'eval'} {place}"
@@ -224,16 +273,16 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as policy,
             _own_forward(policy.get_base_model() if hasattr(policy, "get_base_model") else policy),
+            evaluating(policy),
             torch.no_grad(),
         ):
             drawn = draw_continuations(
                 policy,
                 [list(prompt) for prompt in counts],
                 list(counts.values()),
-                pad_token_id=self._tokenizer.pad_token_id,
+                self.draw,
                 seed=derived_seed(self.args.seed, purpose),
                 progress=False,
-                generation_config=self.generation_config,
             )
         responses = {prompt: iter(group) for prompt, group in zip(counts, drawn, strict=True)}
         return [next(responses[tuple(prompt)]).tolist() for prompt in prompt_ids]

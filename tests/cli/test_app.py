@@ -123,7 +123,7 @@ def test_warning_of_ours_is_a_line_of_its_own(generate):
 
 
 def test_warning_of_another_library_stays_what_it_was(run, monkeypatch):
-    def to_json(rows, indent):
+    def to_json(rows, **options):
         warnings.warn("old", FutureWarning, stacklevel=1)
         return "[]"
 

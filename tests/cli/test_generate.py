@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hf_itp.cli.models import load_policy
 from hf_itp.rewards import RewardModel
 from tests.tiny import saved_policy, tiny_tokenizer
 
@@ -19,7 +20,7 @@ CHAT = [{"role": "user", "content": PROMPT}]
 
 def records(ended):
     assert ended.code == 0, ended.err
-    return [json.loads(line) for line in ended.out.splitlines()]
+    return [json.loads(line) for line in ended.out.removesuffix("\n").split("\n")]
 
 
 def test_json_holds_what_the_library_returns(generate, policy, reward_model):
@@ -40,7 +41,9 @@ def test_json_holds_what_the_library_returns(generate, policy, reward_model):
         max_new_tokens=6,
         return_dict_in_generate=True,
     )
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in output.candidates[0]]
+    prompt = inputs["input_ids"][0].tolist()
+    before = len(tokenizer.decode(prompt, skip_special_tokens=True))
+    texts = [tokenizer.decode([*prompt, *ids], skip_special_tokens=True)[before:] for ids in output.candidates[0]]
     assert record["prompt"] == CHAT
     assert record["responses"] == [texts[index] for index in output.selected[0]]
     assert record["rewards"] == pytest.approx(output.rewards[0].tolist())
@@ -124,6 +127,46 @@ def test_plain_prompt_stays_text(generate):
     assert record["prompt"] == PROMPT
 
 
+def test_text_is_not_changed_on_its_way(generate, tmp_path):
+    """Of a line of a file the line break alone is taken off, and of JSON nothing."""
+    lines = ["    return bread", "what is it  ", "\tbake\u2028 it \x0c\x85"]
+    (tmp_path / "code.txt").write_bytes(f"{lines[0]}\n{lines[1]}\r\n{lines[2]}".encode())
+    rows = "".join(json.dumps({"prompt": line}) + "\r\n" for line in lines)
+    for ended in (
+        generate("--json", "--plain", "-f", tmp_path / "code.txt"),
+        generate("--json", "--plain", "-f", "-", stdin=rows),
+        generate("--json", "--plain", *lines),
+    ):
+        assert [record["prompt"] for record in records(ended)] == lines
+
+
+def test_response_keeps_the_space_between_it_and_its_prompt(generate, policy, reward_model):
+    """What the tokenizer makes of prompt and response as one is the prompt followed by the response."""
+    [record] = records(generate("--json", "--plain", "--all-candidates", PROMPT))
+    responses = [candidate["response"] for candidate in record["candidates"] if candidate["num_tokens"] > 1]
+    tokenizer = tiny_tokenizer()
+    for response in responses:
+        assert response.startswith(" ")
+        whole = tokenizer(PROMPT + response)["input_ids"]
+        assert tokenizer.decode(whole, skip_special_tokens=True) == PROMPT + response
+    assert generate("--plain", PROMPT).out == record["responses"][0] + "\n"
+
+
+def test_blank_lines_are_skipped_with_a_word(generate, tmp_path):
+    (tmp_path / "prompts.txt").write_text("how\n\n   \nwhat\n")
+    ended = generate("--json", "--quiet", "-f", tmp_path / "prompts.txt")
+    assert [record["prompt"][0]["content"] for record in records(ended)] == ["how", "what"]
+    assert "2 of 4" in ended.err and "skipped" in ended.err
+
+
+def test_chat_keeps_the_fields_that_are_its_template_s_business(generate):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "rest", "arguments": {}}}]}
+    chat = [*CHAT, call, {"role": "tool", "name": "rest", "content": "  it is\n"}]
+    [record] = records(generate("--json", stdin=json.dumps({"messages": chat})))
+    assert record["prompt"] == chat
+    assert generate("-k", 2, stdin=json.dumps({"messages": chat})).out.startswith("### it is  (reward")
+
+
 def test_fields_of_the_strategy_come_by_set(generate):
     [record] = records(generate("--json", "--set", "pool=fresh", "--set", "beta=0.5", PROMPT))
     assert record["probabilities"] == [None]
@@ -154,9 +197,11 @@ def test_encoder_decoder_answers_too(run, reward_model, tmp_path):
     assert len(records(ended)[0]["responses"]) == 1
 
 
-def test_dtype_is_the_one_asked_for(generate):
+def test_dtype_is_the_one_asked_for(generate, policy):
     [half], [full] = (records(generate("--json", "--dtype", dtype, PROMPT)) for dtype in ("bfloat16", "auto"))
     assert half["rewards"] != full["rewards"] or half["responses"] == full["responses"]
+    assert load_policy(str(policy), dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load_policy(str(policy)).model.dtype == torch.float32
 
 
 def test_progress_goes_to_stderr_and_quiet_switches_it_off(generate):
@@ -224,12 +269,6 @@ def test_options_win_over_the_recommendation(run, recommending, generate):
 def test_auto_without_a_recommendation_is_an_error(run, policy):
     ended = run("generate", "-m", policy, "-s", "auto", PROMPT)
     assert ended.code == 1 and "Pass a strategy by name" in ended.err and "recommends: None" not in ended.err
-
-
-def test_paged_engine_gives_the_same_responses(generate):
-    native = records(generate("--json", "--engine", "native", "--seed", 3, PROMPT))
-    [paged] = records(generate("--json", "--engine", "paged", "--seed", 3, PROMPT))
-    assert [paged["responses"]] == [record["responses"] for record in native]
 
 
 def test_early_rejection_returns_a_candidate_and_says_what_was_rejected(generate):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from hf_itp.cli.prompts import as_conversations, parse_prompts, read_prompts
-from hf_itp.errors import ArgumentError, LoadError
+from hf_itp.errors import ArgumentError, ItpWarning, LoadError
 
 CHAT = [{"role": "user", "content": "how"}]
 JSON_LINES = '{"prompt": "how do i bake"}\n\n{"messages": [{"role": "user", "content": "how"}]}\n'
@@ -19,7 +20,8 @@ JSON_LINES = '{"prompt": "how do i bake"}\n\n{"messages": [{"role": "user", "con
 def test_text_file_has_one_prompt_a_line_and_blank_lines_do_not_count(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text('how do i bake\n\n  what is it  \r\n{"prompt": 1}\n')
-    assert read_prompts([], file) == ["how do i bake", "what is it", '{"prompt": 1}']
+    with pytest.warns(ItpWarning, match=r"skipped: 1 of 4\. Write a prompt of several lines as JSON"):
+        assert read_prompts([], file) == ["how do i bake", "  what is it  ", '{"prompt": 1}']
 
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.jsonl.gz"])
@@ -27,6 +29,13 @@ def test_json_lines_hold_prompts_or_messages(tmp_path, name):
     file = tmp_path / name
     file.write_bytes(gzip.compress(JSON_LINES.encode()) if name.endswith(".gz") else JSON_LINES.encode())
     assert read_prompts([], file) == ["how do i bake", CHAT]
+
+
+def test_message_keeps_the_fields_that_are_its_template_s_business():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "rest", "arguments": {}}}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "how"}], "name": "ann"}
+    chat = [parts, call, {"role": "tool", "name": "rest", "content": " it is "}]
+    assert parse_prompts(json.dumps({"messages": chat}), "stdin", json_lines=True) == [chat]
 
 
 def test_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):

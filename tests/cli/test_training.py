@@ -57,10 +57,12 @@ def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path):
     assert other.code == 1 and "Choose another folder" in other.err
 
     output = tmp_path / "trained"
-    shown = run(
-        "train", *settings(models, prompts, output), "--solver", "quantile_regression",
-        "--train_file", prompts, "--calibration", str(tmp_path / "calibration"),
-    )  # fmt: skip
+    arguments = settings(models, prompts, output)
+    # The responses are drawn already.
+    length = arguments.index("--max_completion_length")
+    del arguments[length : length + 2]
+    calibration = str(tmp_path / "calibration")
+    shown = run("train", *arguments, "--solver", "quantile_regression", "--calibration", calibration)
     assert shown.code == 0, shown.err
     assert json.loads((output / "generation_config.json").read_text())["hf_itp"]["strategy"] == "best_of_n"
     assert (output / "calibration.json").is_file() and (output / "README.md").is_file()
@@ -101,7 +103,11 @@ def test_full_scale_recipe_holds(run):
         (["--output_dir", "x", "--train_file", "y", "--target_kl", "-1"], "`kl` has to be"),
         (["--output_dir", "x", "--train_file", "y", "--strategy", "nonsense"], "Unknown strategy"),
         (["--config", "/does/not/exist.yaml"], "there is none at"),
-        (["--output_dir", "x", "--train_file", "y", "--betta", "1"], "betta"),
+        (["--output_dir", "x", "--train_file", "y", "--betta", "1"], "`--betta` is no name of an option"),
+        (["--output_dir", "x", "--train_fil", "y"], "Did you mean `--train_file`?"),
+        (["--output_dir", "x", "--train_file", "y", "--dry"], "Did you mean `--dry-run`?"),
+        (["--output_dir", "x", "--train_file", "y"], "there is none at 'y'"),
+        (["y.jsonl", "--output_dir", "x"], "'y.jsonl' stands behind no option"),
     ],
 )
 def test_configurations_that_do_not_hold_are_refused(run, arguments, told):

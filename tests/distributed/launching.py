@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with two processes; its output carries what both wrote."""
     # What `accelerate launch` calls multi-GPU is any number of processes on one machine.
-    launcher = ("--multi_gpu", "--num_processes", 2, "--main_process_port", _free_port())
+    launcher = ("--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, *arguments]
     return subprocess.run(
         [str(part) for part in command], cwd=ROOT, env=_environment(), text=True, capture_output=True, timeout=timeout
@@ -23,7 +23,7 @@ def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess
 
 def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
     """Both processes without a launcher, which would end one when the other ends."""
-    port = str(_free_port())
+    port = str(free_port())
     return [
         subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
@@ -46,7 +46,7 @@ def _environment() -> dict[str, str]:
     return os.environ | quiet | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

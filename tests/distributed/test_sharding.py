@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_itp import ItpError, RewardModel
+from hf_itp.errors import ItpWarning
 from hf_itp.sharding import Sharding
 from tests.distributed.cases import CASES, assert_same, generated, model_for, plain
 from tests.distributed.launching import accelerate_launch
@@ -117,9 +118,11 @@ class TestTwoProcesses:
 
 
 @pytest.mark.parametrize("shard", SHARDS)
-def test_shard_in_one_process_changes_nothing(shard):
+def test_shard_in_one_process_changes_nothing_and_says_so(shard):
     model = tiny_model("llama")
-    assert_same(plain(generated(model, "three prompts", shard)), plain(generated(model, "three prompts", None)))
+    with pytest.warns(ItpWarning, match=r"there is one process.*accelerate launch --multi_gpu --num_processes 2"):
+        split = plain(generated(model, "three prompts", shard))
+    assert_same(split, plain(generated(model, "three prompts", None)))
 
 
 def test_launch_that_nothing_joined_is_an_error(monkeypatch):

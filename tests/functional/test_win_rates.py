@@ -18,6 +18,7 @@ from hf_itp.functional import (
     win_rate,
     worst_of_n_win_rate,
 )
+from hf_itp.functional.win_rates import Estimate, student_quantile
 
 
 def beats(ours, theirs):
@@ -81,3 +82,14 @@ def test_log_ratio_of_a_response_ignores_padding():
     assert sequence_log_ratios(logprobs, ref_logprobs, mask).tolist() == [1.0]
     with pytest.raises(ArgumentError, match="one shape"):
         sequence_log_ratios(logprobs, ref_logprobs[:, :2], mask)
+
+
+def test_interval_from_few_prompts_is_students():
+    """Of the tables; a normal one would cover 86 % of the time where it says 95."""
+    estimate = Estimate.over_prompts(torch.tensor([0.4, 0.5, 0.45, 0.6]))
+    reach = 3.182446 * float(torch.tensor([0.4, 0.5, 0.45, 0.6]).std()) / 2
+    low, high = estimate.interval
+    assert (low, high) == pytest.approx((estimate.mean - reach, estimate.mean + reach), abs=1e-6)
+    tables = {1: 12.7062, 2: 4.3027, 5: 2.5706, 29: 2.0452, 30: 2.0423, 100: 1.9840, 120: 1.9799, 100_000: 1.9600}
+    for degrees, value in tables.items():
+        assert student_quantile(degrees) == pytest.approx(value, abs=6e-5)

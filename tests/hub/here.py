@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import close_session, constants, hf_api
 from transformers import dynamic_module_utils
 
-from hf_itp.policies import _tokenizer
+from hf_itp.policy_tokenizers import clear_loaded_tokenizers
 from hf_itp.recommended_reward import _current_commit
 from hf_itp.rewards.resolve import clear_loaded_reward_models
 from tests.hub.server import TOKEN, LoopbackHub
@@ -48,4 +48,4 @@ def _forget() -> None:
     close_session()
     clear_loaded_reward_models()
     _current_commit.cache_clear()
-    _tokenizer.cache_clear()
+    clear_loaded_tokenizers()

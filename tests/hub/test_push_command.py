@@ -87,3 +87,29 @@ def test_pushed_calibration_is_the_repositorys_where_the_policy_is_on_the_hub(
     pushed, copied = hub_here.files(POLICY), hub_here.files("tester/copy")
     assert pushed["calibration.safetensors"] == copied["calibration.safetensors"]
     assert set(pushed) == set(copied) == COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("recommended", "options", "told"),
+    [
+        ("best_of_n", ("--beta", "0.1"), "Strategy 'best_of_n' has no field `beta`"),
+        ("best_of_n", ("--set", "betta=0.1"), "Strategy 'best_of_n' has no field `betta`"),
+        ("best_of_n", ("--set", "temperature=0.1"), "Strategy 'best_of_n' has no field `temperature`"),
+        ("pessimism", ("--set", "betta=0.1"), "Did you mean 'beta'?"),
+        ("pessimism", ("--set", "num_candidates=3"), "no field `num_candidates`"),
+        ("pessimism", ("-s", "best_of_n", "--beta", "0.1"), "Strategy 'best_of_n' has no field `beta`"),
+        ("pessimism", ("-s", "none"), "Unknown strategy 'none'"),
+        (None, ("-n", "8"), "`--num-candidates` belongs to a strategy"),
+        (None, ("-r", "embedded"), "`--reward-model` belongs to a strategy"),
+        (None, ("--beta", "0.1"), "`--beta or --set` belongs to a strategy"),
+        (None, ("--set", "pool=fresh"), "`--beta or --set` belongs to a strategy"),
+    ],
+)
+def test_option_that_would_not_be_used_sends_nothing(hub_here, tmp_path, capfd, recommended, options, told):
+    folder = saved_policy(tmp_path)
+    if recommended:
+        entry = {"strategy": recommended, "num_candidates": 5, "reward_model": "embedded"}
+        write_artefacts(folder, generation_config=tiny_model("llama").generation_config, entry=entry)
+    assert push(folder, *options) == 1
+    assert told in capfd.readouterr().err
+    assert not hub_here.repositories

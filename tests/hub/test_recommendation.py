@@ -32,7 +32,7 @@ def test_what_the_caller_asked_for_stays():
         ({"strategy": "best_of_n", "num_candidates": True}, "from 1 to 1024"),
         ({"strategy": "best_of_n", "num_candidates": "16"}, "from 1 to 1024"),
         ({"strategy": "best_of_n", "trust_remote_code": True}, "unknown keys: trust_remote_code"),
-        ({"strategy": "best_of_n", "engine": "paged"}, "unknown keys: engine"),
+        ({"strategy": "best_of_n", "batch_size": 1}, "unknown keys: batch_size"),
         ({"strategy": "best_of_n", "reward_model": "/etc/passwd"}, "no Hub id"),
         ({"strategy": "best_of_n", "reward_model": "../../secrets"}, "no Hub id"),
         ({"strategy": "best_of_n", "reward_model": "org/../../x"}, "no Hub id"),

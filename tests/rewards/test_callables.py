@@ -119,13 +119,22 @@ def positional_only(prompts, completions, /):
         (AsynchronousObject(), "Wrap it in a function that calls asyncio.run"),
         (without_prompts, r"takes no `prompts`. Define it as f\(prompts, completions, \*\*kwargs\)"),
         (positional_only, r"takes no `prompts` and no `completions`. Define it as"),
-        (needs_answer, "needs `answer`.* Give it a default or bind it with functools.partial"),
         (3, "Pass a function f"),
     ],
 )
 def test_function_that_could_not_be_called_is_refused_at_once(function, message):
     with pytest.raises(ArgumentTypeError, match=message):
         CallableReward(function)
+
+
+@pytest.mark.parametrize("function", [needs_answer, functools.partial(needs_answer, extra=1)])
+def test_column_nobody_passes_is_named_before_anything_is_drawn(function):
+    reward = CallableReward(function)
+    with pytest.raises(ArgumentTypeError, match=r"needs `answer`.*reward_kwargs=\{'answer': \[\.\.\.\]\}.*data set"):
+        reward.check(["how"])
+    with pytest.raises(ArgumentTypeError, match="needs `answer`"):
+        reward(["how"], ["so"])
+    reward.check(["how"], answer=["yes"])
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

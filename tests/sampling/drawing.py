@@ -23,7 +23,6 @@ def draw(
     *,
     seed: int = 0,
     batch_size: int | None = None,
-    engine: type = CandidateSampler,
     **generate_arguments: Any,
 ) -> tuple[Pools, str]:
     """The candidates of every prompt, as lists of token ids, and the path the sampler took."""
@@ -31,7 +30,7 @@ def draw(
     paths = []
 
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        sampler = engine(
+        sampler = CandidateSampler(
             model=model,
             input_ids=input_ids,
             logits_processor=logits_processor,
@@ -50,6 +49,18 @@ def draw(
     if not arguments["do_sample"]:
         del arguments["top_k"]
     return model.generate(**batch, custom_generate=decode, **arguments), paths[0]
+
+
+def prepared(model: PreTrainedModel, batch: dict[str, torch.Tensor], **settings: Any) -> dict[str, Any]:
+    """What `generate` hands to a decoding method, less the processors and criteria."""
+    caught = {}
+
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        caught.update(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs)
+        return input_ids
+
+    model.generate(**batch, custom_generate=decode, max_new_tokens=8, **settings)
+    return caught
 
 
 def rows_of(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:

@@ -13,8 +13,10 @@ from tests.tiny import (
     LEFT_PADDING_MATTERS,
     PAD,
     VISION_LANGUAGE,
+    PromptBoundReward,
     left_padded_batch,
     tiny_model,
+    tiny_tokenizer,
     vision_batch,
 )
 
@@ -44,6 +46,20 @@ def test_greedy_tokens_are_those_of_plain_generate(architecture):
         assert response == expected[: len(response)]
         # After its end token plain `generate` pads.
         assert set(expected[len(response) :]) <= {PAD}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keyword_draws_what_plain_generate_draws(architecture):
+    """One greedy candidate, so that the whole way through `generate(strategy=...)` has one right answer."""
+    model, batch = tiny_model(architecture), batch_for(architecture)
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    output = model.generate(
+        **batch, **settings, strategy="best_of_n", num_candidates=1, reward_model=PromptBoundReward(), seed=0,
+        prompts=["a", "b", "c"], tokenizer=tiny_tokenizer(), return_dict_in_generate=True,
+    )  # fmt: skip
+    plain = model.generate(**batch, **settings)
+    assert output.sequences.equal(plain[:, : output.sequences.shape[1]])
+    assert output.diagnostics["path"] == PATHS[architecture] and output.diagnostics["path_reason"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,8 +9,10 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_itp.host_names import cache_argument
 from hf_itp.sampling.decoders import ExpandedCacheDecoder, RepeatedPromptDecoder, make_decoder, select_rows
 from hf_itp.sampling.shared_prefix import SharedPrefixDecoder
+from tests.sampling.drawing import prepared
 from tests.tiny import left_padded_batch, tiny_model
 
 
@@ -18,18 +20,6 @@ from tests.tiny import left_padded_batch, tiny_model
 def as_inside_generate():
     with torch.no_grad():
         yield
-
-
-def prepared(model, batch, **settings):
-    """What `generate` hands to a decoding method."""
-    caught = {}
-
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        caught.update(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs)
-        return input_ids
-
-    model.generate(**batch, custom_generate=decode, max_new_tokens=8, **settings)
-    return caught
 
 
 @pytest.fixture(params=["llama", "bloom"], ids=["shared", "expanded"])
@@ -112,6 +102,6 @@ def test_prompt_is_paid_for_once_wherever_rows_can_be_copied(architecture, setti
 
 def test_cache_of_the_caller_is_not_written_to():
     model, cache = tiny_model("llama"), DynamicCache(config=tiny_model("llama").config)
-    arguments = prepared(model, left_padded_batch([7, 5]), past_key_values=cache)
+    arguments = prepared(model, left_padded_batch([7, 5]), **{cache_argument(model.forward): cache})
     make_decoder(model, **arguments).start(torch.tensor([0, 0, 1]))
     assert cache.get_seq_length() == 0

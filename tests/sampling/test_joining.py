@@ -122,6 +122,8 @@ def test_stopping_criteria_see_rows_of_one_length():
     seen = []
 
     class Watching(StoppingCriteria):
+        rowwise = True
+
         def __call__(self, input_ids, scores, **kwargs):
             seen.append(input_ids.shape)
             return torch.zeros(len(input_ids), dtype=torch.bool)

@@ -25,13 +25,17 @@ from tests.sampling.test_architectures import SHARED
 from tests.tiny import left_padded_batch, tiny_model
 
 
+def refuses(*arguments):
+    raise CannotShare("told not to")
+
+
 @pytest.fixture
 def expanded(monkeypatch):
     """Draws on the fallback."""
 
     def on_fallback(*arguments, **settings):
         with monkeypatch.context() as patch:
-            patch.setattr(decoders, "can_share_prefix", lambda *arguments: False)
+            patch.setattr(decoders, "SharedPrefixDecoder", refuses)
             pools, path = draw(*arguments, **settings)
         assert path == "expanded"
         return pools

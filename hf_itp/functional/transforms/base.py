@@ -5,13 +5,14 @@ reference rewards.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive
+from hf_itp.functional.checks import check_count, check_positive
 from hf_itp.functional.unit_grid import unit_grid
 
 
@@ -75,7 +76,7 @@ class Transform(ABC):
 
     def log_partition(self, beta: float) -> float:
         r"""\\( \log Z = \log \int_0^1 e^{\Phi(u) / \beta} du \\)."""
-        check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
+        beta = check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
         grid = unit_grid()
         exponents = self(grid.nodes) / beta
         return float((exponents + grid.weights.log()).logsumexp(dim=0))
@@ -89,10 +90,7 @@ class Transform(ABC):
         Raises:
             `ArgumentError`: If the transform cannot be estimated from so few reference rewards.
         """
-        if isinstance(num_reference, bool) or not isinstance(num_reference, int) or num_reference < 1:
-            raise ArgumentError(
-                f"`num_reference` has to be an integer of at least 1, but is {num_reference!r}. 100 is usual."
-            )
+        check_count("num_reference", num_reference, 1, "100 is usual.")
 
     def _table(self, num_reference: int) -> torch.Tensor:
         """The estimate for each count from 0 to `num_reference`, float64."""
@@ -119,7 +117,7 @@ def average_over_ties(table: torch.Tensor, below: torch.Tensor, equal: torch.Ten
             continue
         tied = equal == number
         heads = torch.arange(number + 1)
-        chances = (_log_choose(number, heads.double()) - number * torch.log(torch.tensor(2.0).double())).exp()
+        chances = (_log_choose(number, heads.double()) - number * math.log(2)).exp()
         result[tied] = (table[below[tied][:, None] + heads] * chances).sum(dim=-1)
     return result.view(shape)
 
@@ -132,8 +130,8 @@ def _log_choose(total: int, chosen: torch.Tensor) -> torch.Tensor:
 def _checked_counts(
     counts: torch.Tensor, ties: torch.Tensor | None, num_reference: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    counts = torch.as_tensor(counts)
-    equal = torch.zeros_like(counts) if ties is None else torch.as_tensor(ties)
+    counts = torch.as_tensor(counts, dtype=torch.float64)
+    equal = torch.zeros_like(counts) if ties is None else torch.as_tensor(ties, dtype=torch.float64)
     whole = bool((counts == counts.round()).all() and (equal == equal.round()).all())
     in_range = bool((counts >= 0).all() and (equal >= 0).all() and (counts + equal <= num_reference).all())
     if not whole or not in_range:

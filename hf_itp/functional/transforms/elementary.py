@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive
+from hf_itp.functional.checks import as_number, check_positive
 from hf_itp.functional.transforms.base import Transform
 
 
@@ -25,7 +25,7 @@ class Identity(Transform):
         return u
 
     def log_partition(self, beta: float) -> float:
-        check_positive("beta", beta, "Pass the strength of the KL regularization.")
+        beta = check_positive("beta", beta, "Pass the strength of the KL regularization.")
         # log(beta (e^(1/beta) - 1)), without its overflow.
         return math.log(beta) + 1 / beta + math.log(-math.expm1(-1 / beta))
 
@@ -48,7 +48,7 @@ class Log(Transform):
         return u.clamp(min=1 / num_reference).log()
 
     def log_partition(self, beta: float) -> float:
-        check_positive("beta", beta, "Pass the strength of the KL regularization.")
+        beta = check_positive("beta", beta, "Pass the strength of the KL regularization.")
         return math.log(beta / (1 + beta))
 
 
@@ -79,11 +79,13 @@ class Exponential(Transform):
     name: ClassVar[str] = "exponential"
 
     def __post_init__(self) -> None:
-        if isinstance(self.t, bool) or not isinstance(self.t, (int, float)) or not 0 < abs(self.t) <= 50:
+        t = as_number(self.t)
+        if t is None or not 0 < abs(t) <= 50:
             raise ArgumentError(
                 f"`t` has to be a number other than 0 and at most 50 in size, but is {self.t!r}. 5 and 10 are usual "
                 "for best-of-n, -5 and -10 for worst-of-n."
             )
+        object.__setattr__(self, "t", t)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return math.copysign(1.0, self.t) * torch.exp(self.t * u)

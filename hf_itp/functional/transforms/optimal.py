@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive
+from hf_itp.functional.checks import check_count, check_positive
 from hf_itp.functional.transforms.base import Transform
 from hf_itp.functional.unit_grid import unit_grid
 
@@ -35,15 +35,15 @@ class _OptimalTransform(Transform):
     beta: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
-            raise ArgumentError(f"`n` has to be an integer of at least 1, but is {self.n!r}. Pass the N of best-of-N.")
-        check_positive("beta", self.beta, "Pass the strength of the KL regularization, in win rates per nat.")
+        beta = check_positive("beta", self.beta, "Pass the strength of the KL regularization, in win rates per nat.")
+        object.__setattr__(self, "n", check_count("n", self.n, 1, "Pass the N of best-of-N."))
+        object.__setattr__(self, "beta", beta)
 
     def at_beta(self, beta: float) -> Transform:
         return dataclasses.replace(self, beta=beta)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        values = unit_grid().interpolate(self._values(), torch.as_tensor(u))
+        values = unit_grid().interpolate(self._values(), u)
         return values.to(u.dtype) if u.is_floating_point() else values
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """The prompt's keys and values once per prompt, however many candidates continue it."""
 
-from hf_itp.sampling.shared_prefix.decoder import SharedPrefixDecoder, can_share_prefix, prompts_are_plain, same_logits
+from hf_itp.sampling.shared_prefix.cache import CannotShare, UnknownInterface
+from hf_itp.sampling.shared_prefix.decoder import SharedPrefixDecoder
 
-__all__ = ["SharedPrefixDecoder", "can_share_prefix", "prompts_are_plain", "same_logits"]
+__all__ = ["CannotShare", "SharedPrefixDecoder", "UnknownInterface"]

@@ -28,6 +28,17 @@ class CannotShare(Exception):
     """The model attends in a way that two parts of keys cannot serve."""
 
 
+class CannotShareNow(CannotShare):
+    """This call cannot share its prompts; another call on the same model may."""
+
+
+class UnknownInterface(CannotShareNow):
+    """Something of transformers is not as it is known here, and the model might well share if it were."""
+
+    def __init__(self, interface: str):
+        super().__init__(f"transformers' interface is not as it is known: {interface}")
+
+
 @dataclass
 class OwnKeys:
     """One layer's keys and values of rows that began together, each row's own alone."""

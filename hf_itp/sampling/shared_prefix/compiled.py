@@ -52,11 +52,12 @@ class CompiledStep:
         self._forward = torch.compile(model_view(model, ATTENTION), **settings)
         self._cache = _TracedCache()
 
-    def __call__(self, past_key_values: Cache, **inputs: Any) -> Any:
-        """The model's outputs; `past_key_values`, the active cache, is read by the operator and not by the graph."""
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's outputs; the active cache is read by the operator and not by the graph."""
         # What the last step gave may be written over.
         torch.compiler.cudagraph_mark_step_begin()
-        return self._forward(past_key_values=self._cache, **inputs)
+        graphs = {name: self._cache if isinstance(value, Cache) else value for name, value in inputs.items()}
+        return self._forward(**graphs)
 
 
 _compiled: WeakKeyDictionary[Any, CompiledStep] = WeakKeyDictionary()

@@ -10,73 +10,41 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.cache_utils import Cache
 
 from hf_itp.sampling.packed_linear import packed_linears
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.shared_prefix.attention import ATTENTION
-from hf_itp.sampling.shared_prefix.cache import CannotShare, SharedLayer, SharedPrefixCache
+from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, SharedLayer, SharedPrefixCache
 from hf_itp.sampling.shared_prefix.compiled import compiled_step
-from hf_itp.sampling.shared_prefix.view import can_be_viewed, model_view
+from hf_itp.sampling.shared_prefix.conditions import check_can_share, check_layers
+from hf_itp.sampling.shared_prefix.view import model_view
 
-# What a plain text prompt is prepared as. Anything beside it (pictures, virtual tokens) is not for this decoder.
-_KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 # How far a step's logits may be from the model's own, as a share of the largest: rounding, not another attention.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 
-# What the first pass of each model showed, under the attention and in the mode it had then.
-_verdicts: WeakKeyDictionary[Any, tuple[tuple[str, bool], bool]] = WeakKeyDictionary()
-
-
-def can_share_prefix(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
-    """Whether what can be told before a pass speaks for [`SharedPrefixDecoder`]; the first pass may still refuse."""
-    return (
-        prompts_are_plain(model, input_ids, model_kwargs)
-        and bool(model._supports_attention_backend)
-        and not model.config.is_encoder_decoder
-        and not model._is_stateful
-        and model.config._attn_implementation in ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-        # Sharded weights are gathered by the modules a view would go around, in equally many passes everywhere.
-        and not is_deepspeed_zero3_enabled()
-        and not is_fsdp_managed_module(model)
-        and can_be_viewed(model)
-        and _verdicts.get(model) != (_mode(model), False)
-    )
-
-
-def prompts_are_plain(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
-    """Whether prompts are their tokens alone, at the usual positions, to be run with a cache."""
-    given = {name for name, value in model_kwargs.items() if value is not None}
-    return (
-        given <= _KNOWN
-        and bool(model_kwargs.get("use_cache"))
-        and model_kwargs.get("position_ids") is not None
-        and _positions_are_usual(input_ids, model_kwargs)
-        and "prepare_inputs_for_generation" not in vars(model)  # peft's virtual tokens come in there
-    )
+# What the first pass of each model showed, in the mode it had then: why it cannot share, or None if it can.
+_verdicts: WeakKeyDictionary[Any, tuple[tuple[Any, ...], str | None]] = WeakKeyDictionary()
 
 
 def same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether logits differ from a model's own by no more than rounding in the precision of the latter."""
-    allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE) * theirs.float().abs().max()
-    return bool((ours - theirs.float()).abs().max() <= allowed)
+    """
+    Whether logits differ from a model's own by no more than rounding in the precision of the latter. Infinite ones
+    have to be equal, and nothing agrees with a NaN.
+    """
+    allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE)
+    ours, theirs = ours.float(), theirs.float()
+    finite = ours.isfinite() & theirs.isfinite()
+    if not bool((finite | (ours == theirs)).all()):
+        return False
+    difference, size = (ours - theirs)[finite].abs(), theirs[finite].abs()
+    return difference.numel() == 0 or bool(difference.max() <= allowed * size.max())
 
 
-def _mode(model: Any) -> tuple[str, bool]:
-    return model.config._attn_implementation, model.training
-
-
-def _positions_are_usual(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
-    mask = model_kwargs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    if bool((mask.sum(-1) == 0).any()):
-        return False  # an empty prompt has no keys to share
-    usual = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    positions = model_kwargs["position_ids"]
-    return positions.shape == usual.shape and bool(((positions == usual) | (mask == 0)).all())
+def _mode(model: Any, device: torch.device) -> tuple[Any, ...]:
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return model.config._attn_implementation, model.training, autocast
 
 
 class SharedPrefixDecoder:
@@ -86,10 +54,10 @@ class SharedPrefixDecoder:
     Each prompt is run alone and without padding, so its logits are the same whatever else is in the batch.
 
     Raises:
-        `CannotShare`: If the first pass shows a cache or an attention that two parts of keys cannot serve.
+        `CannotShare`: If a prompt cannot be shared, which the first pass may show.
     """
 
-    path = "shared"
+    path, path_reason = "shared", "a prompt's keys and values are kept once for all its candidates"
     rows_can_leave = rows_can_join = True
 
     def __init__(
@@ -99,12 +67,17 @@ class SharedPrefixDecoder:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
     ):
+        self._cache_name, cache = check_can_share(model, input_ids, model_kwargs)
+        mode, reason = _verdicts.get(model, (None, None))
+        if reason is not None and mode == _mode(model, input_ids.device):
+            raise CannotShare(reason)
         try:
-            self._run_prompts(model, input_ids, generation_config, model_kwargs)
-        except CannotShare:
-            _verdicts[model] = (_mode(model), False)
+            self._run_prompts(model, input_ids, generation_config, model_kwargs, cache)
+        except CannotShareNow:
             raise
-        _verdicts[model] = (_mode(model), True)
+        except CannotShare as error:
+            _verdicts[model] = (_mode(model, input_ids.device), str(error))
+            raise
 
     def _run_prompts(
         self,
@@ -112,6 +85,7 @@ class SharedPrefixDecoder:
         input_ids: torch.Tensor,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
+        empty: Cache,
     ) -> None:
         self._device = input_ids.device
         self._honours_softcap = model.config._attn_implementation != "sdpa"
@@ -122,12 +96,12 @@ class SharedPrefixDecoder:
         caches, logits = [], []
         for ids in unpadded(input_ids, model_kwargs.get("attention_mask")):
             prompt = torch.tensor([ids], device=self._device)
-            cache = copy.deepcopy(model_kwargs["past_key_values"])
+            cache = copy.deepcopy(empty)
             positions = torch.arange(len(ids), device=self._device)[None]
-            prepared = {"past_key_values": cache, "use_cache": True, "position_ids": positions, **self._forward_kwargs}
+            prepared = {self._cache_name: cache, "use_cache": True, "position_ids": positions, **self._forward_kwargs}
             outputs = prompt_view._prefill(prompt, generation_config, prepared)
             logits.append(outputs.logits[:, -1].to(dtype=torch.float32, copy=True))
-            caches.append(outputs.past_key_values)
+            caches.append(cache)
             self._lengths.append(len(ids))
         self._prefixes = _by_layer(caches)
         self._windows = [getattr(layer, "sliding_window", None) for layer in caches[0].layers]
@@ -156,9 +130,9 @@ class SharedPrefixDecoder:
             outputs = step(
                 input_ids=newest,
                 position_ids=self._positions,
-                past_key_values=self._cache,
                 use_cache=True,
                 return_dict=True,
+                **{self._cache_name: self._cache},
                 **self._forward_kwargs,
             )
         self._positions = self._positions + 1
@@ -186,27 +160,31 @@ class SharedPrefixDecoder:
         positions = torch.full_like(token, self._lengths[0])
         self.start(torch.zeros(1, dtype=torch.long, device=self._device))
         ours = self.advance(token)
-        if _verdicts.get(model) == (_mode(model), True):
+        verdict = (_mode(model, self._device), None)
+        if _verdicts.get(model) == verdict:
             return
         # `update` concatenates into new tensors, so the prompt's own stay as they are.
         outputs = model(
             input_ids=token,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             return_dict=True,
+            **{self._cache_name: cache},
             **self._forward_kwargs,
         )
-        if not same_logits(ours, outputs.logits[:, -1]):
+        theirs = outputs.logits[:, -1]
+        if bool(ours.isnan().any() | theirs.isnan().any()):
+            raise CannotShareNow("the model's logits are NaN, so a step cannot be compared with the model's own")
+        if not same_logits(ours, theirs):
             raise CannotShare("a step does not agree with the model's own")
+        _verdicts[model] = verdict
 
 
 def _by_layer(caches: list[Cache]) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Keys and values of every prompt, layer by layer."""
     for cache in caches:
-        for layer in cache.layers:
-            plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
-            if not plain or not getattr(layer, "is_initialized", False):
-                raise CannotShare(f"the cache has a layer of type {type(layer).__name__}")
-    layers = zip(*(cache.layers for cache in caches), strict=True)
-    return [[(layer.keys, layer.values) for layer in of_prompts] for of_prompts in layers]
+        check_layers(cache)
+    layers: list[list[Any]] = [list(cache.layers) for cache in caches]
+    if not all(of_prompt and all(layer.is_initialized for layer in of_prompt) for of_prompt in layers):
+        raise CannotShare("the model does not fill the cache it is given")
+    return [[(layer.keys, layer.values) for layer in of_prompts] for of_prompts in zip(*layers, strict=True)]

@@ -1,0 +1,85 @@
+"""
+Whether a configuration describes a model of the size of the weights beside it, seen before any memory is taken.
+
+A configuration is a page of text: by one number it can ask for more memory than the machine has. What its safetensors
+hold has to be stored and sent, so it is worth believing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from hf_itp.errors import LoadError
+
+# More layers than stored tensors cannot be, except where they share them; so few cost nothing.
+_LAYERS_ANYWAY = 128
+# Quantized weights are packed, up to 32 to a number, and some weights are tied.
+_NUMBERS_PER_STORED = 64
+_NUMBERS_ANYWAY = 2**24
+_LARGEST = 2**31
+_LAYERS = re.compile(r"layers?$")
+_SIZES = re.compile(r"(size|dim|embd|inner|positions?|embeddings|heads?|experts|layers?|length|channels|groups|rank)$")
+
+
+def check_numbers(name: str, config: Mapping[str, Any], files: Sequence[str]) -> None:
+    """
+    Refuses counts that the files cannot be of, by what a config.json says, before a model is even outlined.
+
+    Args:
+        name (`str`): What the caller wrote, for messages.
+        config (`dict`): The config.json.
+        files (`list[str]`): Paths of the safetensors.
+
+    Raises:
+        `LoadError`: If there are more layers than stored tensors, or a size is no size.
+    """
+    tensors = sum(1 for _ in _stored(files))
+    for key, value in _integers(config):
+        largest = max(_LAYERS_ANYWAY, tensors) if _LAYERS.search(key) else _LARGEST
+        if value > largest and (_LAYERS.search(key) or _SIZES.search(key)):
+            raise LoadError(
+                f"The configuration of policy '{name}' has to be of the weights beside it, but `{key}` is "
+                f"{value:.3g}, and the files hold {tensors} tensors. Do not use it, or correct its config.json."
+            )
+
+
+def check_outline(name: str, outline: torch.nn.Module, files: Sequence[str]) -> None:
+    """
+    Refuses a model that is larger than its files.
+
+    Args:
+        name (`str`): What the caller wrote, for messages.
+        outline (`torch.nn.Module`): The model on the meta device: shapes without memory.
+        files (`list[str]`): Paths of the safetensors.
+
+    Raises:
+        `LoadError`: If it would hold many times the numbers that are stored.
+    """
+    stored = sum(prod(shape) for shape in _stored(files))
+    described = sum(value.numel() for value in (*outline.parameters(), *outline.buffers()))
+    if described > _NUMBERS_PER_STORED * stored + _NUMBERS_ANYWAY:
+        raise LoadError(
+            f"The configuration of policy '{name}' has to be of the weights beside it, but describes a model of "
+            f"{described:.3g} numbers, and the files hold {stored:.3g}. Do not use it, or correct its config.json."
+        )
+
+
+def _stored(files: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  it is no dict
+                yield tuple(file.get_slice(key).get_shape())
+
+
+def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _integers(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield str(key), value
