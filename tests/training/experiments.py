@@ -3,8 +3,8 @@ Both solvers set to work in the finite world, and how far from the optimum they 
 
 A training run is chaotic: the last bit of one sum, which differs between processors and numbers of threads, makes
 another run. So a run is looked at as a draw, whatever its seed, and what is claimed of it holds for nearly all draws:
-the bounds stand five standard deviations and more above the mean over seeds, which `python -m
-tests.training.every_seed` measures on the machine at hand. A normal tail beyond five is below 3e-7.
+the bounds stand five standard deviations and more above the mean over seeds, which `python -m tests.every_seed`
+measures on the machine at hand. A normal tail beyond five is below 3e-7.
 """
 
 from __future__ import annotations
