@@ -37,24 +37,25 @@ def test_numbers_are_inside_the_open_interval():
     assert float(numbers.min()) > 0 and float(numbers.max()) < 1
 
 
-def test_numbers_are_uniform_along_keys_steps_and_indices():
+def test_numbers_are_uniform_along_keys_steps_and_indices(seed=0):
     """Three Kolmogorov-Smirnov tests of 100,000 numbers each; another hash as good fails with odds below 1e-6."""
     places = torch.arange(100_000)
-    along_steps = torch.stack([uniform(torch.arange(100), step, torch.tensor(0)) for step in range(1000)]).flatten()
-    for numbers in (uniform(places, 0, torch.tensor(0)), uniform(torch.tensor(1), 0, places), along_steps):
+    first = torch.tensor(seed)
+    along_steps = torch.stack([uniform(torch.arange(100), step, first) for step in range(1000)]).flatten()
+    for numbers in (uniform(places, seed, first), uniform(first + 1, seed, places), along_steps):
         assert stats.kstest(numbers.numpy(), "uniform").pvalue > FALSE_ALARM / 3
 
 
-def test_neighbouring_places_are_unrelated():
+def test_neighbouring_places_are_unrelated(seed=0):
     """Four correlations of 250,000 pairs: standard error 0.002, so 0.011 is 5.5 of them (4e-8 each, two-sided)."""
-    table = uniform(torch.arange(501)[:, None], 0, torch.arange(501))
-    next_step = uniform(torch.arange(501)[:, None], 1, torch.arange(501))
+    keys, places = torch.arange(501)[:, None], torch.arange(501)
+    table, next_step = uniform(keys, seed, places), uniform(keys, seed + 1, places)
     for other in (table.roll(1, 0), table.roll(1, 1), table.T, next_step):
         keep = ~torch.eye(501, dtype=torch.bool)
         correlation = torch.corrcoef(torch.stack([table[keep], other[keep]]))[0, 1]
         assert abs(float(correlation)) < 0.011
 
 
-def test_gumbel_numbers_have_their_law():
-    numbers = gumbel(torch.tensor(4), 0, torch.arange(100_000))
+def test_gumbel_numbers_have_their_law(seed=0):
+    numbers = gumbel(torch.tensor(4), seed, torch.arange(100_000))
     assert stats.kstest(numbers.numpy(), "gumbel_r").pvalue > FALSE_ALARM

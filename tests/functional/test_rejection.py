@@ -60,13 +60,13 @@ def test_acceptance_is_weight_over_bound_cut_at_one():
 
 
 @pytest.mark.parametrize("reward_bound", [None, 0.4, 3.0])
-def test_drawing_with_replacement_until_acceptance_follows_its_law(reward_bound):
+def test_drawing_with_replacement_until_acceptance_follows_its_law(reward_bound, seed=0):
     """Fails wrongly with odds below 1e-6."""
     rewards = doubles([1.0, 0.6, 0.5, 0.1, -0.3])
     weights, _ = pessimism(rewards, 0.5)
     bound = rejection_bound(rewards, weights, 0.5, reward_bound)
     accept = acceptance_probabilities(weights, bound)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     proposals = torch.randint(0, 5, (200_000,), generator=generator)
     accepted = torch.rand(200_000, dtype=torch.float64, generator=generator) < accept[proposals]
     law = rejection_law(weights, bound)

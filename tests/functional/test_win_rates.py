@@ -47,17 +47,20 @@ def test_best_of_one_is_the_win_rate():
     assert math.isnan(win_rate(ours, theirs).standard_error)
 
 
-def test_interval_covers_the_truth_of_a_finite_world():
-    """400 worlds of 50 prompts; coverage of a 95 % interval is binomial, below 0.90 with probability 3e-5."""
+def test_interval_covers_the_truth_of_a_finite_world(seed=0):
+    """
+    1,000 worlds of 50 prompts. How many intervals of 95 % cover the truth is binomial: where each does with 93.5 to
+    95.5 %, fewer than 89 % or more than 98.5 % do with odds below 1e-6 (20,000 other worlds: 94.9 %).
+    """
     world = finite_tradeoff(torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([0.0, 1.0, 1.0, 2.0]), "identity", 0.3)
-    truth, generator = world.best_of_n_win_rate(2), torch.Generator().manual_seed(0)
+    truth, generator = world.best_of_n_win_rate(2), torch.Generator().manual_seed(seed)
     covered = 0
-    for _ in range(400):
+    for _ in range(1000):
         ours = world.rewards[torch.multinomial(world.policy, 50 * 4, True, generator=generator)].view(50, 4)
         theirs = world.rewards[torch.multinomial(world.reference, 50 * 6, True, generator=generator)].view(50, 6)
         low, high = best_of_n_win_rate(ours, theirs, 2).interval
         covered += low <= truth <= high
-    assert 0.90 <= covered / 400 <= 0.99
+    assert 0.89 <= covered / 1000 <= 0.985
 
 
 def test_more_than_was_drawn_is_refused():

@@ -40,8 +40,8 @@ def test_prompts_that_read_alike_are_told_apart(left, right):
     assert prompt_keys(0, [left]) != prompt_keys(0, [right])
 
 
-def test_keys_fill_64_bits():
-    keys = torch.tensor([candidate_key(prompt_keys(seed, [[1]])[0], 0) for seed in range(2000)])
+def test_keys_fill_64_bits(seed=0):
+    keys = torch.tensor([candidate_key(prompt_keys(2000 * seed + each, [[1]])[0], 0) for each in range(2000)])
     for bit in range(64):
         # 2,000 fair coins: 6 standard deviations are 134, missed by one of 64 bits with odds of 1.3e-7.
         assert abs(int(((keys >> bit) & 1).sum()) - 1000) < 134

@@ -1,43 +1,22 @@
 """
 Both solvers arrive where the theory says: in a world of 85 responses, at the exact optimum.
 
-Distance to the optimum in total variation at most 0.03, and at the KL the policy arrived at, win rates within 0.01 of
-the curve of optima, corrected for the world's ties. 4,096 references, so that their noise is below that.
+Distance to the optimum in total variation at most 0.05, and at the KL the policy arrived at, win rates within 0.02 of
+the curve of optima. The bounds and their odds: `tests.training.experiments`.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 
 import pytest
 import torch
 
 from hf_itp.functional import finite_tradeoff
-from hf_itp.training import (
-    CTRLArguments,
-    CTRLTrainer,
-    QuantileRegressionArguments,
-    QuantileRegressionTrainer,
-)
-from tests.training.finite import MAX_NEW_TOKENS, TrainingWorld, training_world
-
-OBJECTIVES = {
-    "identity": {"transform": "identity"},
-    "exp(5u)": {"transform": "exponential", "t": 5.0},
-    "exp(10u)": {"transform": "exponential", "t": 10.0},
-    "-exp(-10u)": {"transform": "exponential", "t": -10.0, "strategy": "worst_of_n"},
-    "log": {"transform": "log"},
-}
-COMMON = {
-    "num_reference": 4096,
-    "target_kl": 0.5,
-    "max_completion_length": MAX_NEW_TOKENS,
-    "lr_scheduler_type": "cosine",
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
+from hf_itp.training import CTRLObjective
+from hf_itp.training.objective import ObjectiveArguments
+from tests.training.experiments import BOUNDS, COMMON, EXPERIMENTS, OBJECTIVES, deviations
+from tests.training.finite import TrainingWorld, training_world
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,68 +29,32 @@ def world(tmp_path_factory) -> TrainingWorld:
     return training_world(tmp_path_factory.mktemp("world"))
 
 
-def on_the_curve(world, objective, kl):
-    """The optimum of the same transform whose KL in this world is `kl`."""
-    low, high = objective.beta / 30, objective.beta * 30
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        if finite_tradeoff(world.reference, world.rewards, objective.transform, middle).kl > kl:
-            low = middle
-        else:
-            high = middle
-    return finite_tradeoff(world.reference, world.rewards, objective.transform, middle)
+def objective(name):
+    count = COMMON["num_reference"]
+    return CTRLObjective.from_arguments(ObjectiveArguments(**OBJECTIVES[name], target_kl=0.5, num_reference=count))
 
 
-def check(world, trainer):
-    objective = trainer.objective
-    optimum = finite_tradeoff(world.reference, world.rewards, objective.transform, objective.beta)
-    learned = world.learned(trainer.model)
-    total_variation = float((learned.policy - optimum.policy).abs().sum() / 2)
-    assert total_variation < 0.03
-    curve = on_the_curve(world, objective, learned.kl)
-    assert learned.best_of_n_win_rate(4) == pytest.approx(curve.best_of_n_win_rate(4), abs=0.01)
-    assert learned.worst_of_n_win_rate(4) == pytest.approx(curve.worst_of_n_win_rate(4), abs=0.01)
-    assert learned.win_rate == pytest.approx(curve.win_rate, abs=0.01)
-    # Far from where it began, so that none of this holds by itself.
-    assert float((world.reference - optimum.policy).abs().sum() / 2) > 0.2
+def optimum(world, name):
+    chosen = objective(name)
+    return finite_tradeoff(world.reference, world.rewards, chosen.transform, chosen.beta).policy
+
+
+@pytest.mark.parametrize("solver", EXPERIMENTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_reaches_the_optimum(world, tmp_path, solver, name):
+    """Fails wrongly with odds below 1e-6, see `tests.training.experiments`."""
+    found = EXPERIMENTS[solver](world, tmp_path, name, seed=0)
+    assert {what: value for what, value in found.items() if value >= BOUNDS[what]} == {}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_reinforcement_learning_reaches_the_optimum(world, tmp_path, name):
-    careful = name == "-exp(-10u)"
-    args = CTRLArguments(
-        str(tmp_path), **OBJECTIVES[name], **COMMON, per_device_train_batch_size=512, num_generations=512,
-        max_steps=400 if careful else 250, learning_rate=1e-3 if careful else 3e-3, shuffle_dataset=False,
-    )  # fmt: skip
-    trainer = CTRLTrainer(
-        world.policy(), world.reward(), args, train_dataset=world.prompts(8), processing_class=world.tokenizer
-    )
-    trainer.train()
-    check(world, trainer)
+def test_untrained_policy_would_fail_the_check(world, name):
+    law = world.learned(world.policy()).policy
+    assert torch.allclose(law, world.reference)
+    assert deviations(world, objective(name), law)["total variation"] > 5 * BOUNDS["total variation"]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_regression_reaches_the_optimum(world, tmp_path, name):
-    args = QuantileRegressionArguments(
-        str(tmp_path), **OBJECTIVES[name], **COMMON, per_device_train_batch_size=256, per_device_eval_batch_size=512,
-        max_steps=400, learning_rate=2e-3, partition="empirical",
-    )  # fmt: skip
-    trainer = QuantileRegressionTrainer(
-        world.policy(), world.reward(), args, train_dataset=world.prompts(), processing_class=world.tokenizer
-    )
-    trainer.train()
-    check(world, trainer)
-
-
-def test_untrained_policy_would_fail_the_check(world):
-    class Untrained:
-        model = world.policy()
-        objective = None
-
-    from hf_itp.training import CTRLObjective
-    from hf_itp.training.objective import ObjectiveArguments
-
-    Untrained.objective = CTRLObjective.from_arguments(ObjectiveArguments(transform="identity"))
-    with pytest.raises(AssertionError):
-        check(world, Untrained)
-    assert torch.allclose(world.learned(Untrained.model).policy, world.reference)
+def test_bound_tells_the_optima_of_different_objectives_apart(world):
+    laws = {name: optimum(world, name) for name in OBJECTIVES}
+    for one, other in itertools.combinations(laws, 2):
+        assert (laws[one] - laws[other]).abs().sum() / 2 > BOUNDS["total variation"], (one, other)
