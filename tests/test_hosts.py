@@ -31,10 +31,9 @@ def test_chat_as_in_the_readme(policy):
     [(prompts, completions)] = reward.calls
     assert prompts == [CHAT] * 6
     best = max(completions, key=lambda completion: reward.reward(CHAT, completion))
-    assert (
-        tokenizer.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        == best[0]["content"]
-    )
+    ids = output.sequences[0], inputs["input_ids"][0]
+    whole, prompt = (tokenizer.decode(row, skip_special_tokens=True) for row in ids)
+    assert best[0]["content"] == whole.removeprefix(prompt) != ""
 
 
 @pytest.mark.parametrize("num_return_sequences", [1, 3])

@@ -35,6 +35,8 @@ class FirstBatchWaits(CallableReward):
 
 
 class SecondBatchBegins(StoppingCriteria):
+    rowwise = True
+
     def __init__(self):
         self.steps, self.event = 0, threading.Event()
 

@@ -80,7 +80,7 @@ def finite_tradeoff(
     ```
     """
     beta = check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
-    rewards, reference = check_rewards(rewards), torch.as_tensor(reference).to(torch.float64)
+    rewards, reference = check_rewards(rewards), torch.as_tensor(reference, dtype=torch.float64)
     if reference.shape != rewards.shape or rewards.dim() != 1 or not bool((reference >= 0).all()):
         raise ArgumentError(
             f"`reference` has to hold one probability per reward ({tuple(rewards.shape)}), but has shape "

@@ -117,3 +117,36 @@ class TransformedReward:
             theirs = self.calibrator.references_of([self._prompts[fingerprint]]).double()
             rates.append(1 - prompt_win_rates(-ours, -theirs, n) if worst else prompt_win_rates(ours, theirs, n))
         return Estimate.over_prompts(torch.cat(rates)) if rates else None
+
+
+class CalledAsInTraining(RewardFunction):
+    """
+    A reward with what TRL passes to every reward function beside the columns of the data, for calls outside of TRL.
+
+    Args:
+        reward ([`RewardFunction`]): The reward; in all else this is it.
+        given (`dict`): What is passed with each call.
+    """
+
+    def __init__(self, reward: RewardFunction, given: dict[str, Any]):
+        self._reward, self._given, self.name = reward, given, reward.name
+
+    def __getattr__(self, name: str) -> Any:
+        # Its model and revision tell which reward it is.
+        return getattr(self._reward, name)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: Sequence[torch.Tensor] | None = None,
+        /,
+        **columns: Any,
+    ) -> torch.Tensor:
+        return self._reward.rewards_of(prompts, responses, response_ids, {**self._given, **columns})
+
+    def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
+        self._reward.check(prompts, **self._given, **columns)
+
+    def takes(self, column: str) -> bool:
+        return self._reward.takes(column)

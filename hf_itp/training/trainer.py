@@ -23,7 +23,8 @@ from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, policy_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
 from hf_itp.policy_loading import with_safe_loading
-from hf_itp.rewards import as_reward_function
+from hf_itp.rewards import RewardFunction, as_reward_function
+from hf_itp.rewards.base import NO_COLUMNS
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.drawing import draw_continuations
 from hf_itp.sampling.streams import derived_seed
@@ -31,7 +32,7 @@ from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.arguments import CTRLArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
-from hf_itp.training.reward import TransformedReward
+from hf_itp.training.reward import CalledAsInTraining, TransformedReward
 from hf_itp.training.rollouts import check_pictures, draws_itself, evaluating, rollout_description
 
 _SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -129,7 +130,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         rows = list(self._rows())
         prompts = [row["prompt"] for row in rows]
         self._reward_columns = {} if args.remove_unused_columns else reward_columns(rows)
-        reward.check(prompts, **self._reward_columns)
+        self._as_in_training().check(prompts, **self._reward_columns)
         if calibrator is not None:
             with self._reference_policy() as reference:
                 drawn = self.draw.entries(policy_identity(reference), prompts)
@@ -161,7 +162,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         with self._reference_policy() as policy:
             self.calibrator = RewardCalibrator.fit(
                 policy,
-                self.reward,
+                self._as_in_training(),
                 [row["prompt"] for row in rows],
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
@@ -210,6 +211,14 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         for dataset in (self.train_dataset, *datasets):
             if dataset is not None and hasattr(dataset, "__len__"):
                 yield from dataset
+
+    def _as_in_training(self) -> RewardFunction:
+        """The reward as it is called at rollouts, where TRL passes its state and its logs beside the columns."""
+        if not any(self.reward.takes(name) for name in NO_COLUMNS):
+            return self.reward
+        # What references say is not logged: there is no step it would belong to.
+        nowhere = {"log_extra": lambda *arguments: None, "log_metric": lambda *arguments: None}
+        return CalledAsInTraining(self.reward, {"trainer_state": self.state, **nowhere})
 
     def _reader(self, prompt: Any) -> ResponseReader:
         return ResponseReader(self._tokenizer, self.draw.prompt_ids(prompt))

@@ -175,6 +175,7 @@ CALIBRATE = {
     "--plain": (),
 }
 CALIBRATE_ELSEWHERE = {
+    "--chat-template-kwargs": "test_arguments_reach_the_chat_template",
     "--file": "test_calibrate_then_train_by_regression",
     "--model": "test_calibrate_then_train_by_regression",
     "--reward-model": "test_calibrate_then_train_by_regression",

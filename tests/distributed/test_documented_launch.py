@@ -28,7 +28,9 @@ reward_model, chats = {reward!r}, [{chat!r}]
 inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 """
 AFTER = """
-print("process", accelerator.process_index, "of", accelerator.num_processes, out[0].tolist(), flush=True)
+# In one write: two processes share the stream.
+line = f"process {accelerator.process_index} of {accelerator.num_processes} {out[0].tolist()}"
+print(line + "\\n", end="", flush=True)
 """
 
 

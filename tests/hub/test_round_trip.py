@@ -42,8 +42,9 @@ def test_every_way_of_use_gives_the_tokens_of_before_the_push(hub, machine, poli
     assert len(before) > 5, "a prompt alone would be equal too"
     from tests.tiny import tiny_tokenizer
 
-    text = tiny_tokenizer().decode(before[5:], skip_special_tokens=True)
-    assert json.loads(command.stdout)["responses"] == [text.strip()]
+    # What the response adds to the text of its prompt, a space among it.
+    prompt, whole = (tiny_tokenizer().decode(ids, skip_special_tokens=True) for ids in (before[:5], before))
+    assert json.loads(command.stdout)["responses"] == [whole.removeprefix(prompt)]
 
 
 def test_without_hf_itp_it_is_an_ordinary_checkpoint_that_refuses_strategy(machine, policy_and_calibration):

@@ -58,6 +58,11 @@ def file_of(path, rows):
     return str(path)
 
 
+def as_drawn(solver):
+    """What a run by reinforcement has to say to draw as the calibration was drawn; a regression draws nothing."""
+    return ("--max_completion_length", "4") if solver == "rl" else ()
+
+
 def read(models, tmp_path, *more):
     settings = [
         "--model", models[0], "--reward_model", models[1], "--output_dir", str(tmp_path / "out"),
@@ -77,7 +82,7 @@ def shown(run):
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_header_shows_what_will_be_trained(models, tmp_path, prompts, calibration, solver, calibrated):
     """`auto` takes no t above the root of the references it has, which for a regression are one less."""
-    more = ("--calibration", calibration) if calibrated else ("--num_reference", "90")
+    more = ("--calibration", calibration, *as_drawn(solver)) if calibrated else ("--num_reference", "90")
     run = read(models, tmp_path, "--solver", solver, "--train_file", prompts, "--num_candidates", "16", *more)
     transform, t, beta = shown(run)
     trained = run._trainer().objective
@@ -102,7 +107,8 @@ def test_regression_trains_on_the_prompts_of_its_file(models, tmp_path, calibrat
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_prompt_that_the_calibration_lacks_is_refused(models, tmp_path, calibration, solver):
     other = file_of(tmp_path / "other.jsonl", [{"prompt": PROMPTS[0]}, {"prompt": "what is felt"}])
-    run = read(models, tmp_path, "--solver", solver, "--calibration", calibration, "--train_file", other)
+    given = ("--calibration", calibration, "--train_file", other, *as_drawn(solver))
+    run = read(models, tmp_path, "--solver", solver, *given)
     with pytest.raises(ArgumentError, match="what is felt"):
         run._trainer()
 
