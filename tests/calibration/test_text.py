@@ -54,9 +54,8 @@ def test_rollouts_are_read_as_references_are(tmp_path):
     tokenizer, policy = tokenizer_and_policy(tmp_path)
     seen = []
 
-    def watched(prompts, completions, completion_ids, trainer_state=None, **kwargs):
-        if trainer_state is not None:  # TRL's call
-            seen.extend(zip(prompts, completions, completion_ids, strict=True))
+    def watched(prompts, completions, completion_ids, **kwargs):
+        seen.extend(zip(prompts, completions, completion_ids, strict=True))
         return length(prompts, completions)
 
     trainer = CTRLTrainer(
@@ -71,6 +70,8 @@ def test_rollouts_are_read_as_references_are(tmp_path):
         processing_class=tokenizer,
     )  # fmt: skip
     trainer.train()
-    assert len(seen) == 16
+    references, rollouts = seen[:32], seen[32:]
+    assert len(rollouts) == 16
     assert all(completion == as_written(tokenizer, prompt, ids) for prompt, completion, ids in seen)
-    assert any(completion != tokenizer.decode(ids, skip_special_tokens=True) for _, completion, ids in seen)
+    for drawn in (references, rollouts):
+        assert any(completion != tokenizer.decode(ids, skip_special_tokens=True) for _, completion, ids in drawn)
