@@ -83,3 +83,11 @@ def test_replacement_holds_the_layers_own_parameters():
     replacement = packed(layer)
     assert isinstance(replacement, PackedLinear)
     assert replacement.weight is layer.weight and replacement.bias is layer.bias
+
+
+def test_nothing_is_packed_under_autocast():
+    """Whose type the packed kernel would not take."""
+    model = nn.Sequential(linear())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed_linears(model) == {}
+    assert len(packed_linears(model)) == 1
