@@ -15,6 +15,8 @@ from tests.rewards.classifiers import saved, saved_adapter, tiny_classifier
 from tests.rewards.layouts import folders
 from tests.tiny import tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 PROMPT, RESPONSE = "how do you bake bread", "use good flour\n\nmix it"
 
 

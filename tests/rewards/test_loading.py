@@ -21,6 +21,8 @@ from tests.rewards.classifiers import (
 )
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 PROMPTS, RESPONSES = ["how do i bake", "see you"], ["use cold water", "yes"]
 
 

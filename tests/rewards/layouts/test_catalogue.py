@@ -18,6 +18,8 @@ from tests.rewards.classifiers import saved, tiny_classifier
 from tests.rewards.layouts import folders
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 ROOT = Path(__file__).parents[3]
 PROMPT = "how do you bake bread"
 RESPONSES = ["use good flour\n\nmix cold water and salt\n\nbake", "no", "keep it cold\n\nlet it rise"]
