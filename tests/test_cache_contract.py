@@ -20,6 +20,8 @@ from tests.tiny import (
     vision_batch,
 )
 
+pytestmark = pytest.mark.oldest
+
 LENGTHS = [8, 11]
 EXPANDED = torch.tensor([0, 0, 0, 1, 1, 1])
 # What is left of the six rows once four have ended, in an order of its own.

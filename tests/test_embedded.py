@@ -28,6 +28,8 @@ from hf_itp.embedded.wheels import find_wheel_file
 from hf_itp.errors import LoadError, MissingDependencyError
 from hf_itp.rewards import RewardModel
 
+pytestmark = pytest.mark.oldest
+
 REPOSITORY = Path(hf_itp.__file__).parents[1]
 PATHS = "from hf_itp.embedded import policy_path, reward_model_path\n"
 PARAGRAPH = (

@@ -24,6 +24,8 @@ from hf_itp import ItpWarning, StrategyDecoding, StrategyOutput
 from hf_itp.rewards import as_reward_function
 from tests.tiny import EOS, PAD, PromptBoundReward, character_tokenizer, left_padded_batch, tiny_model, vision_batch
 
+pytestmark = pytest.mark.oldest
+
 STRATEGIES = {
     "best_of_n": {},
     "worst_of_n": {},

@@ -5,12 +5,30 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_lower_bounds_are_the_oldest_versions_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["plots"], *extras["embedded"], *extras["train"]]
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if line[:1] not in ("", "#")))}
+    for requirement in map(Requirement, declared):
+        (bound,) = (part for part in requirement.specifier if part.operator == ">=")
+        (pin,) = pins[requirement.name]
+        if requirement.name == "torch":  # the file says why
+            assert Version(pin.version) >= Version(bound.version)
+        else:
+            assert Version(pin.version) == Version(bound.version), requirement.name
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ import hf_itp
 from hf_itp import ItpError, ItpWarning
 from tests.tiny import ARCHITECTURES, VISION_LANGUAGE, left_padded_batch, tiny_model, vision_batch
 
+pytestmark = pytest.mark.oldest
+
 
 def original():
     return GenerationMixin.generate._hf_itp_original

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
+from hf_itp.host_names import ADAPTERS_OF_5_17
 from hf_itp.repositories import pinned
 from hf_itp.rewards.checkpoint import HUB_OPTIONS, Checkpoint, check_code, check_remote_code, read_checkpoint
 from hf_itp.rewards.layouts import Layout
@@ -233,6 +234,11 @@ def _untrained(name: str, random: list[str], others: list[str]) -> RewardModelEr
             f"The head of reward model '{name}', `{others[0]}`, is of a kind nothing here reads{also}, so its rewards "
             "would not be the trained ones. Convert it to a `...ForSequenceClassification` checkpoint, or pass a "
             "callable f(prompts, completions, **kwargs) that scores with the library it was trained with."
+        )
+    if ADAPTERS_OF_5_17 and any(".modules_to_save." in key for key in random):
+        return RewardModelError(
+            f"The head of adapter '{name}', {shown}, is not read by transformers 5.17, so its rewards would be "
+            "random. Install transformers>=5.18, or merge the adapter into its base model (`merge_and_unload`)."
         )
     return RewardModelError(
         f"A reward model has to bring a trained head, but '{name}' does not hold {shown}, so its rewards would be "

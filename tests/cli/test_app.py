@@ -17,6 +17,8 @@ from hf_itp import __version__
 from hf_itp.cli import main
 from hf_itp.errors import ArgumentError
 
+pytestmark = pytest.mark.oldest
+
 MAIN = [sys.executable, "-c", "from hf_itp.cli import main; main()"]
 
 

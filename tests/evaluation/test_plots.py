@@ -10,6 +10,8 @@ import torch
 from hf_itp.errors import ArgumentError, MissingDependencyError
 from hf_itp.evaluation import plot_pool
 
+pytestmark = pytest.mark.oldest
+
 REWARDS = torch.tensor([[1.0, 0.8, 0.5, 0.1, -0.3], [0.2, 0.2, 0.2, 0.2, 0.2]])
 PROBABILITIES = torch.tensor([[0.7, 0.3, 0.0, 0.0, 0.0], [0.2, 0.2, 0.2, 0.2, 0.2]])
 NORMALIZER = torch.tensor([0.65, 0.1])

@@ -16,6 +16,8 @@ from hf_itp.rewards.resolve import clear_loaded_reward_models
 from tests.rewards.classifiers import saved, tiny_classifier
 from tests.tiny import left_padded_batch, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 POLICY = "tester/policy"
 CALL = {"prompts": ["a", "b"], "seed": 3, "max_new_tokens": 6}
 INPUTS = left_padded_batch([7, 5])

@@ -15,6 +15,8 @@ from tests.hub.server import TOKEN
 from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 POLICY = "tester/policy"
 RECOMMENDED = {"strategy": "pessimism", "beta": 0.4, "num_candidates": 6}
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from hf_itp.errors import ArgumentError, RewardModelError
+from hf_itp.host_names import ADAPTERS_OF_5_17
 from hf_itp.rewards import ProcessRewardModel, RewardModel
 from tests.hub.server import LoopbackHub
 from tests.rewards.classifiers import saved, saved_adapter, tiny_classifier
 from tests.rewards.layouts import folders
 from tests.tiny import tiny_tokenizer
+
+pytestmark = pytest.mark.oldest
 
 PROMPT, RESPONSE = "how do you bake bread", "use good flour\n\nmix it"
 
@@ -98,6 +101,7 @@ class TestAdapters:
         publish(hub, "org/base", tmp_path / "base")
         return merged, publish(hub, "org/adapter", tmp_path / "adapter")
 
+    @pytest.mark.skipif(ADAPTERS_OF_5_17, reason="refused under transformers 5.17: tests/rewards/test_loading.py")
     def test_adapter_at_a_commit_finds_its_base_model(self, hub_here, tmp_path):
         merged, commit = self.published(hub_here, tmp_path, "org/base")
         for revision in (None, commit):

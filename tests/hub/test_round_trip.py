@@ -17,7 +17,7 @@ COMPLETE = {
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
 }  # fmt: skip
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.oldest]
 
 
 def push(machine, source, repo=POLICY, **options):

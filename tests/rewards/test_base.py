@@ -9,6 +9,8 @@ import torch
 from hf_itp.errors import RewardError
 from hf_itp.rewards import CallableReward
 
+pytestmark = pytest.mark.oldest
+
 
 def returning(rewards):
     def fixed_reward(prompts, completions, **kwargs):

@@ -13,6 +13,8 @@ from hf_itp.rewards.encoding import TokenSequence
 from hf_itp.rewards.forward import evaluating, logits, pools_last_token
 from tests.rewards.classifiers import DECODERS, ENCODERS, decoder_reward, tiny_classifier
 
+pytestmark = pytest.mark.oldest
+
 
 def sequence(*ids):
     return TokenSequence(ids, (0,) * len(ids), (True,) * len(ids))

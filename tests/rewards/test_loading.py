@@ -9,6 +9,7 @@ import torch
 from transformers import ViTConfig
 
 from hf_itp.errors import ArgumentError, LoadError, RewardModelError
+from hf_itp.host_names import ADAPTERS_OF_5_17
 from hf_itp.rewards import RewardModel
 from tests.rewards.classifiers import (
     DECODERS,
@@ -21,6 +22,8 @@ from tests.rewards.classifiers import (
 )
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 PROMPTS, RESPONSES = ["how do i bake", "see you"], ["use cold water", "yes"]
 
 
@@ -32,7 +35,7 @@ def config_only(folder, **config):
 
 @pytest.mark.parametrize("architecture", DECODERS + ENCODERS)
 def test_saved_reward_model_scores_as_before(tmp_path, architecture):
-    model = tiny_classifier(architecture)
+    model = tiny_classifier(architecture, attn_implementation=None)  # what its release loads it with
     tokenizer = encoder_tokenizer(architecture) if architecture in ENCODERS else tiny_tokenizer()
     loaded = RewardModel.from_pretrained(saved(tmp_path, model), tokenizer=tokenizer)
     assert not loaded.model.training
@@ -166,6 +169,12 @@ class TestAdapters:
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     def test_adapter_with_its_head_scores_like_the_merged_model(self, tmp_path):
         merged = saved_adapter(tmp_path, "SEQ_CLS")
+        if ADAPTERS_OF_5_17:
+            with pytest.raises(
+                RewardModelError, match=r"is not read by transformers 5\.17.* Install transformers>=5\.18"
+            ):
+                RewardModel.from_pretrained(str(tmp_path / "adapter"), num_labels=1)
+            return
         loaded = RewardModel.from_pretrained(str(tmp_path / "adapter"), num_labels=1)
         expected = RewardModel(merged, tiny_tokenizer())(PROMPTS, RESPONSES)
         assert torch.allclose(loaded(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-4)

@@ -17,6 +17,8 @@ from hf_itp.rewards.rendering import as_messages, conversation, fold_system
 from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 USER = {"role": "user", "content": "how hot is it"}
 CALL = {"type": "function", "function": {"name": "bake", "arguments": {"day": "one"}}}
 OTHER_CALL = {"type": "function", "function": {"name": "mix", "arguments": {"day": "one"}}}

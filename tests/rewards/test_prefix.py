@@ -18,6 +18,8 @@ from tests.architectures import SLIDING_WINDOW, VOCABULARY_SIZE
 from tests.rewards.classifiers import decoder_reward, tiny_classifier
 from tests.tiny import EOS, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 PACKED = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt2", "opt"),
     *("gpt_neox", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"),

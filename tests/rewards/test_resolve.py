@@ -21,6 +21,8 @@ from hf_itp.rewards.resolve import MAX_LOADED_MODELS
 from tests.rewards.classifiers import pair_tokenizer, saved, tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 PROMPTS, RESPONSES = ["how do i bake", "see you"], ["use cold water", "yes"]
 
 

@@ -22,6 +22,8 @@ from tests.rewards.classifiers import (
 )
 from tests.tiny import EOS, tiny_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 PROMPTS = ["how do i bake bread", "how do i bake bread", "see you", "is it hot out", "how do i bake bread"]
 RESPONSES = ["use cold water and salt", "yes", "no " * 30 + "yes", "mix flour and water so it can rise", "so"]
 RENDERED = [

@@ -5,6 +5,8 @@ Every architecture against plain `generate`: the same greedy tokens, and candida
 from __future__ import annotations
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from tests.sampling.drawing import draw, rows_of
 from tests.tiny import (
@@ -19,6 +21,8 @@ from tests.tiny import (
     tiny_tokenizer,
     vision_batch,
 )
+
+pytestmark = pytest.mark.oldest
 
 # The way of paying for the prompt that each architecture takes: see `hf_itp.sampling.decoders`.
 # Not shared: attention of their own (bloom, falcon), keys made after the cache (deepseek_v3), states, encoders and
@@ -81,6 +85,21 @@ def test_candidates_are_the_same_alone_in_a_batch_and_in_any_order(architecture)
     assert draw(model, rows_of(batch, [2, 0, 1]), NUM_CANDIDATES)[0] == [together[row] for row in (2, 0, 1)]
     for row, pool in enumerate(together):
         assert draw(model, rows_of(batch, [row]), NUM_CANDIDATES)[0] == [pool]
+
+
+def test_path_of_gemma2_as_its_release_loads_it():
+    """Before transformers 5.21 by an attention that drops the soft cap, which shared prompts would not. Goes then."""
+    drops_the_cap = Version(transformers.__version__) < Version("5.21")
+    model, batch = tiny_model("gemma2", attn_implementation=None), batch_for("gemma2")
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    output = model.generate(
+        **batch, **settings, strategy="best_of_n", num_candidates=1, reward_model=PromptBoundReward(), seed=0,
+        prompts=["a", "b", "c"], tokenizer=tiny_tokenizer(), return_dict_in_generate=True,
+    )  # fmt: skip
+    plain = model.generate(**batch, **settings)
+    assert output.sequences.equal(plain[:, : output.sequences.shape[1]])
+    assert output.diagnostics["path"] == ("expanded" if drops_the_cap else "shared")
+    assert ("soft cap" in output.diagnostics["path_reason"]) == drops_the_cap
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba", "t5"])

@@ -15,6 +15,8 @@ from hf_itp.sampling.shared_prefix import SharedPrefixDecoder
 from tests.sampling.drawing import prepared
 from tests.tiny import left_padded_batch, tiny_model
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(autouse=True)
 def as_inside_generate():

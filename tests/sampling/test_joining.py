@@ -15,6 +15,8 @@ from tests.sampling.drawing import draw
 from tests.sampling.test_architectures import SHARED
 from tests.tiny import EOS, left_padded_batch, tiny_model
 
+pytestmark = pytest.mark.oldest
+
 ROOM = 6
 
 

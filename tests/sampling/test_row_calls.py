@@ -17,6 +17,8 @@ from hf_itp.errors import ArgumentError, ItpWarning
 from tests.sampling.drawing import draw
 from tests.tiny import EOS, left_padded_batch, tiny_model
 
+pytestmark = pytest.mark.oldest
+
 A = 11
 LENGTH, NUM_CANDIDATES = 30, 6
 # Near uniform over few tokens, whatever the tiny policy would like: it writes A and ends now and then.

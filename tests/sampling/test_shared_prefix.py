@@ -24,6 +24,8 @@ from tests.sampling.drawing import draw
 from tests.sampling.test_architectures import SHARED
 from tests.tiny import left_padded_batch, tiny_model
 
+pytestmark = pytest.mark.oldest
+
 
 def refuses(*arguments):
     raise CannotShare("told not to")

@@ -18,7 +18,7 @@ from tests.tiny import saved_policy, tiny_tokenizer
 PROMPTS = ["how do you bake bread", "what is salt for"]
 CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 ANSWERS = ["bread flour salt", "salt water"]
-pytestmark = [pytest.mark.uses_global_rng]  # transformers' Trainer seeds it
+pytestmark = [pytest.mark.oldest, pytest.mark.uses_global_rng]  # transformers' Trainer seeds it
 SETTINGS = {
     "max_completion_length": 4, "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4,
     "learning_rate": 1e-3, "report_to": "none", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True,

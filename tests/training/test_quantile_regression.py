@@ -15,7 +15,7 @@ from hf_itp.errors import ArgumentError
 from tests.tiny import PromptBoundReward, saved_policy, tiny_tokenizer
 
 PROMPTS = ["how do you bake bread", "what is salt for"]
-pytestmark = pytest.mark.uses_global_rng  # transformers' Trainer seeds it
+pytestmark = [pytest.mark.oldest, pytest.mark.uses_global_rng]  # transformers' Trainer seeds it
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ PROMPTS = ["how do you bake bread", "what is salt for"]
 CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 # By a rank of its own: one response is never worth as much as another.
 pytestmark = [
+    pytest.mark.oldest,
     pytest.mark.uses_global_rng,  # transformers' Trainer seeds it
 ]
 

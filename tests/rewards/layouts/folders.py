@@ -97,7 +97,7 @@ _QWEN2: dict[str, Any] = {"tokenizer": tiny_tokenizer()}
 
 def decoder(architecture: str) -> Callable[[Path], Family]:
     def build(folder: Path) -> Family:
-        model = tiny_classifier(architecture)
+        model = tiny_classifier(architecture, attn_implementation=None)  # what its release loads it with
         saved(folder, model, tiny_tokenizer())
         options = _QWEN2 if architecture == "qwen2" else {}
         return Family(options, lambda prompt, response: decoder_reward(model, chat_text(prompt, response)))

@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from hf_itp.errors import ArgumentError, RewardModelError
+from hf_itp.host_names import ADAPTERS_OF_5_17
 from hf_itp.rewards import ProcessRewardModel, RewardModel
 from tests.rewards.classifiers import saved, tiny_classifier
 from tests.rewards.layouts import folders
 from tests.tiny import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.oldest
 
 ROOT = Path(__file__).parents[3]
 PROMPT = "how do you bake bread"
@@ -98,6 +101,8 @@ FAMILIES = [pytest.param(name, marks=[pytest.mark.uses_global_rng] * name.starts
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_gives_its_authors_rewards(name, tmp_path):
+    if ADAPTERS_OF_5_17 and name == "LoRA adapters with their head":
+        pytest.skip("refused under transformers 5.17: tests/rewards/test_loading.py")
     folder = tmp_path / "checkpoint"
     options, reference, other_folder = LOADS[name](folder)
     reward_model = (ProcessRewardModel if name in PROCESS else RewardModel).from_pretrained(
