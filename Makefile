@@ -69,6 +69,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # The same for the oldest versions, which Python 3.13 has no builds of; the tools that check the code are not among them.
+# Several gigabytes: the torch of that time brings its GPU libraries.
 $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
 	@$(OLDEST)/bin/python -m pip --version >/dev/null 2>&1 || { $(call create_environment,$(OLDEST)); }
 	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt torch

@@ -19,7 +19,7 @@ from hf_itp.decoding import StrategyDecoding
 from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.inputs import check_inputs
 from hf_itp.patching import KEYWORDS
-from hf_itp.policies import check_generation_config, check_model
+from hf_itp.policies import check_cache_implementation, check_generation_config, check_model
 from hf_itp.recommendation import recommended_arguments
 from hf_itp.recommended_reward import RecommendedReward
 from hf_itp.rewards import as_reward_function
@@ -180,6 +180,7 @@ def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, 
     rest = {name: value for name, value in arguments.items() if name not in named}
     config, model_kwargs = model._prepare_generation_config(arguments.get("generation_config"), **rest)
     check_generation_config(config, StrategyDecoding.num_candidates if num_candidates is None else num_candidates)
+    check_cache_implementation(model, config)
     for name, value in model_kwargs.items():
         try:
             model._validate_model_kwargs({name: value})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.generation_settings import check_settings
@@ -110,6 +110,19 @@ def check_generation_config(config: GenerationConfig, num_candidates: int) -> No
         )
 
 
+def check_cache_implementation(model: Any, config: GenerationConfig) -> None:
+    """
+    Raises:
+        `ArgumentError`: If a cache is asked for by name that [`check_model_kwargs`] would refuse once transformers has
+            made it, which fails in its own words where a backend or a device is missing.
+    """
+    if config.cache_implementation == "quantized":
+        raise _quantised("QuantizedCache")
+    on_cuda = model.device.type == "cuda"
+    if config.cache_implementation == "offloaded" and not on_cuda and keeps_keys(DynamicCache(config=model.config)):
+        raise _offloaded(model.device)
+
+
 def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
     """
     Raises:
@@ -141,14 +154,21 @@ def _check_cache(name: str, cache: Cache, device: torch.device) -> None:
             "overwrite. Pass the whole prompt instead."
         )
     if is_quantized(cache):
-        raise ArgumentError(
-            f"`cache_implementation` has to keep numbers as they are with `strategy`, but the cache is a "
-            f"{type(cache).__name__}: one response would round another's. Remove `cache_implementation`: a prompt's "
-            "keys and values are kept once for all its candidates."
-        )
+        raise _quantised(type(cache).__name__)
     if is_offloaded(cache) and device.type != "cuda" and keeps_keys(cache):
-        raise ArgumentError(
-            f"`cache_implementation` has to stay on the device with `strategy` here, but is offloaded, which "
-            f"transformers does for CUDA devices alone and the policy is on {device.type!r}. Remove "
-            "`cache_implementation`."
-        )
+        raise _offloaded(device)
+
+
+def _quantised(cache: str) -> ArgumentError:
+    return ArgumentError(
+        f"`cache_implementation` has to keep numbers as they are with `strategy`, but the cache is a {cache}: one "
+        "response would round another's. Remove `cache_implementation`: a prompt's keys and values are kept once for "
+        "all its candidates."
+    )
+
+
+def _offloaded(device: torch.device) -> ArgumentError:
+    return ArgumentError(
+        "`cache_implementation` has to stay on the device with `strategy` here, but is offloaded, which transformers "
+        f"does for CUDA devices alone and the policy is on {device.type!r}. Remove `cache_implementation`."
+    )

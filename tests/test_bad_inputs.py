@@ -14,7 +14,6 @@ from transformers import (
     EncoderDecoderCache,
     GenerationConfig,
     TextStreamer,
-    cache_utils,
 )
 
 import hf_itp
@@ -143,7 +142,7 @@ CASES = {
     "filled cache": (filled_cache(), ValueError, "Pass the whole prompt instead"),
     "offloaded cache on a CPU": ({"cache_implementation": "offloaded"}, ValueError, "Remove `cache_implementation`"),
     "quantised cache": (
-        {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+        {"cache_implementation": "quantized"},
         ValueError,
         "Remove",
     ),
@@ -167,10 +166,6 @@ CASES = {
     "right padding": ({**right_padded()}, ValueError, "padding_side='left'"),
     "no tokenizer anywhere": ({"tokenizer": None}, OSError, "Pass tokenizer="),
 }
-if not hasattr(
-    cache_utils, "BaseQuantizedLayer"
-):  # before transformers 5.24, whose every backend is a further package
-    del CASES["quantised cache"]
 
 
 class CountsForwards:

@@ -25,10 +25,7 @@ def test_lower_bounds_are_the_oldest_versions_that_are_tested():
     for requirement in map(Requirement, declared):
         (bound,) = (part for part in requirement.specifier if part.operator == ">=")
         (pin,) = pins[requirement.name]
-        if requirement.name == "torch":  # the file says why
-            assert Version(pin.version) >= Version(bound.version)
-        else:
-            assert Version(pin.version) == Version(bound.version), requirement.name
+        assert Version(pin.version) == Version(bound.version), requirement.name
 
 
 @pytest.mark.slow

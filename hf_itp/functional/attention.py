@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
+# Before torch 2.9 the fused kernel reads beyond the end of keys that have fewer heads than the queries, and returns
+# whatever lies there (pytorch/pytorch#157893). Goes when 2.9 is the oldest release that is supported.
+_TAKES_GROUPED_HEADS = torch.__version__ >= "2.9"
 # Queries attended to at once where no fused kernel does it.
 _BLOCK = 512
 
@@ -101,6 +104,8 @@ def _fused(
         # It lies below what autocast reaches, and what comes here is of several types then.
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if not _TAKES_GROUPED_HEADS and key.shape[1] < query.shape[1]:
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
 
 

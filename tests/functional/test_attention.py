@@ -8,6 +8,8 @@ import torch
 from hf_itp.functional import attention
 from hf_itp.functional.attention import attend, attend_causally, merge_attention
 
+pytestmark = pytest.mark.oldest
+
 
 def drawn(queries, keys, heads=6, key_heads=2, widths=(8, 8)):
     generator = torch.Generator().manual_seed(0)
