@@ -8,6 +8,7 @@ no message gets between the collectives of sharded weights, which the default gr
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import threading
@@ -33,6 +34,7 @@ _SECONDS_BETWEEN_VOTES = 1.0
 _SECONDS_TO_TELL_WHO_FAILED = 5.0
 
 _message_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_at_work: weakref.WeakSet[Processes] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
@@ -58,6 +60,7 @@ class Processes:
         self.size = 1 if group is None else torch.distributed.get_world_size(group)
         self._vote: tuple[Any, torch.Tensor] | None = None
         self._last_vote = time.monotonic()
+        _at_work.add(self)
 
     def run(self, work: Callable[[], T]) -> T:
         """
@@ -196,3 +199,19 @@ def _message_group() -> Any:
         if default not in _message_groups:
             _message_groups[default] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         return _message_groups[default]
+
+
+@atexit.register
+def _end_message_group() -> None:
+    """
+    Ends gloo's threads while Python still runs. One that still holds the tensor of the last message when Python ends
+    aborts the process ("terminate called without an active exception"), seen on a busy machine. To go once torch
+    does it by itself (pytorch/pytorch#190489).
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return  # what has ended the launch has ended this group with it
+    # Its threads are waited for, and one with a vote that the others have not answered would wait for them.
+    if not any(processes._vote for processes in _at_work):
+        group = _message_groups.pop(torch.distributed.group.WORLD, None)
+        if group is not None:
+            torch.distributed.destroy_process_group(group)

@@ -18,6 +18,7 @@ from hf_itp.cli import train as training
 from hf_itp.cli.calibrate import calibrate
 from hf_itp.cli.demo import demo
 from hf_itp.cli.generate import generate
+from hf_itp.cli.launches import launch_left
 from hf_itp.cli.push import push
 from hf_itp.cli.strategies import strategies
 from hf_itp.cli.streams import writing_all
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with writing_all(), _readable_warnings():
+        with writing_all(), _readable_warnings(), launch_left():
             app(arguments, prog_name="hf-itp")
     except Exception as error:
         if "--debug" in arguments:

@@ -116,6 +116,7 @@ def main(folder: Path) -> None:
         "failures": failures(rank),
     }
     torch.save(results, folder / f"process{rank}.pt")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
