@@ -92,22 +92,3 @@ class Selection(Contestant):
         with self.timed(result):
             self._strategy.select(rewards, generator=generator)
         return result
-
-
-def make_contestant(name: str, workload: Workload, options: dict[str, Any]) -> Contestant:
-    """The contestant of that name for a workload of this kind."""
-    if name == "machine":
-        return Machine(workload, options)
-    if workload.kind == "select":
-        return Selection(workload, options, name)
-    if workload.kind == "score":
-        from benchmarks.scoring import SCORERS
-
-        return SCORERS[name](workload, options)
-    if name == "llama.cpp":
-        from benchmarks.llama_cpp_peer import LlamaCpp
-
-        return LlamaCpp(workload, options)
-    from benchmarks.sampling import SAMPLERS
-
-    return SAMPLERS[name](workload, options)

@@ -30,8 +30,9 @@ def _serve(job: dict[str, Any], answers: TextIO) -> None:
     import torch
     from transformers.utils import logging
 
-    from benchmarks.contestants import NotPossible, make_contestant
+    from benchmarks.contestants import NotPossible
     from benchmarks.memory import reset_peak, used_bytes
+    from benchmarks.registry import make_contestant
     from benchmarks.workloads import Workload
     from hf_itp.errors import ItpWarning
 

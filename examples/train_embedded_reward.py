@@ -28,8 +28,8 @@ from transformers import BertModel, logging
 
 from hf_itp.embedded.pooling import pool
 from hf_itp.embedded.reward_model import ENCODER_LAYERS, SHIPPED, assemble, encoder_folder, load_tokenizer
-from hf_itp.rewards.encoding import PairEncoder, TokenSequence
 from hf_itp.rewards.reward_model import RewardModel
+from hf_itp.rewards.text.encoding import PairEncoder, TokenSequence
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 NUM_FOLDS = 5

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_itp._version import __version__
 from hf_itp.errors import ItpError, ItpWarning
-from hf_itp.patching import disable, enable, enable_with_transformers
+from hf_itp.generation.patching import disable, enable, enable_with_transformers
 
 if TYPE_CHECKING:
     from hf_itp.calibration import CalibratedReward, RewardCalibrator
-    from hf_itp.decoding import StrategyDecoding
-    from hf_itp.early_rejection import EarlyRejection
+    from hf_itp.generation.decoding import StrategyDecoding
+    from hf_itp.generation.early_rejection import EarlyRejection
+    from hf_itp.generation.output import StrategyOutput
     from hf_itp.hub import push_to_hub
-    from hf_itp.output import StrategyOutput
     from hf_itp.rewards import RewardFunction, RewardModel
     from hf_itp.strategies import Strategy, get_strategy, list_strategies
     from hf_itp.training import (
@@ -34,9 +34,9 @@ _HOMES = {
     "QuantileRegressionArguments": "hf_itp.training",
     "QuantileRegressionTrainer": "hf_itp.training",
     "RewardCalibrator": "hf_itp.calibration",
-    "EarlyRejection": "hf_itp.early_rejection",
-    "StrategyDecoding": "hf_itp.decoding",
-    "StrategyOutput": "hf_itp.output",
+    "EarlyRejection": "hf_itp.generation.early_rejection",
+    "StrategyDecoding": "hf_itp.generation.decoding",
+    "StrategyOutput": "hf_itp.generation.output",
     "RewardFunction": "hf_itp.rewards",
     "RewardModel": "hf_itp.rewards",
     "Strategy": "hf_itp.strategies",

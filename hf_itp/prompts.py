@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_itp.checks import as_list
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning
-from hf_itp.functional.checks import as_list
 from hf_itp.rewards.base import Prompt
 
 _REMEDY = "Pass one string or one list of {'role': ..., 'content': ...} messages per input row."

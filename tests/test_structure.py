@@ -6,13 +6,21 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hf_itp"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SECOND_RING = ("sampling", "rewards", "calibration")
+# From the inside out: a file imports from its own ring and from those before it.
+RINGS = (
+    ("_version", "errors", "checks"),
+    ("functional", "models", "embedded"),
+    ("prompts", "sampling", "rewards", "policies", "pools", "calibration", "distributed"),
+    ("strategies", "evaluation"),
+    ("generation", "hub", "training", "cli"),
+)
 REGISTRY = ("hf_itp.strategies", "hf_itp.strategies.registry")
 
 
@@ -74,31 +82,44 @@ def as_ids(file: Path) -> str:
 
 @pytest.mark.parametrize("file", files_in("functional"), ids=as_ids)
 def test_formulas_import_torch_and_errors_only(file):
-    allowed = ("torch", "hf_itp.errors", "hf_itp.functional", *sys.stdlib_module_names)
+    allowed = ("torch", "hf_itp.errors", "hf_itp.checks", "hf_itp.functional", *sys.stdlib_module_names)
     assert {name for name in imported(file) if not within(name, *allowed)} == set()
 
 
-@pytest.mark.parametrize("file", files_in(*SECOND_RING), ids=as_ids)
-def test_second_ring_imports_nothing_further_out(file):
-    inner = [
-        f"hf_itp.{name}"
-        for name in (
-            "_version",
-            "errors",
-            "origins",
-            "repositories",
-            "host_names",
-            "prompts",
-            "policies",
-            "policy_tokenizers",
-            "processes",
-            "generation_settings",
-            "functional",
-            "embedded",
-            *SECOND_RING,
-        )
-    ]
-    assert {name for name in imported(file) if within(name, "hf_itp") and not within(name, *inner)} == set()
+@pytest.mark.parametrize("number", range(len(RINGS)))
+def test_imports_point_inward(number):
+    inner = [f"hf_itp.{name}" for ring in RINGS[: number + 1] for name in ring]
+    edge = number == len(RINGS) - 1  # which may use the package as anybody does
+    outward = {
+        f"{as_ids(file)} -> {name}"
+        for file in files_in(*RINGS[number])
+        for name in imported(file)
+        if within(name, "hf_itp") and not within(name, *inner) and not (edge and name == "hf_itp")
+    }
+    assert outward == set()
+
+
+def test_every_file_is_in_a_ring():
+    names = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
+    assert names - {"__init__"} == {name for ring in RINGS for name in ring}
+
+
+@pytest.mark.parametrize("folder", ["hf_itp", "benchmarks", "tests"])
+def test_no_file_imports_itself_in_a_circle(folder):
+    """By whatever it imports, inside functions too."""
+    files = {module_name(file): file for file in (PACKAGE.parent / folder).rglob("*.py")}
+    imports = {name: imported(file) & files.keys() - {name} for name, file in files.items()}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_root_holds_few_files_and_folders_have_a_first_line():
+    assert len(list(PACKAGE.glob("*.py"))) <= 7
+    assert {
+        as_ids(file) for file in FILES if file.name == "__init__.py" and not file.read_text().startswith('"""')
+    } == set()
 
 
 @pytest.mark.parametrize("file", files_in("embedded"), ids=as_ids)
@@ -111,7 +132,7 @@ def test_embedded_default_knows_nothing_of_what_it_is_used_for(file):
     "file", [file for file in files_in("strategies") if module_name(file) not in REGISTRY], ids=as_ids
 )
 def test_strategy_knows_formulas_and_no_other_strategy(file):
-    allowed = ("hf_itp.functional", "hf_itp.errors", "hf_itp.strategies.base")
+    allowed = ("hf_itp.functional", "hf_itp.errors", "hf_itp.checks", "hf_itp.strategies.base")
     ours = {name for name in imported(file) if within(name, "hf_itp")}
     assert {name for name in ours if not within(name, *allowed)} == set()
 

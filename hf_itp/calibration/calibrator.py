@@ -24,11 +24,11 @@ from hf_itp.calibration.fingerprints import (
     reward_identity,
 )
 from hf_itp.calibration.predictor import QuantilePredictor
-from hf_itp.calibration.reference_pool import read_pool
-from hf_itp.calibration.references import check_lengths, draw_references
+from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
-from hf_itp.functional.checks import check_count, check_rewards
-from hf_itp.policies import policy_tokenizer
+from hf_itp.policies.checks import policy_tokenizer
+from hf_itp.pools.draw import check_lengths, draw_references
+from hf_itp.pools.file import read_pool
 from hf_itp.prompts import check_prompts
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp._flat_param import FlatParameter
 from torch.distributed.tensor import DTensor
 
-from hf_itp.origins import origin_of
+from hf_itp.models.origins import origin_of
 from hf_itp.rewards.base import Prompt, RewardFunction
 
 # Values read of each parameter: enough that fine-tuning shows, few enough that it takes no time.

@@ -183,7 +183,7 @@ def generate(
 
     # What can be refused without the models is refused before they are loaded.
     from hf_itp import get_strategy
-    from hf_itp.recommendation import recommended_with_fields
+    from hf_itp.generation.recommendation import recommended_with_fields
 
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-    from hf_itp.output import StrategyOutput
+    from hf_itp.generation.output import StrategyOutput
     from hf_itp.rewards import RewardModel
     from hf_itp.rewards.base import Prompt
 
@@ -82,7 +82,7 @@ def load_policy(
             run or lacks weights.
         `ArgumentError`: If there is no such device.
     """
-    from hf_itp.policy_loading import load_policy_checkpoint
+    from hf_itp.policies.loading import load_policy_checkpoint
 
     place = _device(device)
     model, tokenizer, _ = load_policy_checkpoint(
@@ -96,7 +96,7 @@ def load_policy(
 
 def recommendation(policy: Policy) -> Any:
     """What the policy's checkpoint says about how it wants to be decoded, unchecked, or nothing."""
-    from hf_itp.recommendation import ENTRY
+    from hf_itp.generation.recommendation import ENTRY
 
     return getattr(policy.model.generation_config, ENTRY, None)
 

@@ -84,7 +84,7 @@ def push(
     fields = parse_fields(set_ or [], beta=beta)
     from hf_itp import get_strategy, push_to_hub
     from hf_itp.hub.push import known_facts
-    from hf_itp.policies import policy_tokenizer
+    from hf_itp.policies.checks import policy_tokenizer
 
     if strategy is not None:
         get_strategy(strategy, **fields)
@@ -123,7 +123,7 @@ def _recommended(
     model: Any, strategy: str | None, reward_model: str | None, num_candidates: int | None, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """What the options say, and where they say nothing of the strategy, what the policy recommends already."""
-    from hf_itp.recommendation import ENTRY, recommended_with_fields
+    from hf_itp.generation.recommendation import ENTRY, recommended_with_fields
 
     if strategy is not None:
         return {"strategy": strategy, "reward_model": reward_model, "num_candidates": num_candidates or 16, **fields}

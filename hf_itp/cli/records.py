@@ -12,7 +12,7 @@ from hf_itp.cli.streams import can_write
 if TYPE_CHECKING:
     import torch
 
-    from hf_itp.output import StrategyOutput
+    from hf_itp.generation.output import StrategyOutput
     from hf_itp.rewards.base import Prompt
 
 

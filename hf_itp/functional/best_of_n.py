@@ -10,8 +10,8 @@ import math
 
 import torch
 
+from hf_itp.checks import as_number, check_positive, check_rewards
 from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.functional.checks import as_number, check_positive, check_rewards
 
 
 def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:

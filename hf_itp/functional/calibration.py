@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_rewards
 
 
 def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:

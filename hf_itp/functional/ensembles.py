@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_choice, check_positive, check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_choice, check_positive, check_rewards
 
 AGGREGATIONS = ("mean", "minimum", "mean_minus_std")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_itp.checks import check_positive, check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive, check_rewards
 from hf_itp.functional.transforms import Transform, get_transform
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_choice, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.calibration import calibrate_rewards
-from hf_itp.functional.checks import check_choice, check_rewards
 
 NORMALIZATIONS = ("none", "zscore", "quantile")
 

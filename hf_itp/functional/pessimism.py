@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_positive, check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_positive, check_rewards
 
 BETA_REMEDY = "Choose a beta on the scale of the rewards, for example a tenth of their spread."
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import check_rewards
 from hf_itp.functional.quadrature import gauss_legendre
 
 # Entries of the largest intermediate tensor: 32 MB in float64.

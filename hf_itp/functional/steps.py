@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.functional.checks import check_choice
+from hf_itp.checks import check_choice
 
 STEP_AGGREGATIONS = ("min", "product", "last", "mean")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.best_of_n import best_of_n_subsample_law
-from hf_itp.functional.checks import check_rewards
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.functional.checks import check_count
+from hf_itp.checks import check_count
+from hf_itp.generation.recommendation import ENTRY
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.custom_generate import write_custom_generate
-from hf_itp.recommendation import ENTRY
 
 
 def decoding_entry(

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-import hf_itp
+from hf_itp._version import __version__
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import LoadError
 
@@ -81,7 +81,7 @@ def policy_card(facts: CardFacts, entry: dict[str, Any], calibrator: RewardCalib
         base_model=facts.base_model or _UNKNOWN,
         datasets=facts.datasets,
         license=facts.license or _UNKNOWN,
-        version=hf_itp.__version__,
+        version=__version__,
     )
 
 
@@ -95,7 +95,7 @@ def calibrator_card(facts: CardFacts, calibrator: RewardCalibrator) -> ModelCard
         calibration=_described(calibrator),
         limits=facts.limits,
         license=facts.license or _UNKNOWN,
-        version=hf_itp.__version__,
+        version=__version__,
     )
 
 
@@ -117,13 +117,13 @@ def reward_model_card(facts: CardFacts, *, accuracy: dict[str, Any] | None = Non
         base_model=facts.base_model or _UNKNOWN,
         datasets=facts.datasets,
         license=facts.license or _UNKNOWN,
-        version=hf_itp.__version__,
+        version=__version__,
     )
 
 
 def templates_folder() -> Path:
     """Where the templates are: in an installed package inside it, in a checkout beside it."""
-    package = Path(hf_itp.__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "model_cards", package.parent / "model_cards"):
         if (folder / "policy.md").is_file():
             return folder

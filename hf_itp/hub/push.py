@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.generation.recommendation import is_repo_id
 from hf_itp.hub.artefacts import decoding_entry, write_artefacts
 from hf_itp.hub.cards import CardFacts
 from hf_itp.hub.reward_reference import current_commit, reward_reference
 from hf_itp.hub.upload import prepare_repository, upload_in_one_commit
-from hf_itp.policies import policy_tokenizer
-from hf_itp.recommendation import is_repo_id
+from hf_itp.policies.checks import policy_tokenizer
 
 
 def push_to_hub(

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HTTPError
 
 from hf_itp.embedded import reward_model_path
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.origins import origin_of
-from hf_itp.recommendation import is_repo_id
+from hf_itp.generation.recommendation import is_repo_id
+from hf_itp.models.origins import origin_of
 from hf_itp.rewards import RewardFunction, RewardModel
 
 

@@ -15,7 +15,7 @@ import torch
 
 from hf_itp.errors import ArgumentTypeError, RewardError
 from hf_itp.rewards.base import Prompt, RewardFunction, accepts, parameters_of
-from hf_itp.rewards.rendering import copied
+from hf_itp.rewards.text.rendering import copied
 
 
 class CallableReward(RewardFunction):

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from hf_itp.checks import check_choice, check_positive
 from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.functional.checks import check_choice, check_positive
 from hf_itp.functional.ensembles import AGGREGATIONS, aggregate_rewards
 from hf_itp.rewards.base import Prompt, RewardFunction
 

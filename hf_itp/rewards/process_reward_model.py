@@ -12,19 +12,20 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_itp.checks import check_choice
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.functional.checks import check_choice
 from hf_itp.functional.steps import STEP_AGGREGATIONS, aggregate_steps
-from hf_itp.rewards import forward, own_scores, steps
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.batching import BatchSize, each_once, map_batches, scoring_bar
-from hf_itp.rewards.encoding import TokenSequence, cut_left, warn_of_cuts, warn_of_unseen_calls
-from hf_itp.rewards.layouts import process_layout
-from hf_itp.rewards.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
-from hf_itp.rewards.lengths import token_limit
-from hf_itp.rewards.loading import load
-from hf_itp.rewards.rendering import distinct
-from hf_itp.rewards.scoring import budget_of
+from hf_itp.rewards.checkpoints.layouts import process_layout
+from hf_itp.rewards.checkpoints.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
+from hf_itp.rewards.checkpoints.loading import load
+from hf_itp.rewards.forward import own_scores, passes
+from hf_itp.rewards.forward.batching import BatchSize, each_once, map_batches, scoring_bar
+from hf_itp.rewards.forward.scoring import budget_of
+from hf_itp.rewards.text import steps
+from hf_itp.rewards.text.encoding import TokenSequence, cut_left, warn_of_cuts, warn_of_unseen_calls
+from hf_itp.rewards.text.lengths import token_limit
+from hf_itp.rewards.text.rendering import distinct
 
 
 class ProcessRewardModel(RewardFunction):
@@ -180,7 +181,7 @@ class ProcessRewardModel(RewardFunction):
 
     @property
     def devices(self) -> frozenset[torch.device]:
-        return forward.devices(self.model)
+        return passes.devices(self.model)
 
     def score(
         self,
@@ -193,17 +194,17 @@ class ProcessRewardModel(RewardFunction):
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         prompts = distinct(prompts)
         for prompt in prompts:
-            forward.check_ids(self.model, [self._render(prompt, ["."])])
+            passes.check_ids(self.model, [self._render(prompt, ["."])])
         if self.tokenizer.chat_template:
             warn_of_unseen_calls(self.tokenizer, prompts)
 
     def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        with forward.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
+        with passes.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
             return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))
 
     def step_rewards(self, prompt: Prompt, response: str) -> torch.Tensor:
         """The probability that each step of one response is good, float32 `(steps,)`, on the CPU."""
-        with forward.evaluating(self.model):
+        with passes.evaluating(self.model):
             return self._probabilities(self._encode([prompt], [response]))[0].float()
 
     def _rewards(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -212,9 +213,9 @@ class ProcessRewardModel(RewardFunction):
     def _probabilities(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
         # In float64, where the product of many steps stays above 0.
         if self._answers is not None:
-            logits = forward.answer_logits(self.model, sequences, self._answers)
+            logits = passes.answer_logits(self.model, sequences, self._answers)
             return [row.double().softmax(dim=-1)[:, 0] for row in logits]
-        return [row.double().softmax(dim=-1)[:, 1] for row in forward.step_logits(self.model, sequences)]
+        return [row.double().softmax(dim=-1)[:, 1] for row in passes.step_logits(self.model, sequences)]
 
     def _encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
         sequences, cut_prompts, cut_responses = [], 0, 0

@@ -20,12 +20,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.origins import folder_state, token_of
-from hf_itp.policy_tokenizers import tokenizer_origin
+from hf_itp.models.origins import folder_state, token_of
+from hf_itp.policies.tokenizers import tokenizer_origin
 from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
+from hf_itp.rewards.checkpoints.loading import load_tokenizer, local_name
 from hf_itp.rewards.ensemble import RewardEnsemble
-from hf_itp.rewards.loading import load_tokenizer, local_name
 from hf_itp.rewards.reward_model import RewardModel
 
 MAX_LOADED_MODELS = 4

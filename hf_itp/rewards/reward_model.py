@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_itp.checks import as_number, check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.functional.checks import as_number, check_count
-from hf_itp.rewards import forward, own_scores
 from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.batching import BatchSize, each_once
-from hf_itp.rewards.encoding import PairEncoder, TokenSequence
-from hf_itp.rewards.layouts import scalar_layout
-from hf_itp.rewards.lengths import token_limit
-from hf_itp.rewards.loading import load
-from hf_itp.rewards.rendering import conversation
-from hf_itp.rewards.scoring import label_logits
+from hf_itp.rewards.checkpoints.layouts import scalar_layout
+from hf_itp.rewards.checkpoints.loading import load
+from hf_itp.rewards.forward import own_scores, passes
+from hf_itp.rewards.forward.batching import BatchSize, each_once
+from hf_itp.rewards.forward.scoring import label_logits
+from hf_itp.rewards.text.encoding import PairEncoder, TokenSequence
+from hf_itp.rewards.text.lengths import token_limit
+from hf_itp.rewards.text.rendering import conversation
 
 
 class RewardModel(RewardFunction):
@@ -104,7 +104,7 @@ class RewardModel(RewardFunction):
         self.progress = progress
         self._encoder = PairEncoder(
             tokenizer,
-            pairs=not forward.pools_last_token(model),
+            pairs=not passes.pools_last_token(model),
             max_length=token_limit(model, tokenizer, max_length),
             append_eos=append_eos,
         )
@@ -201,12 +201,12 @@ class RewardModel(RewardFunction):
         How the model reads each prompt, whatever the response: mean last hidden state `(n, D)`, float32, on the CPU.
         """
         sequences = self._encoder.encode(prompts, [""] * len(prompts))
-        with forward.evaluating(self.model):
-            return torch.cat([forward.features(self.model, [sequence]) for sequence in sequences])
+        with passes.evaluating(self.model):
+            return torch.cat([passes.features(self.model, [sequence]) for sequence in sequences])
 
     @property
     def devices(self) -> frozenset[torch.device]:
-        return forward.devices(self.model)
+        return passes.devices(self.model)
 
     def score(
         self,
@@ -226,7 +226,7 @@ class RewardModel(RewardFunction):
                 conversation(prompt, "")
             return
         if sequences := self._encoder.check(prompts):
-            forward.check_ids(self.model, sequences)
+            passes.check_ids(self.model, sequences)
 
     def _label_logits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
         return each_once(self._score_distinct, self._encoder.encode(prompts, responses))

@@ -20,7 +20,7 @@ from transformers.generation import utils as generation_utils
 from transformers.utils import ModelOutput
 
 from hf_itp.errors import ItpWarning, UnsupportedModelError
-from hf_itp.sampling.caches import is_filled, layers_of, own_cache, why_rows_cannot_be_copied
+from hf_itp.models.caches import is_filled, layers_of, own_cache, why_rows_cannot_be_copied
 from hf_itp.sampling.shared_prefix import CannotShare, SharedPrefixDecoder, UnknownInterface
 
 # Classes of models whose user has heard why they do not share.

@@ -20,7 +20,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 from transformers.utils import get_json_schema
 
 from hf_itp.errors import ArgumentError
-from hf_itp.policies import check_generation_config, check_model
+from hf_itp.policies.checks import check_generation_config, check_model
 from hf_itp.sampling.recorded import (
     as_json,
     plain_number,

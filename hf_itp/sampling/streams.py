@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import torch
 
-from hf_itp.functional.random import signed64
+from hf_itp.functional.kernels.random import signed64
 
 PromptKey = bytes
 """Fingerprint of one prompt of a batch, made by [`prompt_keys`]."""

@@ -14,8 +14,8 @@ import torch
 from transformers.generation import logits_process as processors
 from transformers.generation.logits_process import LogitsProcessorList
 
-from hf_itp.functional.categorical import most_probable, sample_categorical
-from hf_itp.functional.warping import warp_logits
+from hf_itp.functional.kernels.categorical import most_probable, sample_categorical
+from hf_itp.functional.kernels.warping import warp_logits
 from hf_itp.sampling.row_calls import of_rows
 
 # In the order transformers applies them, with the keyword of `warp_logits` each one stands for.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_itp.functional.checks import as_number, check_finite, check_law, check_num_return_sequences, check_rewards
+from hf_itp.checks import as_number, check_finite, check_law, check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
 
 # Rewards worked on at once by a CPU, so that what is computed on the way (float64, several times as much) stays in its

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
+from hf_itp.checks import check_positive
 from hf_itp.functional.best_of_n import best_of_poisson_law
-from hf_itp.functional.checks import check_positive
 from hf_itp.strategies.base import Strategy
 
 

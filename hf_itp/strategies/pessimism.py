@@ -9,14 +9,14 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import (
+from hf_itp.checks import (
     check_choice,
     check_num_return_sequences,
     check_number,
     check_positive,
     check_rewards,
 )
+from hf_itp.errors import ArgumentError
 from hf_itp.functional.normalization import NORMALIZATIONS, normalize_rewards
 from hf_itp.functional.pessimism import (
     BETA_REMEDY,

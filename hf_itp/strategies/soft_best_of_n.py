@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
+from hf_itp.checks import check_positive
 from hf_itp.functional.best_of_n import soft_best_of_n_law
-from hf_itp.functional.checks import check_positive
 from hf_itp.strategies.base import Strategy
 
 

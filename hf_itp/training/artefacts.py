@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
+from hf_itp.generation.recommendation import is_repo_id
 from hf_itp.hub.artefacts import decoding_entry, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.reward_reference import published_reward
-from hf_itp.recommendation import is_repo_id
 from hf_itp.rewards import RewardFunction
 from hf_itp.training.objective import CTRLObjective, ObjectiveArguments
 

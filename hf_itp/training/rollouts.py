@@ -12,7 +12,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.errors import ArgumentError
-from hf_itp.policies import FIXED_CACHES
+from hf_itp.policies.checks import FIXED_CACHES
 from hf_itp.sampling.description import DrawDescription
 
 # What vLLM and transformers' continuous batching take over from a trainer. Of the rest continuous batching drops what

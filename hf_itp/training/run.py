@@ -15,8 +15,8 @@ from datasets import Dataset, load_dataset
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.calibration.reference_pool import read_pool
 from hf_itp.errors import ArgumentError
+from hf_itp.pools.file import read_pool
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
 from hf_itp.training.objective import CTRLObjective
@@ -137,7 +137,7 @@ class TrainingRun:
     def _trainer(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        from hf_itp.policy_loading import load_policy_checkpoint
+        from hf_itp.policies.loading import load_policy_checkpoint
 
         model, tokenizer, _ = load_policy_checkpoint(
             self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM

@@ -22,7 +22,7 @@ from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, policy_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
-from hf_itp.policy_loading import with_safe_loading
+from hf_itp.policies.loading import with_safe_loading
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import NO_COLUMNS
 from hf_itp.rewards.resolve import RewardLike

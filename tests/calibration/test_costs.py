@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_itp.calibration.reference_pool import ReferencePool
-from hf_itp.rewards.batching import map_batches
-from hf_itp.rewards.encoding import TokenSequence
+from hf_itp.pools.journal import ReferencePool
+from hf_itp.rewards.forward.batching import map_batches
+from hf_itp.rewards.text.encoding import TokenSequence
 
 
 def test_appending_reads_no_more_when_the_file_is_long(tmp_path, monkeypatch):

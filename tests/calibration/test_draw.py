@@ -12,8 +12,8 @@ from transformers.generation.logits_process import LogitsProcessorList, Temperat
 from transformers.generation.stopping_criteria import MaxTimeCriteria
 
 from hf_itp import CalibratedReward, RewardCalibrator
-from hf_itp.calibration.reference_pool import read_pool
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpError
+from hf_itp.pools.file import read_pool
 from hf_itp.sampling import draw_responses
 from tests.tiny import EOS, tiny_model, tiny_tokenizer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_itp.calibration.reference_pool import ReferencePool
 from hf_itp.errors import ArgumentError
+from hf_itp.pools.journal import ReferencePool
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {"seed": 0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_itp.cli.records import record_of, to_json
-from hf_itp.output import StrategyOutput
+from hf_itp.generation.output import StrategyOutput
 
 OUTPUT = StrategyOutput(
     candidates=[[torch.tensor([5]), torch.tensor([6, 7])], [torch.tensor([8]), torch.tensor([9])]],

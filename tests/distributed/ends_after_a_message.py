@@ -13,7 +13,7 @@ atexit.register(lambda: Path(sys.argv[1], f"left{RANK}").write_text(str([group()
 
 import torch.distributed  # noqa: E402
 
-from hf_itp.processes import launched_processes  # noqa: E402
+from hf_itp.distributed.processes import launched_processes  # noqa: E402
 
 torch.distributed.init_process_group("gloo")
 RANK = torch.distributed.get_rank()

@@ -1,4 +1,4 @@
-"""A process that has done its work ends well: gloo's threads are gone before Python ends (see `hf_itp.processes`)."""
+"""A process that has done its work ends well: gloo's threads end before Python (`distributed/processes.py`)."""
 
 from __future__ import annotations
 

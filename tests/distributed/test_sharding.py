@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_itp import ItpError, RewardModel
+from hf_itp.distributed.sharding import Sharding
 from hf_itp.errors import ItpWarning
-from hf_itp.sharding import Sharding
 from tests.distributed.cases import CASES, assert_same, generated, model_for, plain
 from tests.distributed.launching import accelerate_launch
 from tests.rewards.classifiers import tiny_classifier

@@ -12,8 +12,8 @@ import transformers
 from huggingface_hub import close_session, constants, hf_api
 from transformers import dynamic_module_utils
 
-from hf_itp.policy_tokenizers import clear_loaded_tokenizers
-from hf_itp.recommended_reward import _current_commit
+from hf_itp.generation.recommended_reward import _current_commit
+from hf_itp.policies.tokenizers import clear_loaded_tokenizers
 from hf_itp.rewards.resolve import clear_loaded_reward_models
 from tests.hub.server import TOKEN, LoopbackHub
 

@@ -19,8 +19,8 @@ from hf_itp.calibration.fingerprints import model_identity, reward_identity
 from hf_itp.errors import LoadError
 from hf_itp.hub.push import push_to_hub
 from hf_itp.hub.reward_reference import reward_reference
-from hf_itp.origins import origin_of
-from hf_itp.policies import policy_tokenizer
+from hf_itp.models.origins import origin_of
+from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.rewards import RewardModel, as_reward_function
 from tests.hub.server import TOKEN
 from tests.rewards.classifiers import saved, tiny_classifier

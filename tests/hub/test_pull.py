@@ -86,7 +86,7 @@ def test_reward_model_that_changed_is_used_as_it_was_and_said_to_have_changed(hu
     other.score.weight.data.neg_()
     other.save_pretrained(tmp_path / "other")
     hub_here.publish(reward_model_here, {"model.safetensors": (tmp_path / "other" / "model.safetensors").read_bytes()})
-    hf_itp.recommended_reward._current_commit.cache_clear()
+    hf_itp.generation.recommended_reward._current_commit.cache_clear()
     clear_loaded_reward_models()
     with pytest.warns(ItpWarning, match="has changed since the checkpoint was pushed"):
         assert decoded(pulled, strategy="auto").equal(before)

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants, hf_api
 
 from hf_itp.errors import LoadError, RewardModelError
-from hf_itp.policy_loading import load_policy_checkpoint
+from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.rewards import RewardModel, as_reward_function, clear_loaded_reward_models
 from tests.rewards.classifiers import saved, tiny_classifier
 from tests.tiny import saved_policy, tiny_tokenizer
@@ -177,7 +177,7 @@ class TestPoliciesOfTheHub:
     def test_trainer_loads_policy_and_reference_as_safetensors_at_one_commit(self, instance, hub_here, tmp_path):
         from transformers import AutoModelForCausalLM
 
-        from hf_itp.policy_loading import with_safe_loading
+        from hf_itp.policies.loading import with_safe_loading
         from hf_itp.training import CTRLArguments
 
         held = files(saved_policy(tmp_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.recommendation import is_repo_id, recommended_arguments
+from hf_itp.generation.recommendation import is_repo_id, recommended_arguments
 from hf_itp.strategies.pessimism import Pessimism
 from tests.tiny import tiny_model
 

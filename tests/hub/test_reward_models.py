@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hf_itp.errors import ArgumentError, RewardModelError
-from hf_itp.host_names import ADAPTERS_OF_5_17
+from hf_itp.models.host_names import ADAPTERS_OF_5_17
 from hf_itp.rewards import ProcessRewardModel, RewardModel
 from tests.hub.server import LoopbackHub
+from tests.rewards.checkpoints.layouts import folders
 from tests.rewards.classifiers import saved, saved_adapter, tiny_classifier
-from tests.rewards.layouts import folders
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.oldest

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_itp.host_names import cache_argument
+from hf_itp.models.host_names import cache_argument
 from hf_itp.sampling.decoders import ExpandedCacheDecoder, RepeatedPromptDecoder, make_decoder, select_rows
 from hf_itp.sampling.shared_prefix import SharedPrefixDecoder
 from tests.sampling.drawing import prepared

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import hf_itp
 from hf_itp.errors import DistributionError
-from hf_itp.functional.categorical import most_probable, sample_categorical
+from hf_itp.functional.kernels.categorical import most_probable, sample_categorical
 from tests.sampling.drawing import draw
 from tests.tiny import EOS, left_padded_batch, tiny_model
 

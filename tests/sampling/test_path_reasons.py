@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from hf_itp import ItpWarning
 from hf_itp.errors import UnsupportedModelError
-from hf_itp.host_names import cache_argument, cache_entry
+from hf_itp.models.host_names import cache_argument, cache_entry
 from hf_itp.sampling import decoders
 from hf_itp.sampling.shared_prefix import CannotShare
 from hf_itp.sampling.shared_prefix.conditions import check_can_share
@@ -63,8 +63,8 @@ def test_reason_names_what_was_missing(architecture):
 @pytest.mark.parametrize("architecture", SHARED)
 def test_contract_with_transformers(architecture):
     """
-    Fails by the name of the interface that changed. If one does: teach `hf_itp.host_names` the new name beside the old
-    one, or `hf_itp.sampling.shared_prefix.conditions` what goes with it.
+    Fails by the name of the interface that changed. If one does: teach `hf_itp.models.host_names` the new name beside
+    the old one, or `hf_itp.sampling.shared_prefix.conditions` what goes with it.
     """
     model = tiny_model(architecture)
     model_kwargs = prepared(model, left_padded_batch([7, 5]))["model_kwargs"]

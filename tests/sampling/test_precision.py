@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from hf_itp.functional.attention import attend, attend_causally
+from hf_itp.distributed.sharding import Sharding
+from hf_itp.functional.kernels.attention import attend, attend_causally
+from hf_itp.models.packed_linear import packed_linears
 from hf_itp.sampling import decoders
-from hf_itp.sampling.packed_linear import packed_linears
-from hf_itp.sharding import Sharding
 from tests.sampling.drawing import draw, prepared
 from tests.sampling.test_architectures import SHARED
 from tests.tiny import left_padded_batch, tiny_model

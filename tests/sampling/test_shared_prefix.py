@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from hf_itp.functional.attention import attend, merge_attention
+from hf_itp.functional.kernels.attention import attend, merge_attention
 from hf_itp.sampling import decoders
 from hf_itp.sampling.shared_prefix.attention import ATTENTION, shared_prefix_attention
 from hf_itp.sampling.shared_prefix.cache import (

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
+from hf_itp.checks import as_number, check_positive
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.checks import as_number, check_positive
 from hf_itp.functional.transforms.base import Transform
 
 

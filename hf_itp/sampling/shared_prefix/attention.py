@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from transformers import AttentionInterface
 
-from hf_itp.functional.attention import attend, merge_attention
+from hf_itp.functional.kernels.attention import attend, merge_attention
 from hf_itp.sampling.shared_prefix.cache import CannotShare, SharedLayer, SharedPrefixCache, active_cache
 
 ATTENTION = "hf_itp_shared_prefix"

@@ -16,8 +16,8 @@ import torch
 from transformers import CompileConfig, GenerationConfig
 from transformers.cache_utils import Cache
 
+from hf_itp.models.view import model_view
 from hf_itp.sampling.shared_prefix.attention import ATTENTION
-from hf_itp.sampling.shared_prefix.view import model_view
 
 
 class _TracedCache(Cache):

@@ -12,10 +12,10 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from hf_itp.host_names import cache_entry
-from hf_itp.sampling.caches import is_offloaded
+from hf_itp.models.caches import is_offloaded
+from hf_itp.models.host_names import cache_entry
+from hf_itp.models.view import can_be_viewed
 from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, UnknownInterface
-from hf_itp.sampling.shared_prefix.view import can_be_viewed
 
 # What a plain text prompt is prepared as, beside its cache.
 _KNOWN = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}

@@ -12,13 +12,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
-from hf_itp.sampling.packed_linear import packed_linears
+from hf_itp.models.packed_linear import packed_linears
+from hf_itp.models.view import model_view
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.shared_prefix.attention import ATTENTION
 from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, SharedLayer, SharedPrefixCache
 from hf_itp.sampling.shared_prefix.compiled import compiled_step
 from hf_itp.sampling.shared_prefix.conditions import check_can_share, check_layers
-from hf_itp.sampling.shared_prefix.view import model_view
 
 # How far a step's logits may be from the model's own, as a share of the largest: rounding, not another attention.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}

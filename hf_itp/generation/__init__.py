@@ -1,0 +1,1 @@
+"""The `strategy=` keyword of `generate`: from the call to the responses it returns."""

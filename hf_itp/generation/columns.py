@@ -1,0 +1,54 @@
+"""
+Columns of the data for a reward, as a caller of `generate` gives them: `reward_kwargs={"solution": [...]}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_itp.checks import as_list
+from hf_itp.errors import ArgumentError, ArgumentTypeError
+
+_PASSED_ALREADY = frozenset(
+    {"self", "prompts", "completions", "completion_ids", "responses", "response_ids", "trainer_state", "log_extra",
+     "log_metric"}
+)  # fmt: skip
+_REMEDY = 'Pass reward_kwargs={"solution": [...]}, one entry per input row.'
+
+
+def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None) -> dict[str, list]:
+    """
+    The columns as lists, once each is known to be one with a name no reward is called with anyway.
+
+    Args:
+        columns (`dict`): What the caller gave.
+        num_rows (`int`, *optional*): How many entries each has to have; not checked without it.
+
+    Raises:
+        `ArgumentTypeError`: If it is no dict of lists by name.
+        `ArgumentError`: If a name is taken, or a column has not one entry per row.
+    """
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns):
+        raise ArgumentTypeError(f"`reward_kwargs` must be a dict of columns by name, got {columns!r:.80}. {_REMEDY}")
+    checked: dict[str, list] = {}
+    for name, column in columns.items():
+        if name in _PASSED_ALREADY:
+            raise ArgumentError(
+                f"`reward_kwargs` must hold further columns, got {name!r}, which a reward is passed anyway. Rename "
+                "the column, or remove it."
+            )
+        entries = as_list(column)
+        if entries is None:
+            raise ArgumentTypeError(
+                f"Column {name!r} of `reward_kwargs` must be a list, got {column!r:.80}. {_REMEDY} Repeat a value "
+                "that is the same for all rows."
+            )
+        if num_rows is not None and len(entries) != num_rows:
+            raise ArgumentError(
+                f"Column {name!r} of `reward_kwargs` must have one entry per input row ({num_rows}), got "
+                f"{len(entries)}. {_REMEDY} A pipeline hands on `batch_size` inputs at a time: pass it as many, or "
+                "one input a call."
+            )
+        checked[name] = entries
+    return checked

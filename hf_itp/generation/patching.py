@@ -1,0 +1,244 @@
+"""
+How `GenerationMixin.generate` learns the `strategy=` keyword: one wrapper, at class level, that comes off again.
+
+Imports neither torch nor transformers: the wrapper is put on when transformers' generation code is imported, and what
+it needs is imported when a strategy is first used.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import textwrap
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from hf_itp.errors import ArgumentError, ItpError, ItpWarning
+from hf_itp.generation.keywords import KEYWORDS, documentation
+from hf_itp.models.origins import record_origins, stop_recording
+
+_GENERATION_MODULE = "transformers.generation.utils"
+
+_wrapping = threading.RLock()
+_wrapped: Any = None
+"""The class that was wrapped last."""
+
+
+def enable() -> None:
+    """
+    Teaches every model's `generate` the `strategy=` keyword. `import hf_itp` does it, unless `HF_ITP_DISABLE=1`.
+
+    Doing it twice changes nothing; models made before and after know the keyword alike.
+    """
+    record_origins()
+    _watch()
+    _wrap(_generation_mixin())
+
+
+def disable() -> None:
+    """
+    Puts transformers' own `generate` back, and the methods that note where a model was loaded from.
+
+    Raises:
+        `ItpError`: If another package has wrapped `generate` since: undoing ours would undo theirs.
+    """
+    mixin = _generation_mixin()
+    stop_recording()
+    if _wraps_ours(mixin.generate) and not _is_ours(mixin.generate):
+        raise ItpError(
+            "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so it cannot be "
+            "restored alone. Undo the other wrapper first."
+        )
+    # Or a reload of the module would put the wrapper on again.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _GenerationFinder)]
+    if _is_ours(mixin.generate):
+        mixin.generate = mixin.generate._hf_itp_original
+
+
+def enable_with_transformers() -> None:
+    """Does [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
+    record_origins()
+    _watch()
+    _wrap_if_loaded()
+
+
+def _watch() -> None:
+    if not any(isinstance(finder, _GenerationFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _GenerationFinder())
+
+
+class _GenerationFinder(MetaPathFinder):
+    """
+    Finds transformers' generation module where it is, and has it wrapped whenever it is loaded.
+
+    It stays: who asks for the module's spec need not import it, and who imports it may reload it.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _GENERATION_MODULE:
+            # Another package's finder may have come before this one and found the module itself.
+            _wrap_if_loaded()
+            return None
+        for finder in list(sys.meta_path):
+            find = getattr(finder, "find_spec", None)
+            if finder is self or find is None:
+                continue
+            spec = find(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _WrappingLoader(spec.loader)
+                return spec
+        return None
+
+
+class _WrappingLoader(Loader):
+    def __init__(self, loader: Loader):
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        # Source look-ups and resource readers ask the loader for more than the two methods below.
+        if name == "_loader":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _wrap(module.GenerationMixin)
+
+
+def _generation_mixin() -> Any:
+    from transformers import GenerationMixin
+
+    return GenerationMixin
+
+
+def _wrap(mixin: Any) -> None:
+    global _wrapped
+    with _wrapping:
+        if not _is_ours(mixin.generate):
+            mixin.generate = _with_strategy(mixin.generate)
+        _wrapped = mixin
+
+
+def _wrap_if_loaded() -> None:
+    # The class is whole once the module has its name, even while the rest of the module is being run. Once for each
+    # class: what is put over our wrapper later stays.
+    mixin = getattr(sys.modules.get(_GENERATION_MODULE), "GenerationMixin", None)
+    if mixin is not None and mixin is not _wrapped:
+        _wrap(mixin)
+
+
+def _is_ours(generate: Callable) -> bool:
+    # `functools.wraps` copies attributes, so a wrapper around ours carries the mark as well: the identity tells.
+    return getattr(generate, "_hf_itp_wrapper", None) == id(generate)
+
+
+def _wraps_ours(generate: Callable | None) -> bool:
+    while generate is not None:
+        if _is_ours(generate):
+            return True
+        generate = getattr(generate, "__wrapped__", None)
+    return False
+
+
+def _with_strategy(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        decoding = kwargs.get("custom_generate")
+        if kwargs.get("strategy") is None and not hasattr(decoding, "_hf_itp_decoding"):
+            _warn_of_ignored_strategy(kwargs.get("generation_config"))
+            if not KEYWORDS.keys().isdisjoint(kwargs):
+                kwargs = _without_keywords(self, kwargs)
+            return original(self, *args, **kwargs)
+        from hf_itp.generation import request
+
+        arguments = inspect.signature(original).bind_partial(self, *args, **kwargs).arguments
+        arguments.update(arguments.pop("kwargs", {}))
+        del arguments["self"]
+        if kwargs.get("strategy") is None:
+            return original(self, **request.arguments_beside_decoding(self, arguments))
+        return original(self, **request.arguments_for_original(self, arguments))
+
+    generate._hf_itp_original = original  # type: ignore[attr-defined]
+    generate._hf_itp_wrapper = id(generate)  # type: ignore[attr-defined]
+    generate.__doc__ = _extended_documentation(original.__doc__)
+    generate.__signature__ = _extended_signature(original)  # type: ignore[attr-defined]
+    return generate
+
+
+def _without_keywords(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """
+    The arguments of a call without a strategy, less the keywords of ours that are `None`.
+
+    Raises:
+        `ArgumentError`: If one is not, and only a strategy could have used it.
+    """
+    arguments = dict(arguments)
+    arguments.pop("strategy", None)
+    if arguments.get("custom_generate") is not None:
+        return arguments  # which may have keywords of its own
+    for name in KEYWORDS:
+        if name not in arguments or _is_known_without_strategy(model, name):
+            continue
+        if arguments.pop(name) is not None:
+            raise ArgumentError(
+                f"`{name}` needs `strategy`, which is missing: `generate` would draw one plain response and know "
+                f'nothing of `{name}`. Pass strategy="pessimism" or another of `hf_itp.list_strategies()` beside it, '
+                f"or remove `{name}`."
+            )
+    return arguments
+
+
+def _is_known_without_strategy(model: Any, name: str) -> bool:
+    """Whether the model, or transformers, has a keyword of that name of its own."""
+    from transformers import GenerationConfig
+
+    if hasattr(GenerationConfig(), name):
+        return True
+    try:
+        model._validate_model_kwargs({name: True})
+    except ValueError:
+        return False
+    return True
+
+
+def _warn_of_ignored_strategy(config: Any) -> None:
+    if hasattr(config, "strategy"):
+        warnings.warn(
+            "`strategy` in `generation_config` is ignored, so these are plain samples. Pass strategy=... to "
+            "`generate`.",
+            ItpWarning,
+            stacklevel=3,
+        )
+
+
+def _extended_signature(original: Callable) -> inspect.Signature:
+    signature = inspect.signature(original)
+    known = list(signature.parameters.values())
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=keyword.types.replace("`", "")
+        )
+        for name, keyword in KEYWORDS.items()
+    ]
+    return signature.replace(parameters=[*known[:-1], *added, known[-1]])
+
+
+def _extended_documentation(own: str | None) -> str | None:
+    # Python run with -OO has no docstrings.
+    if own is None:
+        return None
+    before, own_kwargs, after = own.partition("kwargs (`dict[str, Any]`, *optional*):")
+    indent = before[before.rfind("\n") + 1 :]
+    return before.rstrip(" ") + textwrap.indent(documentation().lstrip("\n"), indent) + indent + own_kwargs + after

@@ -1,0 +1,1 @@
+"""Prompts with responses and rewards on disk."""

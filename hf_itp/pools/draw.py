@@ -1,0 +1,172 @@
+"""
+Drawing and scoring of reference responses: any number of prompts, any number of processes, killed and taken up again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hf_itp.distributed.processes import launched_processes
+from hf_itp.errors import ArgumentError
+from hf_itp.pools.file import Row
+from hf_itp.pools.journal import ReferencePool
+from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.sampling.description import DrawDescription
+from hf_itp.sampling.drawing import draw_described
+from hf_itp.sampling.recorded import text_tokenizer
+from hf_itp.sampling.sampler import forwards_are_synchronized
+from hf_itp.sampling.streams import derived_seed
+from hf_itp.sampling.text import ResponseReader
+
+# Responses drawn between two writes: what a kill costs at most, and enough for a batch.
+_RESPONSES_PER_WRITE = 64
+
+
+def draw_references(
+    policy: PreTrainedModel,
+    description: DrawDescription,
+    reward: RewardFunction,
+    prompts: Sequence[Prompt],
+    num_reference: int,
+    *,
+    seed: int,
+    settings: dict[str, Any],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    output_dir: str | Path | None = None,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> list[Row]:
+    """
+    `num_reference` responses per prompt with their rewards, in the order of the prompts. Under `accelerate launch`
+    the processes share the prompts, and each returns all rows. However long one is at its own, the others wait.
+
+    Args:
+        description ([`DrawDescription`]): How they are drawn.
+        settings (`dict`): All that decides what is drawn; rows under other settings are not taken up.
+        columns (`dict[str, list]`, *optional*): What else the reward takes: one entry per prompt.
+        output_dir (`str` or `Path`, *optional*): Where the pool is kept. A folder all processes see. Without it the
+            rows are in memory alone, and one process draws them.
+    """
+    state = PartialState()
+    if output_dir is None:
+        if state.num_processes > 1:
+            raise ArgumentError(
+                f"`output_dir` has to be given where {state.num_processes} processes share the prompts, but is None. "
+                "Pass a folder that all of them see."
+            )
+        with TemporaryDirectory() as folder:
+            return draw_references(
+                policy, description, reward, prompts, num_reference, seed=seed, settings=settings, columns=columns,
+                output_dir=folder, batch_size=batch_size, progress=progress,
+            )  # fmt: skip
+    processes = launched_processes()
+    pool = processes.run(lambda: ReferencePool(Path(output_dir), settings, processes.rank))
+    # The same prompts go together whatever was there before, so that a batch's rounding is that of an unbroken run.
+    size = max(1, math.ceil(_RESPONSES_PER_WRITE / num_reference))
+    chunks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+    # Nobody writes before everybody has read, and all go by what the first has read.
+    done = set(processes.gather(sorted(processes.run(pool.rows)))[0])
+    missing = [chunk for chunk in chunks if any(index not in done for index in chunk)]
+    mine = missing[processes.rank :: processes.size]
+    tokenizer, derived = text_tokenizer(description.tokenizer), derived_seed(seed, "references")
+
+    def draw(places: Sequence[int]) -> list[list[torch.Tensor]]:
+        chosen = [prompts[place] for place in places]
+        return draw_described(
+            policy, description, chosen, num_reference, seed=derived, batch_size=batch_size, progress=False
+        )
+
+    def keep(chunk: range, drawn: list[list[torch.Tensor]]) -> None:
+        """Scores and writes the responses to a chunk; what stands behind them was drawn for nobody."""
+        if not chunk:
+            return
+        drawn = drawn[: len(chunk)]
+        chosen = [prompts[index] for index in chunk]
+        readers = [ResponseReader(tokenizer, description.prompt_ids(prompt)) for prompt in chosen]
+        responses = [[read(ids.tolist()) for ids in own] for read, own in zip(readers, drawn, strict=True)]
+        rewards = reward.rewards_of(
+            [prompt for prompt in chosen for _ in range(num_reference)],
+            [response for texts in responses for response in texts],
+            [response for ids in drawn for response in ids],
+            {
+                name: [column[index] for index in chunk for _ in range(num_reference)]
+                for name, column in (columns or {}).items()
+            },
+        ).view(len(chosen), num_reference)
+        pool.append(
+            {
+                "index": index,
+                "prompt": prompts[index],
+                "responses": responses[position],
+                "response_ids": [response.tolist() for response in drawn[position]],
+                "rewards": rewards[position].tolist(),
+            }
+            for position, index in enumerate(chunk)
+            if index not in done
+        )
+
+    with transformers_logging.tqdm(
+        total=len(prompts),
+        initial=len(prompts) - sum(map(len, missing)),
+        desc="Drawing references",
+        unit=" prompts",
+        disable=None if progress is None else not progress,
+    ) as bar:
+
+        def work() -> None:
+            for chunk in mine:
+                processes.check()
+                keep(chunk, draw(chunk))
+                bar.update(len(chunk) * processes.size)
+
+        if processes.size > 1 and forwards_are_synchronized(policy):
+            # Sharded weights are gathered in each forward pass, so every process has to make the same ones: as many
+            # draws of as many prompts, those that are not its own for the forward passes alone.
+            for turn in range(math.ceil(len(missing) / processes.size)):
+                own = mine[turn] if turn < len(mine) else range(0)
+                places = [*own, *[missing[0][0]] * (size - len(own))]
+                drawn = processes.run_in_step(partial(draw, places))
+                processes.run(partial(keep, own, drawn))
+                bar.update(len(own) * processes.size)
+        else:
+            processes.run(work)
+
+    def finish() -> list[Row]:
+        rows = pool.rows()
+        pool.finish()
+        return [rows[index] for index in range(len(prompts))]
+
+    rows: list[Row] = processes.run(finish if processes.rank == 0 else list)
+    return processes.gather(rows)[0]
+
+
+def check_lengths(policy: PreTrainedModel, description: DrawDescription, prompts: Sequence[Prompt]) -> None:
+    """
+    Raises:
+        `ArgumentError`: If a prompt and its response would be longer than the policy's positions, or the chat template
+            refuses a prompt.
+    """
+    positions = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    for number, prompt in enumerate(prompts):
+        length = len(description.prompt_ids(prompt))
+        longest = description.limit(length)
+        if positions and longest > positions:
+            raise ArgumentError(
+                f"Prompt {number} in `prompts` has {length} tokens, with max_new_tokens={longest - length} more than "
+                f"the policy's {positions} positions. Shorten or drop it, or lower `max_new_tokens`."
+            )
+        if longest <= length:
+            raise ArgumentError(
+                f"Prompt {number} in `prompts` has {length} tokens, which leaves no room below max_length={longest}. "
+                "Shorten or drop it, or pass `max_new_tokens` instead."
+            )

@@ -1,0 +1,121 @@
+"""
+Reference responses on disk: a pool file that grows while they are drawn and survives a kill.
+
+Each process appends to a part of its own; when all prompts are there, the parts become one `reference_pool.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_itp.errors import ArgumentError
+from hf_itp.pools.file import Row, shortened
+
+POOL = "reference_pool.jsonl"
+SETTINGS = "reference_pool.json"
+
+# Bytes read at once from the end of a part.
+_BLOCK = 4096
+
+
+class ReferencePool:
+    """
+    The rows of one calibration, found again where they were left.
+
+    Args:
+        folder (`Path`): Where the pool is written; created if need be.
+        settings (`dict`): All that decides what is drawn. A folder with other settings is refused.
+        part (`int`, *optional*, defaults to 0): Which process this is.
+
+    Raises:
+        `ArgumentError`: If the folder holds a pool with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], part: int = 0):
+        self.folder = folder
+        self._part = folder / f"reference_pool.part-{part}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings(settings)
+
+    def rows(self) -> dict[int, Row]:
+        """All rows that are complete, by their index. A line that a kill cut short is no row."""
+        whole = self.folder / POOL
+        files = [whole] if whole.exists() else sorted(self.folder.glob("reference_pool.part-*.jsonl"))
+        return {row["index"]: row for file in files for row in _complete_rows(file)}
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Writes rows to this process's part and to the disk."""
+        _cut_incomplete_line(self._part)
+        with self._part.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Joins the parts, in the order of the prompts. One process does this when all are done."""
+        rows = self.rows()
+        temporary = self.folder / f"{POOL}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in sorted(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / POOL)
+        for part in self.folder.glob("reference_pool.part-*.jsonl"):
+            part.unlink()
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        path = self.folder / SETTINGS
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if not path.exists():
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        different = _first_difference(found, json.loads(text))
+        if different is not None:
+            name, there, wanted = different
+            raise ArgumentError(
+                f"`output_dir` has to hold a pool of the same settings or none, but in {self.folder} `{name}` is "
+                f"{shortened(there)} and is to be {shortened(wanted)}. Choose another folder, or delete "
+                "this one to draw again."
+            )
+
+
+def _complete_rows(path: Path) -> list[Row]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line break was cut short
+    return [json.loads(line) for line in lines]
+
+
+def _cut_incomplete_line(path: Path) -> None:
+    """Read from the end, so that the cost does not grow with the file."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        complete, start = 0, end
+        while start > 0:
+            start = max(0, start - _BLOCK)
+            file.seek(start)
+            if (found := file.read(min(_BLOCK, end - start)).rfind(b"\n")) >= 0:
+                complete = start + found + 1
+                break
+        if complete < end:
+            file.truncate(complete)
+
+
+def _first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Name of the innermost entry that differs between two JSON objects, and both values."""
+    if there == wanted:
+        return None
+    if not (isinstance(there, dict) and isinstance(wanted, dict)):
+        return name, there, wanted
+    for key in [*wanted, *(key for key in there if key not in wanted)]:
+        inner = _first_difference(there.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        if inner is not None:
+            return inner
+    return name, there, wanted  # an entry that is there, as null, in one alone

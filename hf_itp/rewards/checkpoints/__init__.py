@@ -1,0 +1,1 @@
+"""What the checkpoint of a reward model is, and how it loads."""

@@ -1,0 +1,1 @@
+"""One right forward pass of a reward model, for many sequences."""

@@ -1,0 +1,1 @@
+"""Prompts and responses as the tokens a reward model reads."""
