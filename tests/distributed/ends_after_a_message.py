@@ -7,12 +7,12 @@ import sys
 import weakref
 from pathlib import Path
 
-groups: list[weakref.ref] = []
-# Registered before the package's own, so run after them.
-atexit.register(lambda: Path(sys.argv[1], f"left{RANK}").write_text(str([group() for group in groups])))
 
-import torch.distributed  # noqa: E402
+def exchange() -> weakref.ref:
+    """A group that has carried a message, as far as anything still holds it."""
+    from hf_itp.distributed.processes import launched_processes
 
+<<<<<<< HEAD
 from hf_itp.distributed.processes import launched_processes  # noqa: E402
 
 torch.distributed.init_process_group("gloo")
@@ -20,10 +20,26 @@ RANK = torch.distributed.get_rank()
 
 
 def exchange() -> None:
+=======
+>>>>>>> main
     processes = launched_processes()
-    assert processes.gather(RANK) == [0, 1]
-    groups.append(weakref.ref(processes._group))
-    assert groups[0]() is not None
+    assert processes.size == 2 == len(processes.gather(None))
+    return weakref.ref(processes._group)
 
 
-exchange()
+def main(folder: Path) -> None:
+    groups: list[weakref.ref] = []
+
+    def report() -> None:
+        (folder / f"left{torch.distributed.get_rank()}").write_text(str([group() for group in groups]))
+
+    # Registered before the package's own, which an import registers, so run after them.
+    atexit.register(report)
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    groups.append(exchange())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
