@@ -31,7 +31,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.functional import test_categorical, test_random, test_rejection, test_selection, test_win_rates
+from tests.functional import test_rejection, test_selection, test_win_rates
+from tests.functional.kernels import test_categorical, test_random
 from tests.sampling import test_exact_law, test_streams
 from tests.strategies import test_contract, test_pessimism
 from tests.tiny import tiny_tokenizer

@@ -12,16 +12,6 @@ def exchange() -> weakref.ref:
     """A group that has carried a message, as far as anything still holds it."""
     from hf_itp.distributed.processes import launched_processes
 
-<<<<<<< HEAD
-from hf_itp.distributed.processes import launched_processes  # noqa: E402
-
-torch.distributed.init_process_group("gloo")
-RANK = torch.distributed.get_rank()
-
-
-def exchange() -> None:
-=======
->>>>>>> main
     processes = launched_processes()
     assert processes.size == 2 == len(processes.gather(None))
     return weakref.ref(processes._group)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hf_itp.errors import ItpWarning, RewardModelError
-from hf_itp.rewards import RewardModel, forward, shared_prefix
+from hf_itp.rewards import RewardModel
+from hf_itp.rewards.forward import passes, shared_prefix
 from hf_itp.rewards.forward.scoring import label_logits
 from hf_itp.rewards.text.encoding import TokenSequence
 from tests.architectures import SLIDING_WINDOW, VOCABULARY_SIZE
@@ -43,8 +44,8 @@ def sequences_of(prompt_lengths, suffix_lengths=(1, 2, 3, 9, 33)):
 
 
 def whole_pass(model, sequences):
-    with forward.evaluating(model):
-        return forward.logits(model, sequences)[:, 0]
+    with passes.evaluating(model):
+        return passes.logits(model, sequences)[:, 0]
 
 
 def tokens_run(model, score):
@@ -245,7 +246,7 @@ def test_model_that_does_something_of_its_own_is_run_whole(change):
     else:
         model.model.config._attn_implementation_internal = "sdpa"
     ids = torch.tensor(sequences[0].ids)
-    with forward.evaluating(model):
+    with passes.evaluating(model):
         assert shared_prefix.packing_body(model, ids) is None
 
 
