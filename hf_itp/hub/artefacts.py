@@ -8,7 +8,10 @@ and the command.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import GenerationConfig
@@ -66,8 +69,34 @@ def write_artefacts(
         calibrator ([`RewardCalibrator`], *optional*): Its calibration.
         facts ([`CardFacts`], *optional*): For the card, `README.md`; without them none is written.
     """
-    folder = Path(folder)
+    with files_put_at_once(Path(folder)) as made:
+        _write(made, generation_config, entry, calibrator, facts)
+
+
+@contextmanager
+def files_put_at_once(folder: Path) -> Iterator[Path]:
+    """
+    A folder to write into, whose files are in `folder` afterwards, each of them never half written.
+
+    A trainer's push in mid-training lists and reads its folder in the background, while training goes on to the next
+    save. What begins with an underscore it leaves out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix="_") as made:
+        yield Path(made)
+        for file in sorted(path for path in Path(made).rglob("*") if path.is_file()):
+            target = folder / file.relative_to(made)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+
+
+def _write(
+    folder: Path,
+    generation_config: GenerationConfig,
+    entry: dict[str, Any],
+    calibrator: RewardCalibrator | None,
+    facts: CardFacts | None,
+) -> None:
     config = GenerationConfig.from_dict(generation_config.to_dict())
     if entry:
         setattr(config, ENTRY, entry)

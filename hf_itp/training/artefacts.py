@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.generation.recommendation import is_repo_id
-from hf_itp.hub.artefacts import decoding_entry, write_artefacts
+from hf_itp.hub.artefacts import decoding_entry, files_put_at_once, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.reward_reference import published_reward
 from hf_itp.rewards import RewardFunction
@@ -59,10 +59,9 @@ class CarriesCalibration(_Base):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card into `output_dir`: at every checkpoint and push, in place of the library's own."""
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
             card = policy_card(self.card_facts(), self.decoding_entry(), self.calibrator)
-            (folder / "README.md").write_text(str(card), encoding="utf-8")
+            with files_put_at_once(Path(self.args.output_dir)) as folder:
+                (folder / "README.md").write_text(str(card), encoding="utf-8")
 
     def card_facts(self) -> CardFacts:
         """What the card says of this training."""
