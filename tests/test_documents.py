@@ -5,6 +5,7 @@ What readers are told is true: code of the pages runs, links and named paths lea
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ def test_block_runs(name):
 
 def test_blocks_that_run_are_on_every_page_of_the_main_job():
     pages = {name.rsplit("-", 1)[0] for name in RUNNING}
-    main = ("README", "docs/strategies", "docs/choosing_beta", "docs/drawing", "docs/paper_index", "docs/reward_models")
-    assert pages >= {f"{page}.md" for page in main}
+    main = ("strategies", "choosing_beta", "drawing", "paper_index", "reward_models")
+    assert pages >= {"README.md", *(f"docs/{page}.md" for page in main)}
 
 
 @pytest.mark.parametrize("name", BLOCKS.keys() - RUNNING.keys())
@@ -79,6 +80,14 @@ def test_call_of_the_readme_is_python_after_the_change():
 
 def test_readme_is_short():
     assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+def test_install_lines_are_those_of_the_project():
+    text = text_of(ROOT / "README.md")
+    extras = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == set(extras)
+    (weights,) = re.findall(r"--no-deps \S+==\S+ \S+==\S+", text)
+    assert weights in text_of(ROOT / "Makefile")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

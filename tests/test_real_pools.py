@@ -1,4 +1,4 @@
-"""`examples/real_pools.py`: its numbers again in NumPy, from the files alone, and the files from their source."""
+"""`examples/real_pools.py`: its numbers computed again in NumPy, and its files made again from their source."""
 
 from __future__ import annotations
 
