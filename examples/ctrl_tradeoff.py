@@ -1,8 +1,8 @@
 """
-What each transform of calibrated rewards buys: win rates against KL, decoded plainly, by best-of-n and by worst-of-n.
+Draw what each transform of calibrated rewards gains: win rates against KL, plain and with best-of-n and worst-of-n.
 
-Integrals for rewards without ties, no model, a few seconds. Of the two optimal transforms each panel shows those
-solved for its own n; with n = 1 they are the identity.
+Computed from integrals for rewards without ties: no model, a few seconds. Each panel shows the two optimal transforms
+for its own n; for n = 1 they are the identity.
 
     python examples/ctrl_tradeoff.py --output ctrl_tradeoff.png
 """
@@ -29,7 +29,7 @@ ELEMENTARY: dict[str, tuple[Transform, str]] = {
     "exponential(-5)": (Exponential(-5), "#cc79a7"),
     "exponential(-10)": (Exponential(-10), "#d55e00"),
 }
-# Each optimum is solved anew at every beta of the sweep: the one given here is only where it starts.
+# Each optimum is solved again at every beta of the sweep; the beta here is only the first.
 OPTIMA: dict[str, tuple[Callable[[int], Transform], str]] = {
     "best_of_n_optimal": (lambda n: BestOfNOptimal(n, beta=1.0), "#009e73"),
     "worst_of_n_optimal": (lambda n: WorstOfNOptimal(n, beta=1.0), "#7f7f7f"),
@@ -46,7 +46,7 @@ Curve = list[tuple[float, float]]
 
 
 def sweep(transform: Transform) -> list[AlignmentTradeoff]:
-    """Tradeoffs from the smallest to the largest KL: beta is in the transform's units, so its ends are solved for."""
+    """Return tradeoffs from the smallest to the largest KL, whose betas depend on the transform's units."""
     first, last = (math.log(beta_for_kl(transform, kl)) for kl in (SMALLEST_KL, LARGEST_KL))
     betas = [math.exp(first + (last - first) * step / (NUM_POINTS - 1)) for step in range(NUM_POINTS)]
     return [alignment_tradeoff(transform.at_beta(beta), beta) for beta in betas]

@@ -1,11 +1,11 @@
 """
-A policy's way over the Hub, on this machine alone: trained for best-of-4, pushed, pulled in a fresh process with an
-empty cache, and decoded as it recommends.
+Train a policy for best-of-4, push it to a Hub, pull it in a fresh process with an empty cache, and decode it as it
+recommends. All of it on this machine.
 
     python examples/hub_demo.py        # or: make demo-hub
 
-The Hub is the loopback server of the tests, real HTTP on 127.0.0.1. Policy and reward model are tiny and random: this
-shows the way, not the words.
+The Hub is the loopback server of the tests, real HTTP on 127.0.0.1. Policy and reward model are tiny and random, so
+the responses make no sense.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPTS = [QUESTION, "what is salt for", "do you use milk in bread"]
 
 
 def author(folder: Path) -> None:
-    """Makes a policy and a reward model, trains the one by the other, and pushes both."""
+    """Make a policy and a reward model, train the policy with the reward model, and push both."""
     from datasets import Dataset
     from huggingface_hub import HfApi
     from transformers import AutoModelForCausalLM
@@ -67,7 +67,7 @@ def author(folder: Path) -> None:
 
 
 def reader() -> None:
-    """Pulls the policy and decodes as it recommends."""
+    """Pull the policy and decode as it recommends."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import hf_itp

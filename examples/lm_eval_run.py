@@ -1,13 +1,13 @@
 """
-The scores of one policy in lm-evaluation-harness, with and without a strategy.
+Evaluate one policy in lm-evaluation-harness, with and without a strategy.
 
     pip install lm-eval
     python examples/lm_eval_run.py
 
-The harness draws with its own `hf` model. `import hf_itp` is all that is added: `strategy=` and what belongs to it are
-generation arguments as any other. Its stop strings end each candidate on its own, so the reward reads what the harness
-will score. The embedded reward model was made for helpfulness, not for arithmetic: the table says what it is worth
-here.
+The harness draws with its own `hf` model. Only `import hf_itp` is added: `strategy=` and its settings are generation
+arguments like any other. The harness's stop strings end each candidate on its own, so the reward reads what the
+harness will evaluate. The embedded reward model is made for helpfulness, not for arithmetic; the table shows how much
+it helps here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WAYS = {
 
 
 def task() -> dict[str, Any]:
-    """The task's configuration, its file named by the whole path."""
+    """Return the configuration of the task, with the whole path of its file."""
     config = yaml.safe_load((FOLDER / "checkable_questions.yaml").read_text(encoding="utf-8"))
     files = config["dataset_kwargs"]["data_files"]
     config["dataset_kwargs"]["data_files"] = {split: str(FOLDER / file) for split, file in files.items()}
@@ -47,7 +47,7 @@ def task() -> dict[str, Any]:
 
 
 def score(model: HFLM, arguments: dict[str, Any], limit: int | None) -> tuple[float, float]:
-    """Accuracy and its standard error, as the harness has them."""
+    """Return the accuracy and its standard error, as the harness reports them."""
     results = lm_eval.simple_evaluate(model, tasks=[task()], gen_kwargs=arguments, limit=limit, bootstrap_iters=100)
     measured = results["results"]["checkable_questions"]
     return measured["exact_match,first_word"], measured["exact_match_stderr,first_word"]

@@ -1,5 +1,5 @@
 """
-A reward of your own: a plain function, alone or beside a reward model in an ensemble.
+Use a reward of your own: a plain function, by itself or in an ensemble with a reward model.
 
     python examples/own_reward.py
 """
@@ -15,7 +15,7 @@ CHAT = [{"role": "user", "content": "Name three rivers in France, separated by c
 
 
 def names_three(prompts, completions, **kwargs) -> list[float]:
-    """1 for exactly two commas. Chats get a list of messages per completion, plain prompts a string."""
+    """Return 1 for exactly two commas, else 0. A completion is a list of messages for a chat, else a string."""
     texts = [completion if isinstance(completion, str) else completion[0]["content"] for completion in completions]
     return [float(text.count(",") == 2) for text in texts]
 
@@ -25,7 +25,7 @@ def main(max_new_tokens: int = 48) -> list[str]:
     tokenizer, policy = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     answers = []
-    # A list is an ensemble, by default the mean; `hf_itp.rewards.RewardEnsemble` has the minimum and others.
+    # A list is an ensemble, by default their mean; `hf_itp.rewards.RewardEnsemble` also has the minimum and others.
     for reward_model in (names_three, [names_three, "embedded"]):
         sequences = policy.generate(
             **inputs, strategy="best_of_n", reward_model=reward_model, prompts=[CHAT], num_candidates=16, seed=0,

@@ -1,5 +1,6 @@
 """
-One chat, 16 candidates, one better answer: the embedded policy and reward model, or any two ids or folders.
+Draw 16 candidates for one chat and return the one that pessimism picks. The policy and the reward model are the
+embedded ones, or any two ids or folders.
 
     python examples/quickstart.py "How do I keep a sourdough starter alive while travelling?"
 """

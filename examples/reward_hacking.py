@@ -1,8 +1,9 @@
 """
-What over-optimising a reward model looks like, and what each strategy does about it. No model, a few seconds.
+Show what over-optimizing a reward model does to each strategy. A constructed case: no model, a few seconds.
 
-The reward model here ranks responses well up to a point: the true quality of a response at quantile `u` of the reward
-is `u**12 * (1 - u)`, scaled to a maximum of 1: the very highest rewards are errors. Best-of-n finds them as N grows.
+The reward ranks responses well up to a point. At quantile `u` of the reward the true quality is `u**12 * (1 - u)`,
+scaled to a maximum of 1, so the very highest rewards are errors. Best-of-n finds them as N grows.
+`examples/real_pools.py` shows real rewards.
 
     python examples/reward_hacking.py --output reward_hacking.png
 """

@@ -1,17 +1,18 @@
 """
-Trains SmolLM2-135M three times at the same budget and compares where it arrives:
+Train SmolLM2-135M in three ways at the same budget, and compare the results at equal KL:
 
     python examples/train_ctrl.py                      # prompts of Anthropic/hh-rlhf, from the Hub
     python examples/train_ctrl.py --prompts FILE       # rows with a `prompt`, such as hh_helpful_train.jsonl.gz
 
-- `raw`: the reward as it is, as RLHF takes it
+- `raw`: the reward as it is, as in RLHF
 - `calibrated`: its quantile under the policy, `transform="identity"`
 - `ctrl`: the quantile transformed for best-of-4, `exponential` with the best t
 
-Same references, same LoRA, same steps, same KL aimed at; the reward is the embedded reward model. Then each policy
-answers held-out prompts, and its win rate against the untrained policy is measured, plainly and as best-of-4 of each,
-at the full adapter and at more of it: an adapter's strength is how far it goes, so the three are compared at equal KL.
-38 minutes on one core of a 2-core machine; `--quick`, a tenth of everything, shows that it runs.
+All three have the same references, LoRA, number of steps and target KL; the reward is the embedded reward model. Each
+policy then answers held-out prompts. Its win rate against the untrained policy is measured, decoded plainly and with
+best-of-4 on both sides. The stronger the adapter, the larger the KL: the adapter is measured as trained and at twice
+its strength, so that the three can be compared at equal KL. Takes 38 minutes on one core of a 2-core machine;
+`--quick` does a tenth of everything, to show that it runs.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 STRENGTHS = (1.0, 2.0)
 N = 4
-RATIOS = 2  # responses per prompt that the KL is estimated from: a pass each, twice
+RATIOS = 2  # responses per prompt from which the KL is estimated; each costs two passes
 LONGEST_PROMPT = 40  # tokens
 
 
 class RawRewardTrainer(QuantileRegressionTrainer):
-    """The same regression on the reward itself: what calibration and transformation are compared with."""
+    """The same regression on the reward itself, the baseline for calibration and transformation."""
 
     raw_beta = 1.0
 
@@ -59,7 +60,7 @@ class RawRewardTrainer(QuantileRegressionTrainer):
 
 
 def read_prompts(path: Path | None, tokenizer: Any, count: int) -> list[list[dict[str, str]]]:
-    """First questions of distinct conversations, short enough to be many."""
+    """Return the first questions of distinct conversations, only short ones, so that there are many."""
     if path is None:
         from datasets import load_dataset
 
@@ -75,7 +76,7 @@ def read_prompts(path: Path | None, tokenizer: Any, count: int) -> list[list[dic
 
 
 def raw_beta(calibrator: RewardCalibrator, kl: float) -> float:
-    """The KL strength at which tilting by the raw reward is `kl` nats away, on the mean over prompts."""
+    """Return the beta at which the policy tilted by the raw reward is `kl` nats away, in the mean over prompts."""
     rewards = calibrator.reference_rewards.double()
 
     def divergence(beta: float) -> float:
@@ -91,7 +92,7 @@ def raw_beta(calibrator: RewardCalibrator, kl: float) -> float:
 
 @torch.no_grad()
 def measure(model: Any, tokenizer: Any, reward: RewardModel, prompts: list, count: int, tokens: int) -> dict:
-    """Rewards `(P, G)` of the policy's own responses, and log-ratios `(P, RATIOS)` of the first of them."""
+    """Return rewards `(P, G)` of the policy's own responses, and log-ratios `(P, RATIOS)` of the first of them."""
     drawn = draw_responses(model, tokenizer, prompts, count, seed=7, max_new_tokens=tokens)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for group in drawn for ids in group]
     rewards = reward([prompt for prompt in prompts for _ in range(count)], texts).view(len(prompts), count)
@@ -105,7 +106,7 @@ def measure(model: Any, tokenizer: Any, reward: RewardModel, prompts: list, coun
 
 
 def logprobs(model: Any, prompt: list[int], responses: list[torch.Tensor]) -> torch.Tensor:
-    """Log-probability of each response to one prompt."""
+    """Return the log-probability of each response to one prompt."""
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.cat([torch.tensor(prompt), response]) for response in responses], batch_first=True
     )
@@ -116,7 +117,7 @@ def logprobs(model: Any, prompt: list[int], responses: list[torch.Tensor]) -> to
 
 
 def set_strength(model: Any, share: float) -> None:
-    """How much of the adapter is added to the weights."""
+    """Set how much of the adapter is added to the weights."""
     for module in model.modules():
         if hasattr(module, "scale_layer"):
             module.set_scale("default", share)
@@ -183,7 +184,7 @@ def main() -> None:
 
 
 def report(results: list[dict], reference: torch.Tensor, folder: Path) -> None:
-    """A table of what was measured, the differences at equal KL, and a picture beside the theory's curves."""
+    """Print and write the measurements, the differences at equal KL, and a picture with the curves of theory."""
     columns = ("kl", "win_rate", f"best_of_{N}")
     rows = []
     for result in results:
@@ -220,7 +221,7 @@ def report(results: list[dict], reference: torch.Tensor, folder: Path) -> None:
 
 
 def at_kl(results: list[dict], reference: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Win rates of each prompt `(P,)` at a KL, plain and best-of-N, the untrained policy being the first point."""
+    """Return win rates per prompt `(P,)` at a KL, plain and best-of-N; the first point is the untrained policy."""
     half = torch.full((len(reference),), 0.5, dtype=torch.float64)
     points = [(0.0, half, half)]
     for result in sorted(results, key=lambda result: float(result["log_ratios"].mean())):
@@ -234,7 +235,7 @@ def at_kl(results: list[dict], reference: torch.Tensor, level: float) -> tuple[t
 
 
 def picture(rows: list[dict], transforms: dict[str, Transform], folder: Path) -> None:
-    """Measured points and the optima's curves, for rewards without ties."""
+    """Draw the measured points and the curves of the optima, for rewards without ties."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
 """
-Trains the embedded reward model on pairs of a better and a worse answer, and reports how good and how biased it is.
+Train the embedded reward model on pairs of a better and a worse answer, and report how good and how biased it is.
 
     python examples/train_embedded_reward.py                                # Anthropic/hh-rlhf, helpful-base, Hub
     python examples/train_embedded_reward.py --train a.jsonl.gz --test b.jsonl.gz   # rows: prompt, chosen, rejected
 
-A linear head over two poolings of the encoder's lower layers (`hf_itp/embedded/pooling.py`), fitted to the
-Bradley-Terry likelihood: convex, so there is no seed. The ridge is chosen by cross-validation on the training pairs,
-which never splits a conversation; the test pairs are used once, at the end.
+The model is a linear head over two poolings of the encoder's lower layers (`hf_itp/embedded/pooling.py`), fitted to
+the Bradley-Terry likelihood. The problem is convex, so there is no seed. Cross-validation on the training pairs, which
+never splits a conversation, chooses the ridge. The test pairs are used once, at the end.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _messages(transcript: str) -> list[dict[str, str]]:
 
 
 def pooled_features(pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The keys `(2, D)`, and the pooled hidden states `(2n, 2, D)` of chosen 0, rejected 0, chosen 1, ..."""
+    """Return the keys `(2, D)`, and the pooled hidden states `(2n, 2, D)` of chosen 0, rejected 0, chosen 1, ..."""
     source = encoder_folder()
     encoder = BertModel.from_pretrained(source, num_hidden_layers=ENCODER_LAYERS, add_pooling_layer=False).eval()
     sequences = PairEncoder(load_tokenizer(source), pairs=True, max_length=512).encode(
@@ -101,8 +101,8 @@ def pooled_features(pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fit_keys(examples: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
     """
-    The directions whose attention comes closest, in cross-entropy, to a uniform one over the response, and to one on
-    the token that ends it. Both are convex problems.
+    Return two directions: one whose attention is closest, in cross-entropy, to uniform over the response, and one
+    whose attention is closest to the token that ends it. Both are convex problems.
     """
     hidden = torch.cat([states[0] for states, _, _ in examples]).double()
     rows = torch.repeat_interleave(
@@ -128,7 +128,7 @@ def _fit_key(hidden: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> 
 
 
 def fit_head(differences: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Bradley-Terry weights: minimises `softplus(-differences @ w).mean() + ridge * |w|^2`."""
+    """Return the Bradley-Terry weights, which minimize `softplus(-differences @ w).mean() + ridge * |w|^2`."""
     weights = torch.zeros(differences.shape[1], dtype=torch.float64, requires_grad=True)
     _minimise(lambda: softplus(-differences @ weights).mean() + ridge * weights.square().sum(), weights)
     return weights.detach()
@@ -147,7 +147,7 @@ def _minimise(loss: Callable[[], torch.Tensor], variable: torch.Tensor) -> None:
 
 
 def choose_ridge(differences: torch.Tensor, pairs: list[Pair]) -> float:
-    """The ridge with the smallest held-out loss; pairs that open with the same question share a fold."""
+    """Return the ridge with the smallest held-out loss; pairs that open with the same question share a fold."""
     openings = [hashlib.sha256(pair.prompt[0]["content"].encode()).digest() for pair in pairs]
     folds = torch.tensor([opening[0] % NUM_FOLDS for opening in openings])
     losses = {}
@@ -174,7 +174,7 @@ def train(pairs: list[Pair], output: Path) -> None:
 
 
 def report(pairs: list[Pair], trained_file: Path) -> dict[str, float]:
-    """Measures the finished checkpoint, loaded the way users load it."""
+    """Measure the finished checkpoint, loaded as users load it."""
     with tempfile.TemporaryDirectory() as folder:
         assemble(trained_file, Path(folder))
         reward_model = RewardModel.from_pretrained(folder)
