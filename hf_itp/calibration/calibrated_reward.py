@@ -12,7 +12,7 @@ import torch
 from hf_itp.calibration.calibrator import RewardCalibrator
 from hf_itp.calibration.fingerprints import reward_identity
 from hf_itp.rewards import RewardFunction, as_reward_function
-from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.base import Prompt, ResponseIds
 from hf_itp.rewards.resolve import RewardLike
 
 
@@ -53,12 +53,7 @@ class CalibratedReward(RewardFunction):
         return self._reward.devices
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor:
         return self._calibrator.calibrate(prompts, self._reward.rewards_of(prompts, responses, response_ids, columns))
 

@@ -19,6 +19,9 @@ from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
 Prompt = str | list[dict]
 """A prompt as a reward sees it: plain text, or a chat (a list of messages, each with a `role` and whatever else)."""
 
+ResponseIds = Sequence[torch.Tensor] | None
+"""The token ids of each response under the policy's tokenizer, where they are known."""
+
 NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
 """What TRL's trainers pass beside the columns of their data, one for all responses."""
 
@@ -61,7 +64,7 @@ class RewardFunction(ABC):
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
+        response_ids: ResponseIds = None,
         **columns: Any,
     ) -> torch.Tensor: ...
 
@@ -79,7 +82,7 @@ class RewardFunction(ABC):
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str] | None = None,
-        response_ids: Sequence[torch.Tensor] | None = None,
+        response_ids: ResponseIds = None,
         *,
         completions: Sequence[Any] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
@@ -116,11 +119,7 @@ class RewardFunction(ABC):
 
     @abstractmethod
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /
     ) -> torch.Tensor | Sequence[float]:
         """The rewards of `n >= 1` pairs, in order. One that wants columns also takes them: `**columns`."""
 

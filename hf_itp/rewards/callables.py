@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hf_itp.errors import ArgumentTypeError, RewardError
-from hf_itp.rewards.base import Prompt, RewardFunction, accepts, parameters_of
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction, accepts, parameters_of
 from hf_itp.rewards.text.rendering import copied
 
 
@@ -63,12 +63,7 @@ class CallableReward(RewardFunction):
         _check_takes_pairs(function, self.name)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor | Sequence[float]:
         arguments: dict[str, Any] = {
             # Copies: reward functions written for TRL may pop from them.

@@ -12,7 +12,7 @@ import torch
 from hf_itp.checks import check_choice, check_positive
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional.ensembles import AGGREGATIONS, aggregate_rewards
-from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 
 
 class RewardEnsemble(RewardFunction):
@@ -74,12 +74,7 @@ class RewardEnsemble(RewardFunction):
         return frozenset().union(*known) if all(known) else frozenset()
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor:
         rewards = torch.stack(
             [member.rewards_of(prompts, responses, response_ids, columns) for member in self.members]

@@ -7,21 +7,21 @@ Text becomes tokens in `steps`; this file reads the model behind each step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.checks import check_choice
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.functional.steps import STEP_AGGREGATIONS, aggregate_steps
-from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.functional.steps import aggregate_steps
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import process_layout
 from hf_itp.rewards.checkpoints.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
 from hf_itp.rewards.checkpoints.loading import load
 from hf_itp.rewards.forward import own_scores, passes
-from hf_itp.rewards.forward.batching import BatchSize, each_once, map_batches, scoring_bar
+from hf_itp.rewards.forward.batching import each_once, map_batches, scoring_bar
 from hf_itp.rewards.forward.scoring import budget_of
+from hf_itp.rewards.options import BatchSize, ProcessRewardModelOptions, takes_keywords_of
 from hf_itp.rewards.text import steps
 from hf_itp.rewards.text.encoding import TokenSequence, cut_left, warn_of_cuts, warn_of_unseen_calls
 from hf_itp.rewards.text.lengths import token_limit
@@ -79,103 +79,59 @@ class ProcessRewardModel(RewardFunction):
     ```
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        step_token: str | None = None,
-        separator: str = "\n\n",
-        good_token: str | None = None,
-        bad_token: str | None = None,
-        aggregate: Literal["min", "product", "last", "mean"] = "min",
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        progress: bool = False,
-    ) -> None:
-        check_choice("aggregate", aggregate, STEP_AGGREGATIONS)
+    @takes_keywords_of(ProcessRewardModelOptions)
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
+        chosen = ProcessRewardModelOptions.from_keywords(options)
         if not isinstance(model, PreTrainedModel):
             raise ArgumentTypeError(
                 f"`model` must be a PreTrainedModel, got {model!r:.80}. Load one by name: "
                 "ProcessRewardModel.from_pretrained(id_or_folder)."
             )
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ArgumentTypeError(
-                f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
-                "AutoTokenizer.from_pretrained(...)."
-            )
-        if not separator:
-            raise ArgumentError("`separator` has to be what stands between steps, but is empty. Pass e.g. '\\n\\n'.")
-        self.model, self.tokenizer, self.separator, self.aggregate = model, tokenizer, separator, aggregate
+        self.max_length = token_limit(model, tokenizer, chosen.max_length)
+        self.model, self.tokenizer = model, tokenizer
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
-        self.max_length = token_limit(model, tokenizer, max_length)
-        self.batch_size: BatchSize = 1 if own_scores.has_own_code(model) else batch_size
-        self.progress = progress
-        self._answers = _answers(tokenizer, good_token, bad_token)
-        self._good_token = good_token
-        self.step_token = _step_token(model, tokenizer, step_token, language_model=self._answers is not None)
+        self.separator, self.aggregate, self.progress = chosen.separator, chosen.aggregate, chosen.progress
+        self.batch_size: BatchSize = 1 if own_scores.has_own_code(model) else chosen.batch_size
+        self._good_token = chosen.good_token
+        self._answers = _answers(tokenizer, chosen.good_token, chosen.bad_token)
+        self.step_token = _step_token(model, tokenizer, chosen.step_token, language_model=self._answers is not None)
         if self._answers is None and getattr(model.config, "num_labels", 0) != 2:
             raise RewardModelError(
-                f"A process reward model has to have two labels, bad and good, but `{type(model).__name__}` has "
+                f"A process reward model must have two labels, bad and good, got `{type(model).__name__}` with "
                 f"{getattr(model.config, 'num_labels', 0)}. Pass good_token and bad_token for a language model."
             )
 
     @classmethod
+    @takes_keywords_of(ProcessRewardModelOptions, load)
     def from_pretrained(
-        cls,
-        id_or_folder: str,
-        *,
-        step_token: str | None = None,
-        separator: str = "\n\n",
-        good_token: str | None = None,
-        bad_token: str | None = None,
-        aggregate: Literal["min", "product", "last", "mean"] = "min",
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        progress: bool = False,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        trust_remote_code: bool = False,
-        **options: Any,
+        cls, id_or_folder: str, *, trust_remote_code: bool = False, **options: Any
     ) -> ProcessRewardModel:
         """
-        Loads a token classifier, or with `good_token` and `bad_token` a language model, and its tokenizer.
+        Load a token classifier, or with `good_token` and `bad_token` a language model, and its tokenizer.
 
         Args:
             id_or_folder (`str`): Hub id or local folder.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): Used instead of the checkpoint's own.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to run code the checkpoint brings, where its class is not known here.
-            options: `revision`, `token`, `dtype`, `device`, `device_map` and more of
-                [`RewardModel.from_pretrained`].
-            step_token, separator, good_token, bad_token, aggregate, batch_size, max_length, progress:
-                See [`ProcessRewardModel`].
+                Whether to run code from the checkpoint, where its class is not known here.
+            options:
+                Options of [`ProcessRewardModel`]; `revision`, `token`, `dtype`, `device`, `device_map`, `tokenizer`
+                and others as in [`RewardModel.from_pretrained`].
 
         Raises:
             `LoadError`: If checkpoint or tokenizer cannot be found or read.
-            `RewardModelError`: If it judges no steps, its head is not trained, it is a pickle, or brings code that is
-                not allowed to run.
-            `ArgumentError`: If code from the Hub would run at no particular commit.
+            `RewardModelError`: If the checkpoint judges no steps, lacks a trained head, is a pickle, or needs code
+                that is not allowed to run.
+            `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
+        own, loading = ProcessRewardModelOptions.split(options)
         loaded = load(
             id_or_folder,
-            lambda checkpoint: process_layout(checkpoint, good_token is not None, trust_remote_code),
-            tokenizer=tokenizer,
+            lambda checkpoint: process_layout(checkpoint, own.get("good_token") is not None, trust_remote_code),
             trust_remote_code=trust_remote_code,
-            **options,
+            **loading,
         )
-        reward_model = cls(
-            loaded.model,
-            loaded.tokenizer,
-            step_token=step_token,
-            separator=separator,
-            good_token=good_token,
-            bad_token=bad_token,
-            aggregate=aggregate,
-            batch_size=batch_size,
-            max_length=max_length,
-            progress=progress,
-        )
+        reward_model = cls(loaded.model, loaded.tokenizer, **own)
         reward_model.name, reward_model.revision = id_or_folder, loaded.commit
         return reward_model
 
@@ -184,10 +140,7 @@ class ProcessRewardModel(RewardFunction):
         return passes.devices(self.model)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
     ) -> torch.Tensor:
         return each_once(self._score_distinct, self._encode(prompts, responses))
 
@@ -240,14 +193,9 @@ class ProcessRewardModel(RewardFunction):
 
 
 def _answers(tokenizer: PreTrainedTokenizerBase, good: str | None, bad: str | None) -> list[int] | None:
-    """The ids of what a language model says of a step; none for a token classifier."""
-    if good is None and bad is None:
+    """Return the ids of a language model's two answers, `None` for a token classifier."""
+    if good is None or bad is None:
         return None
-    if good is None or bad is None or good == bad:
-        raise ArgumentError(
-            f"`good_token` and `bad_token` go together and differ, but are {good!r} and {bad!r}. Pass both for a "
-            "language model, none for a token classifier."
-        )
     return [_one_id(tokenizer, "good_token", good), _one_id(tokenizer, "bad_token", bad)]
 
 

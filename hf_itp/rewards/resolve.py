@@ -6,7 +6,6 @@ Models given by name stay loaded between calls: `generate` is called often, and 
 
 from __future__ import annotations
 
-import inspect
 import json
 import threading
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.checkpoints.loading import load_tokenizer, local_name
 from hf_itp.rewards.ensemble import RewardEnsemble
+from hf_itp.rewards.options import RewardModelOptions
 from hf_itp.rewards.reward_model import RewardModel
 
 MAX_LOADED_MODELS = 4
@@ -86,7 +86,7 @@ def as_reward_function(
         options |= {"tokenizer": tokenizer, "device": None if device is None else str(torch.device(device))}
         return _from_name(str(reward_model), options)
     if isinstance(reward_model, PreTrainedModel):
-        _check_options(options)
+        RewardModelOptions.from_keywords(options)  # before a tokenizer is looked for
         return RewardModel(reward_model, tokenizer or _tokenizer_of(reward_model), **options)
     if tokenizer is not None or options:
         given = ["tokenizer"] * (tokenizer is not None) + list(options)
@@ -128,16 +128,6 @@ def clear_loaded_reward_models() -> None:
     """Lets go of the reward models that [`as_reward_function`] loaded by name, and so of their memory."""
     with _loading:
         _loaded.clear()
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    known = [p.name for p in inspect.signature(RewardModel).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ArgumentError(
-            f"`{unknown[0]}` has to be an option of a reward model in memory, but is none. Choose from "
-            f"{', '.join(known)}."
-        )
 
 
 def _from_name(name: str, options: dict[str, Any]) -> RewardModel:

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.checks import as_number, check_count
+from hf_itp.checks import as_number
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import scalar_layout
 from hf_itp.rewards.checkpoints.loading import load
 from hf_itp.rewards.forward import own_scores, passes
-from hf_itp.rewards.forward.batching import BatchSize, each_once
+from hf_itp.rewards.forward.batching import each_once
 from hf_itp.rewards.forward.scoring import label_logits
+from hf_itp.rewards.options import BatchSize, RewardModelOptions, takes_keywords_of
 from hf_itp.rewards.text.encoding import PairEncoder, TokenSequence
 from hf_itp.rewards.text.lengths import token_limit
 from hf_itp.rewards.text.rendering import conversation
@@ -73,116 +74,63 @@ class RewardModel(RewardFunction):
     ```
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        label: int | str | None = None,
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        append_eos: bool = False,
-        unbatched: bool = False,
-        progress: bool = False,
-    ) -> None:
+    @takes_keywords_of(RewardModelOptions)
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
+        chosen = RewardModelOptions.from_keywords(options)
         _check_classifier(model)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ArgumentTypeError(
-                f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
-                "AutoTokenizer.from_pretrained(...)."
-            )
-        if not (isinstance(batch_size, str) and batch_size == "auto"):
-            batch_size = check_count("batch_size", batch_size, 1, 'Or pass "auto".')
+        max_length = token_limit(model, tokenizer, chosen.max_length)
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
         self._scores_itself = own_scores.has_own_code(model)
-        self.label = 0 if self._scores_itself and label is None else _label_index(model.config, label)
+        self.label = 0 if self._scores_itself and chosen.label is None else _label_index(model.config, chosen.label)
         self._shift, self._scale = _normalization(model)
-        self.unbatched = unbatched
-        self.batch_size: BatchSize = 1 if unbatched else batch_size
-        self.progress = progress
-        self._encoder = PairEncoder(
-            tokenizer,
-            pairs=not passes.pools_last_token(model),
-            max_length=token_limit(model, tokenizer, max_length),
-            append_eos=append_eos,
-        )
+        self.unbatched, self.progress = chosen.unbatched, chosen.progress
+        self.batch_size: BatchSize = 1 if chosen.unbatched else chosen.batch_size
+        pairs = not passes.pools_last_token(model)
+        self._encoder = PairEncoder(tokenizer, pairs, max_length, append_eos=chosen.append_eos)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        id_or_folder: str,
-        *,
-        label: int | str | None = None,
-        revision: str | None = None,
-        dtype: str | torch.dtype | None = None,
-        device: str | int | torch.device | None = None,
-        device_map: str | dict | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        append_eos: bool = False,
-        unbatched: bool = False,
-        progress: bool = False,
-        trust_remote_code: bool = False,
-        token: str | bool | None = None,
-        **kwargs: Any,
-    ) -> RewardModel:
+    @takes_keywords_of(RewardModelOptions, load)
+    def from_pretrained(cls, id_or_folder: str, *, trust_remote_code: bool = False, **options: Any) -> RewardModel:
         """
-        Loads a reward model and its tokenizer. Nothing is scored with weights the checkpoint does not hold.
+        Load a reward model and its tokenizer. Refuse a checkpoint that lacks weights: they would be random.
 
         Args:
             id_or_folder (`str`):
-                Hub id, local folder or `"embedded"`, of a sequence classifier, of one of the other families that
-                `docs/reward_models.md` lists, or of an adapter that brings its head.
+                Hub id, local folder or `"embedded"`: a sequence classifier, one of the other families listed in
+                `docs/reward_models.md`, or an adapter that brings its head.
             revision (`str`, *optional*):
                 Branch, tag or commit on the Hub; with `trust_remote_code` a commit.
             dtype (`str` or `torch.dtype`, *optional*):
-                Data type of the body; the head runs in float32 anyway. Defaults to the checkpoint's.
-            device (`str`, `int` or `torch.device`, *optional*):
-                Where to put the model; the CPU without it.
+                Data type of the body; the head always runs in float32. Defaults to the checkpoint's.
+            device (`str`, `int` or `torch.device`, *optional*, defaults to the CPU):
+                Where to put the model.
             device_map (`str` or `dict`, *optional*):
                 How Accelerate spreads the model over devices, instead of `device`.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Used instead of the checkpoint's own.
+                Replaces the checkpoint's own.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to run code the checkpoint brings, where its family needs that.
+                Whether to run code from the checkpoint, where its family needs that.
             token (`str` or `bool`, *optional*):
                 Hub token for private and gated repositories.
-            label, batch_size, max_length, append_eos, unbatched, progress:
-                See [`RewardModel`].
-            kwargs:
-                Forwarded to transformers' `from_pretrained`.
+            options:
+                Options of [`RewardModel`]; anything else goes to transformers' `from_pretrained`.
 
         Raises:
             `LoadError`: If checkpoint or tokenizer cannot be found or read.
-            `RewardModelError`: If the checkpoint is no reward model, such as a language model without a trained head;
-                if it is a pickle, or brings code that is not allowed to run.
-            `ArgumentError`: If code from the Hub would run at no particular commit.
+            `RewardModelError`: If the checkpoint is no reward model (such as a language model without a trained head),
+                is a pickle, or needs code that is not allowed to run.
+            `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
+        own, loading = RewardModelOptions.split(options)
         loaded = load(
             id_or_folder,
             lambda checkpoint: scalar_layout(checkpoint, trust_remote_code),
-            tokenizer=tokenizer,
-            device=device,
-            device_map=device_map,
-            dtype=dtype,
-            revision=revision,
-            token=token,
             trust_remote_code=trust_remote_code,
-            **kwargs,
+            **loading,
         )
-        reward_model = cls(
-            loaded.model,
-            loaded.tokenizer,
-            label=label,
-            batch_size=batch_size,
-            max_length=max_length,
-            append_eos=append_eos,
-            unbatched=unbatched,
-            progress=progress,
-        )
+        reward_model = cls(loaded.model, loaded.tokenizer, **own)
         reward_model.name, reward_model.revision = id_or_folder, loaded.commit
         return reward_model
 
@@ -209,10 +157,7 @@ class RewardModel(RewardFunction):
         return passes.devices(self.model)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
     ) -> torch.Tensor:
         if self._scores_itself:
             rewards = own_scores.score(self.model, self._encoder, prompts, responses)

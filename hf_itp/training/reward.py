@@ -15,7 +15,7 @@ from hf_itp.calibration.fingerprints import prompt_fingerprint
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate, prompt_win_rates
 from hf_itp.rewards import RewardFunction
-from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.base import Prompt, ResponseIds
 from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.objective import CTRLObjective
 
@@ -136,12 +136,7 @@ class CalledAsInTraining(RewardFunction):
         return getattr(self._reward, name)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor:
         return self._reward.rewards_of(prompts, responses, response_ids, {**self._given, **columns})
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_itp.rewards.options import BatchSize
 from hf_itp.rewards.text.encoding import TokenSequence
-
-BatchSize = int | Literal["auto"]
 
 
 def scoring_bar(count: int, progress: bool) -> tqdm:

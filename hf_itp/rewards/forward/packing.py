@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 
 from hf_itp.functional.kernels.attention import attend, attend_causally, merge_attention
+from hf_itp.models.attention_interface import AttentionCall, active, attention_interface
 
 ATTENTION = "hf_itp_packed_rows"
 
@@ -51,12 +50,9 @@ class Packing:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Attention follows this packing inside, in this thread alone."""
-        token = _active.set(self)
-        try:
+        """Let attention follow this packing inside, in this thread only."""
+        with active(_active, self):
             yield
-        finally:
-            _active.reset(token)
         if self._num_layers != len(self.windows):
             raise CannotPack(f"{self._num_layers} of {len(self.windows)} layers attended through the interface")
 
@@ -75,34 +71,23 @@ class Packing:
         self.kept.append((key[:, :, first:].clone(), value[:, :, first:].clone()))
 
 
-def packed_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Transformers' attention interface for a batch of one that holds the rows of the active [`Packing`]."""
+@attention_interface(ATTENTION)
+def packed_attention(call: AttentionCall) -> torch.Tensor:
+    """Attend in a batch of one that holds the rows of the active [`Packing`]."""
+    module, query, key, value, _, scaling, _, window, softcap, sink = call
     packing = _active.get()
-    prefix = packing.next_layer(module, sliding_window)
+    prefix = packing.next_layer(module, window)
     if prefix is None:
-        packing.keep(key, value, sliding_window)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        packing.keep(key, value, window)
     longest = max(packing.lengths) + (0 if prefix is None else prefix[0].shape[2])
-    slides = sliding_window is not None and sliding_window < longest
+    slides = window is not None and window < longest
 
     parts = []
     for rows in zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True):
         row_query, row_key, row_value = rows
         if slides and prefix is not None:
             row_key, row_value = torch.cat([prefix[0], row_key], dim=2), torch.cat([prefix[1], row_value], dim=2)
-        parts.append(attend_causally(row_query, row_key, row_value, scaling, softcap, sliding_window))
+        parts.append(attend_causally(row_query, row_key, row_value, scaling, softcap, window))
     outputs = [torch.cat([output for output, _ in parts], dim=2)]
     lses = [torch.cat([lse for _, lse in parts], dim=2)]
     if prefix is not None and not slides and prefix[0].shape[2] > 0:
@@ -110,9 +95,4 @@ def packed_attention(
         output, lse = attend(query, *prefix, scaling, softcap)
         outputs.append(output)
         lses.append(lse)
-    sink = None if s_aux is None else s_aux.view(1, -1, 1)
-    return merge_attention(outputs, lses, sink).transpose(1, 2), None
-
-
-# No mask goes with the name: transformers then prepares none, and there is no padding to hide.
-AttentionInterface.register(ATTENTION, packed_attention)
+    return merge_attention(outputs, lses, None if sink is None else sink.view(1, -1, 1)).transpose(1, 2)

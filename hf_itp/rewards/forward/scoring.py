@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_itp.rewards.forward import passes
-from hf_itp.rewards.forward.batching import BatchSize, map_batches, scoring_bar
+from hf_itp.rewards.forward.batching import map_batches, scoring_bar
 from hf_itp.rewards.forward.packing import CannotPack
 from hf_itp.rewards.forward.prefixes import PrefixGroup, shared_prefixes
 from hf_itp.rewards.forward.shared_prefix import SharedPrefix, packing_body
+from hf_itp.rewards.options import BatchSize
 from hf_itp.rewards.text.encoding import TokenSequence
 
 

@@ -15,13 +15,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_itp.models.attention_interface import EXACT_ATTENTION
 from hf_itp.models.view import can_be_viewed, model_view
 from hf_itp.rewards.forward.packing import ATTENTION, CannotPack, Packing
 
 # Enough for rows of several tokens; wrong positions or a leak show from the second token on.
 _PROBED_TOKENS = 12
-
-_KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 _follows: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
@@ -77,7 +76,7 @@ def packing_body(model: PreTrainedModel, ids: torch.Tensor) -> Any | None:
 def _says_it_can(model: PreTrainedModel) -> bool:
     body: Any = model.base_model
     attention = body.config._attn_implementation
-    if not (body._supports_attention_backend and attention in _KNOWN_ATTENTION and can_be_viewed(model)):
+    if not (body._supports_attention_backend and attention in EXACT_ATTENTION and can_be_viewed(model)):
         return False
     if attention == "sdpa" and getattr(body.config, "attn_logit_softcapping", None) is not None:
         return False  # which sdpa drops or refuses, and the reward is what the model computes

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp.checks import check_count
-from hf_itp.errors import ArgumentError
+from hf_itp.errors import ArgumentError, ArgumentTypeError
 
 
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
@@ -20,6 +20,11 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
     Raises:
         `ArgumentError`: If `max_length` leaves no room beside the special tokens, or exceeds the model's positions.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ArgumentTypeError(
+            f"`tokenizer` must be a transformers tokenizer, got a {type(tokenizer).__name__}. Load it with "
+            "AutoTokenizer.from_pretrained(...)."
+        )
     positions = _num_positions(model)
     if max_length is None:
         # Tokenizers without a limit say 1e30.
