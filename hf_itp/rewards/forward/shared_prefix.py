@@ -7,7 +7,6 @@ Knows nothing of text, heads or rewards.
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_itp.models.agreement import Verdicts
 from hf_itp.models.attention_interface import EXACT_ATTENTION
 from hf_itp.models.view import can_be_viewed, model_view
 from hf_itp.rewards.forward.packing import ATTENTION, CannotPack, Packing
@@ -22,7 +22,7 @@ from hf_itp.rewards.forward.packing import ATTENTION, CannotPack, Packing
 # Enough for rows of several tokens; wrong positions or a leak show from the second token on.
 _PROBED_TOKENS = 12
 
-_follows: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_packs = Verdicts[bool]()
 
 
 class SharedPrefix:
@@ -65,12 +65,10 @@ def packing_body(model: PreTrainedModel, ids: torch.Tensor) -> Any | None:
     if not _says_it_can(model):
         return None
     body = model_view(model, ATTENTION).base_model
-    if model not in _follows:
-        agrees = _agrees(model.base_model, body, ids)
-        if agrees is None:
-            return None
-        _follows[model] = agrees
-    return body if _follows[model] else None
+    agrees = _packs.recall(model)
+    if agrees is None and (agrees := _agrees(model.base_model, body, ids)) is not None:
+        _packs.remember(model, agrees)
+    return body if agrees else None
 
 
 def _says_it_can(model: PreTrainedModel) -> bool:
@@ -98,15 +96,17 @@ def _windows(config: Any) -> list[int | None]:
 
 
 def _agrees(plain: Any, body: Any, ids: torch.Tensor) -> bool | None:
-    """Whether the body packs rows as the model runs them; `None` if a NaN leaves that open, which is no verdict."""
+    """Return whether the body packs rows as the model runs them; `None` if a NaN or a failed pass leaves that open."""
     ids = ids[:_PROBED_TOKENS]
     cut = (len(ids) + 1) // 2
     suffixes = [ids[cut:], ids[:cut], ids[:1]]
     try:
         packed = SharedPrefix(body, ids[:cut]).last_hidden(suffixes)
-    except Exception:
-        # Whatever it is that the model does not take, its own way is open.
+    except CannotPack:
         return False
+    except Exception:
+        # The model's doing or, such as a lack of memory, nobody's: whole sequences now, and another try next time.
+        return None
     for hidden, suffix in zip(packed, suffixes, strict=True):
         row = torch.cat([ids[:cut], suffix])[None]
         expected = plain(input_ids=row, use_cache=False, return_dict=True).last_hidden_state[0, -1]

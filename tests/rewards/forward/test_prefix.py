@@ -277,3 +277,16 @@ def test_pass_with_a_nan_is_no_verdict_on_the_model():
     assert shared_prefix.packing_body(model, ids) is None
     weight.copy_(good)
     assert shared_prefix.packing_body(model, ids) is not None
+
+
+@torch.no_grad()
+def test_pass_that_fails_is_no_verdict_on_the_model():
+    model, ids, failures = tiny_classifier("llama"), torch.tensor(words(12, seed=0)), [torch.OutOfMemoryError("full")]
+
+    def fail_once(module, args):
+        if failures:
+            raise failures.pop()
+
+    model.model.layers[1].register_forward_pre_hook(fail_once)
+    assert shared_prefix.packing_body(model, ids) is None and not failures
+    assert shared_prefix.packing_body(model, ids) is not None
