@@ -197,15 +197,19 @@ class _Rows(nn.Module):
 
 def _in_float32(head: nn.Module) -> nn.Module:
     """
-    The head, in float32 and for inputs of any float type.
+    Return the head in float32, for inputs of any float type; it shares the caller's weights where they are float32.
 
-    Rewards near 10 are 0.06 apart in bfloat16, so different responses would tie.
+    Rewards near 10 are 0.06 apart in bfloat16, so different responses would tie. Weights of another type are converted
+    at every pass: only their values tell whether they have changed, and reading them costs as much.
     """
     if _is_quantized(head) and list(head.parameters()):
         return head  # as it was quantised, with inputs of its own type
     if not list(head.parameters()) and not _is_quantized(head):
         return head
-    head = copy.deepcopy(head).float()
+    tensors = itertools.chain(head.parameters(), head.buffers())
+    # What `deepcopy` finds in its memo it does not copy, so this copies the modules only.
+    in_float32 = {id(tensor): tensor.detach().float() if tensor.is_floating_point() else tensor for tensor in tensors}
+    head = copy.deepcopy(head, in_float32)
     head.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
     return head
 
