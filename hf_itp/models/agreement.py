@@ -1,7 +1,7 @@
 """
-What was found out about a model by running it, kept as long as the model lives.
+Verdicts on models: whether a way of running a model agrees with its own forward pass.
 
-A model that is run in a way of ours has to agree with its own pass. Finding out takes a pass, so it is done once.
+Finding out takes a pass, so it is done once per model.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _V = TypeVar("_V")
 
 class Verdicts(Generic[_V]):
     """
-    A memory of one verdict per model and question, safe to share between threads.
+    A memory of one verdict per model and question, safe to share between threads, that keeps no model alive.
 
-    Only verdicts belong here: a pass that failed for another reason (memory, a NaN) leaves the question open.
+    Store verdicts only: a pass that failed for another reason (out of memory, a NaN) leaves the question open.
 
     Examples:
 
@@ -39,12 +39,12 @@ class Verdicts(Generic[_V]):
         self._lock = threading.Lock()
 
     def recall(self, model: Any, question: Hashable = None) -> _V | None:
-        """Return the verdict, `None` where the question is open."""
+        """Return the verdict, `None` if there is none yet."""
         with self._lock:
             return self._found.get(model, {}).get(question)
 
     def remember(self, model: Any, verdict: _V, question: Hashable = None) -> _V:
-        """Keep a verdict in place of any before it, and return it."""
+        """Store a verdict in place of any earlier one, and return it."""
         with self._lock:
             self._found.setdefault(model, {})[question] = verdict
         return verdict

@@ -65,8 +65,8 @@ def test_forward_a_model_brings_is_used():
 @pytest.mark.parametrize(
     ("model_class", "message"),
     [
-        (WithoutLogits, "returned BaseModelOutput without them. Wrap the model in a RewardFunction"),
-        (LogitsPerToken, r"shape \(1, 1\), but returned \(1, 2, 1\). Wrap the model in a RewardFunction"),
+        (WithoutLogits, "got a BaseModelOutput without them. Wrap the model in a RewardFunction"),
+        (LogitsPerToken, r"shape \(1, 1\), got \(1, 2, 1\). Wrap the model in a RewardFunction"),
     ],
 )
 def test_output_that_holds_no_reward_is_refused(model_class, message):
@@ -75,7 +75,7 @@ def test_output_that_holds_no_reward_is_refused(model_class, message):
 
 
 def test_ids_the_model_does_not_know_are_refused():
-    with pytest.raises(RewardModelError, match=r"\(64\), but one is 64. Pass the `tokenizer`"):
+    with pytest.raises(RewardModelError, match=r"\(64\), got 64. Pass the `tokenizer`"):
         logits(tiny_classifier("llama"), [sequence(1, 64)])
 
 

@@ -197,7 +197,7 @@ def test_bfloat16_model_is_as_exact_as_its_own_pass(architecture):
 def test_ids_the_model_does_not_know_are_refused():
     sequences = sequences_of([40])
     unknown = [sequence._replace(ids=(*sequence.ids[:-1], VOCABULARY_SIZE)) for sequence in sequences]
-    with pytest.raises(RewardModelError, match=r"but one is 64\. Pass the `tokenizer`"):
+    with pytest.raises(RewardModelError, match=r"\(64\), got 64\. Pass the `tokenizer`"):
         label_logits(tiny_classifier("llama"), unknown)
 
 

@@ -115,7 +115,7 @@ def test_function_gets_the_chat_as_it_is_and_may_take_it_apart():
     ("chat", "message"),
     [
         (agent_chat(content=""), "Message 1 .*`tool_calls`.* Set `tokenizer.chat_template`"),
-        ([{"role": "user", "content": None}], "`content` of message 0 of a chat has to be text, but is None"),
+        ([{"role": "user", "content": None}], "`content` of message 0 of a chat must be text, got None"),
         ([USER, {"role": "assistant", "reasoning": "hm"}, USER], "`content` of message 1"),
         (PICTURE, "part of type 'image'"),
         ([], "at least one message"),
