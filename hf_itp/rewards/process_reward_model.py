@@ -16,7 +16,7 @@ from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.functional.steps import aggregate_steps
 from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import process_layout
-from hf_itp.rewards.checkpoints.loading import load
+from hf_itp.rewards.checkpoints.loading import load, load_as
 from hf_itp.rewards.forward import own_code, passes
 from hf_itp.rewards.forward.scoring import budget_of, each_once, map_batches, scoring_bar
 from hf_itp.rewards.options import BatchSize, ProcessRewardModelOptions, takes_keywords_of
@@ -65,6 +65,8 @@ class ProcessRewardModel(RewardFunction):
     ```python
     >>> from hf_itp.rewards import ProcessRewardModel
     >>> reward_model = ProcessRewardModel.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B")  # doctest: +SKIP
+    >>> reward_model.step_rewards("What is 2 + 3 * 4?", "3 * 4 = 12.\n\n2 + 12 = 14.")  # doctest: +SKIP
+    tensor([0.9980, 0.9961])
     >>> reward_model(["What is 2 + 3 * 4?"], ["3 * 4 = 12.\n\n2 + 12 = 14."])  # doctest: +SKIP
     tensor([0.9961])
 
@@ -73,12 +75,12 @@ class ProcessRewardModel(RewardFunction):
 
     @takes_keywords_of(ProcessRewardModelOptions)
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
-        chosen = ProcessRewardModelOptions.from_keywords(options)
         if not isinstance(model, PreTrainedModel):
             raise ArgumentTypeError(
                 f"`model` must be a PreTrainedModel, got {model!r:.80}. Load one by name: "
                 "ProcessRewardModel.from_pretrained(id_or_folder)."
             )
+        chosen = ProcessRewardModelOptions.from_keywords(options)
         self.max_length = token_limit(model, tokenizer, chosen.max_length)
         self.model, self.tokenizer = model, tokenizer
         self.name = model.config.name_or_path or type(model).__name__
@@ -116,20 +118,13 @@ class ProcessRewardModel(RewardFunction):
                 that is not allowed to run.
             `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
-        own, loading = ProcessRewardModelOptions.split(options)
-        loaded = load(
+        return load_as(
+            cls,
+            ProcessRewardModelOptions,
             id_or_folder,
-            lambda checkpoint: process_layout(checkpoint, own.get("good_token") is not None, trust_remote_code),
-            trust_remote_code=trust_remote_code,
-            **loading,
+            lambda checkpoint: process_layout(checkpoint, options.get("good_token") is not None, trust_remote_code),
+            {"trust_remote_code": trust_remote_code, **options},
         )
-        reward_model = cls(loaded.model, loaded.tokenizer, **own)
-        reward_model.name, reward_model.revision = id_or_folder, loaded.commit
-        return reward_model
-
-    @property
-    def devices(self) -> frozenset[torch.device]:
-        return passes.devices(self.model)
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
@@ -146,6 +141,10 @@ class ProcessRewardModel(RewardFunction):
     def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         with passes.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
             return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))
+
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        return passes.devices(self.model)
 
     def step_rewards(self, prompt: Prompt, response: str) -> torch.Tensor:
         """Return the probability that each step of one response is good, float32 `(steps,)`, on the CPU."""

@@ -17,7 +17,7 @@ from hf_itp.checks import as_number
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import reward_layout
-from hf_itp.rewards.checkpoints.loading import load
+from hf_itp.rewards.checkpoints.loading import load, load_as
 from hf_itp.rewards.forward import own_code, passes
 from hf_itp.rewards.forward.scoring import each_once, label_logits
 from hf_itp.rewards.options import BatchSize, RewardModelOptions, takes_keywords_of
@@ -57,7 +57,7 @@ class RewardModel(RewardFunction):
 
     Raises:
         `RewardModelError`: If the model is no sequence classifier.
-        `ArgumentError`: If `label`, `batch_size` or `max_length` does not fit the model.
+        `ArgumentError`: If an option breaks its rule or does not fit the model.
 
     Examples:
 
@@ -72,8 +72,8 @@ class RewardModel(RewardFunction):
 
     @takes_keywords_of(RewardModelOptions)
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
-        chosen = RewardModelOptions.from_keywords(options)
         _check_classifier(model)
+        chosen = RewardModelOptions.from_keywords(options)
         max_length = token_limit(model, tokenizer, chosen.max_length)
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
@@ -119,16 +119,13 @@ class RewardModel(RewardFunction):
                 is a pickle, or needs code that is not allowed to run.
             `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
-        own, loading = RewardModelOptions.split(options)
-        loaded = load(
+        return load_as(
+            cls,
+            RewardModelOptions,
             id_or_folder,
             lambda checkpoint: reward_layout(checkpoint, trust_remote_code),
-            trust_remote_code=trust_remote_code,
-            **loading,
+            {"trust_remote_code": trust_remote_code, **options},
         )
-        reward_model = cls(loaded.model, loaded.tokenizer, **own)
-        reward_model.name, reward_model.revision = id_or_folder, loaded.commit
-        return reward_model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

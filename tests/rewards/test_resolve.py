@@ -10,13 +10,7 @@ import torch
 from torch import nn
 
 from hf_itp.errors import ItpError
-from hf_itp.rewards import (
-    CallableReward,
-    RewardEnsemble,
-    RewardModel,
-    as_reward_function,
-    clear_loaded_reward_models,
-)
+from hf_itp.rewards import CallableReward, RewardEnsemble, RewardModel, as_reward_function, clear_loaded_reward_models
 from hf_itp.rewards.resolve import MAX_LOADED_MODELS
 from tests.rewards.classifiers import pair_tokenizer, saved, tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,11 +27,14 @@ from hf_itp.rewards.checkpoints.checkpoint import (
     check_remote_code,
     read_checkpoint,
 )
+from hf_itp.rewards.options import ScoringOptions
 
 # Value heads of TRL, OpenRLHF's critics and others, which classifiers do not read.
 _OTHER_HEAD = re.compile(r"^(v_head|value_head|reward_head|score_head|regression_head|regression_layer)\.")
 
 _CONFIGS = ("config.json", "adapter_config.json")
+
+_R = TypeVar("_R")
 
 
 class Loaded(NamedTuple):
@@ -100,6 +103,27 @@ def load(
     if device is not None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     return Loaded(model, tokenizer, commit)
+
+
+def load_as(
+    reward_class: Callable[..., _R],
+    options: type[ScoringOptions],
+    id_or_folder: str,
+    layout_of: Callable[[Checkpoint], Layout],
+    keywords: Mapping[str, Any],
+) -> _R:
+    """
+    Load a reward model of a class. Of `keywords`, the options go to its constructor and the others to [`load`].
+
+    Raises:
+        `ItpError`: As [`load`] and the constructor.
+    """
+    own, others = options.split(keywords)
+    options(**own)  # so that a bad one is known before anything is read
+    loaded = load(id_or_folder, layout_of, **others)
+    reward: Any = reward_class(loaded.model, loaded.tokenizer, **own)
+    reward.name, reward.revision = id_or_folder, loaded.commit
+    return reward
 
 
 def describe(

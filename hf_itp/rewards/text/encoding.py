@@ -49,11 +49,7 @@ class PairEncoder:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: bool,
-        max_length: int | None = None,
-        append_eos: bool = False,
+        self, tokenizer: PreTrainedTokenizerBase, pairs: bool, max_length: int | None = None, append_eos: bool = False
     ) -> None:
         if append_eos and tokenizer.eos_token_id is None:
             raise RewardModelError(
