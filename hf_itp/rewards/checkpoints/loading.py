@@ -80,29 +80,29 @@ def load(
             f"`device` must be left out where `device_map` is given, got {device!r} and {device_map!r}. Drop one of "
             "them."
         )
-    hub = {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
+    options |= {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
     place = _existing(id_or_folder)
     check_remote_code(id_or_folder, place, trust_remote_code, revision)
-    # All files are of one commit, even if a branch moves meanwhile. Asked for a branch that holds a pickle,
-    # transformers would load weights that somebody's pull request converted.
     with _explaining(id_or_folder):
-        reached = pinned(place, hub | options)
-    hub |= {name: value for name, value in reached.items() if name == "revision"}
-    options |= {name: value for name, value in reached.items() if name != "revision"}
-    checkpoint = describe(id_or_folder, trust_remote_code, code_revision, hub | options)
+        # All files are of one commit, even if a branch moves meanwhile. Asked for a branch that holds a pickle,
+        # transformers would load weights that somebody's pull request converted.
+        reached = pinned(place, options)
+        options |= reached
+        checkpoint = read_checkpoint(id_or_folder, place, options)
+    if trust_remote_code:
+        check_code(checkpoint, code_revision)
     layout = layout_of(checkpoint)
-    commit = reached.get("revision")
     code = {"code_revision": code_revision} if code_revision is not None else {}
     if tokenizer is None:
         own = trust_remote_code and "AutoTokenizer" in checkpoint.code
         where = {name: value for name, value in options.items() if name in HUB_OPTIONS}
-        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **hub, **where, **(code if own else {}))
+        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **where, **(code if own else {}))
     if layout.options.get("trust_remote_code"):
         options |= code
-    model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **hub, **options)
+    model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **options)
     if device is not None:
         model.to(torch.device(device))  # type: ignore[arg-type]
-    return Loaded(model, tokenizer, commit)
+    return Loaded(model, tokenizer, reached.get("revision"))
 
 
 def load_as(
@@ -126,38 +126,12 @@ def load_as(
     return reward
 
 
-def describe(
-    id_or_folder: str, trust_remote_code: bool, code_revision: str | None, options: Mapping[str, Any]
-) -> Checkpoint:
-    """
-    Read and check the description of a checkpoint.
-
-    Args:
-        id_or_folder (`str`): Hub id or local folder.
-        trust_remote_code (`bool`): Whether its code may run.
-        code_revision (`str`, *optional*): Commit of the other repository that holds its code.
-        options (`dict`): Keywords of `from_pretrained`.
-
-    Raises:
-        `LoadError`: If the checkpoint cannot be found or read.
-        `RewardModelError`: If it holds or names what is never loaded: pickles, files and code from elsewhere.
-        `ArgumentError`: If its code would run without a fixed commit.
-    """
-    place = _existing(id_or_folder)
-    check_remote_code(id_or_folder, place, trust_remote_code, options.get("revision"))
-    with _explaining(id_or_folder):
-        checkpoint = read_checkpoint(id_or_folder, place, options)
-    if trust_remote_code:
-        check_code(checkpoint, code_revision)
-    return checkpoint
-
-
 def load_model(checkpoint: Checkpoint, layout: Layout, **options: Any) -> PreTrainedModel:
     """
     Load the model of a checkpoint in eval mode, from safetensors only: a pickle runs the code it holds.
 
     Args:
-        checkpoint ([`Checkpoint`]): From [`describe`].
+        checkpoint ([`Checkpoint`]): Its description.
         layout ([`Layout`]): How to load it.
         options: The caller's, forwarded to `from_pretrained`.
 
