@@ -1,5 +1,5 @@
 """
-A reward model on the reference policy's own scale, to be used wherever a reward is.
+A reward on the reference policy's own scale, for use wherever a reward is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from hf_itp.calibration.calibrator import RewardCalibrator
 from hf_itp.calibration.fingerprints import reward_identity
 from hf_itp.rewards import RewardFunction, as_reward_function
-from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.base import Prompt, ResponseIds
 from hf_itp.rewards.resolve import RewardLike
 
 
@@ -20,15 +20,15 @@ class CalibratedReward(RewardFunction):
     """
     Rewards in `[0, 1]`: the share of reference responses to the same prompt that a response beats.
 
-    With it the `beta` of pessimism means the same for every prompt and reward model: on a calibrated reward `beta` of
-    at most 1/2 keeps the best `sqrt(2 beta)` of the policy's mass, at a win rate of `1 - sqrt(2 beta) / 3`.
+    With it the `beta` of pessimism means the same for every prompt and reward model: a `beta` of at most 1/2 keeps the
+    best `sqrt(2 beta)` of the policy's mass, at a win rate of `1 - sqrt(2 beta) / 3`.
 
     Args:
-        reward_model: What [`~rewards.as_reward_function`] takes.
-        calibrator ([`RewardCalibrator`]): Fitted with it.
+        reward_model: Anything that [`~rewards.as_reward_function`] takes.
+        calibrator ([`RewardCalibrator`]): Fitted with that reward model.
 
     Raises:
-        `ArgumentError`: If the calibrator is of another reward model.
+        `ArgumentError`: If the calibrator was fitted with another reward model.
 
     Examples:
 
@@ -53,12 +53,7 @@ class CalibratedReward(RewardFunction):
         return self._reward.devices
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor:
         return self._calibrator.calibrate(prompts, self._reward.rewards_of(prompts, responses, response_ids, columns))
 

@@ -1,5 +1,5 @@
 """
-The contract of a reward: prompts and responses in, one float32 reward per pair out.
+The interface of every reward: prompts and responses in, one float32 reward per pair out.
 
 Knows nothing of policies, sampling or strategies.
 """
@@ -19,41 +19,44 @@ from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
 Prompt = str | list[dict]
 """A prompt as a reward sees it: plain text, or a chat (a list of messages, each with a `role` and whatever else)."""
 
+ResponseIds = Sequence[torch.Tensor] | None
+"""The token ids of each response under the policy's tokenizer, where they are known."""
+
 NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
-"""What TRL's trainers pass beside the columns of their data, one for all responses."""
+"""What TRL's trainers pass beside the columns of their data, one value for all responses."""
 
 
 class RewardFunction(ABC):
     """
-    Scores responses to prompts. A subclass defines [`score`]; calling the object also checks what comes back.
+    Scores responses to prompts. A subclass defines [`score`]; a call also checks the rewards it returns.
 
-    TRL's trainers take one as a reward function: called with `completions=` it answers with a list of floats.
+    TRL's trainers accept one as a reward function: called with `completions=` it returns a list of floats.
 
     Args of a call:
         prompts (`list[str]` or `list[list[dict]]`): One prompt, text or chat, per response.
         responses (`list[str]`): The responses as text, without special tokens.
         response_ids (`list[torch.LongTensor]`, *optional*): Their tokens under the policy's tokenizer, for rewards
             that look at tokens.
-        columns (`list`, *optional*): Further columns of the data by name, each with one entry per response. They reach
-            a `score` that takes them, by name or as `**columns`.
-        completions, completion_ids (*optional*): Instead of responses, as TRL passes them: texts where prompts are
+        columns (`list`, *optional*): Further columns of the data by name, each with one entry per response. They are
+            passed to a `score` that takes them, by name or as `**columns`.
+        completions, completion_ids (*optional*): Instead of responses, as TRL passes them: texts if the prompts are
             texts, else `[{"role": "assistant", "content": ...}]`; lists of ids.
 
     Returns:
-        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite; its `list[float]` for `completions`. Neither
-        torch's default dtype nor, for models, the caller's autocast has a part in it: they compute in their own dtype.
+        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite; as `list[float]` for `completions`. It depends
+        neither on torch's default dtype nor, for models, on the caller's autocast: they compute in their own dtype.
     """
 
     name: str
 
     @property
     def __name__(self) -> str:
-        """What TRL logs it under: the name, of paths and Hub ids the last part."""
+        """The name TRL logs: of paths and Hub ids only the last part."""
         return re.sub(r"[^(),\s]*/", "", self.name)
 
     @property
     def devices(self) -> frozenset[torch.device]:
-        """Where it computes; empty where nobody knows."""
+        """Devices it computes on; empty if unknown."""
         return frozenset()
 
     @overload
@@ -61,7 +64,7 @@ class RewardFunction(ABC):
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
+        response_ids: ResponseIds = None,
         **columns: Any,
     ) -> torch.Tensor: ...
 
@@ -79,7 +82,7 @@ class RewardFunction(ABC):
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str] | None = None,
-        response_ids: Sequence[torch.Tensor] | None = None,
+        response_ids: ResponseIds = None,
         *,
         completions: Sequence[Any] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
@@ -87,7 +90,7 @@ class RewardFunction(ABC):
     ) -> torch.Tensor | list[float]:
         if completions is None and completion_ids is None:
             return self.rewards_of(prompts, responses, response_ids, columns)
-        # What a data set calls `responses` is a column of it, where TRL passes the completions.
+        # With TRL's completions, `responses` is a column of the data set.
         of_data = {"responses": responses, "response_ids": response_ids}
         columns |= {name: column for name, column in of_data.items() if column is not None}
         _check_pairs(prompts, completions, "completions")
@@ -98,7 +101,7 @@ class RewardFunction(ABC):
     def rewards_of(
         self, prompts: Any, responses: Any, response_ids: Any = None, columns: Mapping[str, Any] | None = None
     ) -> torch.Tensor:
-        """A call with the columns in one argument, whatever they are called."""
+        """Call the reward with the columns in one argument, so that their names may be any."""
         columns = columns or {}
         _check_pairs(prompts, responses, "responses")
         check_columns(columns, len(responses), "response")
@@ -116,34 +119,31 @@ class RewardFunction(ABC):
 
     @abstractmethod
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /
     ) -> torch.Tensor | Sequence[float]:
-        """The rewards of `n >= 1` pairs, in order. One that wants columns also takes them: `**columns`."""
+        """Return the rewards of `n >= 1` pairs, in order. Add `**columns` to receive the columns of the data."""
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         """
-        Raises now, before anything is drawn, what a call on these prompts would raise whatever the responses are.
+        Raise now, before anything is drawn, what a call on these prompts would raise for any response.
 
         Args:
             prompts (`list[str]` or `list[list[dict]]`): Each once is enough.
-            columns (`list`, *optional*): What the calls will pass, one entry per prompt.
+            columns (`list`, *optional*): The columns that the calls will pass, one entry per prompt.
         """
         return None
 
     def takes(self, column: str) -> bool:
-        """Whether a column of that name has a part in the rewards, as far as is known."""
+        """Return whether the rewards may depend on a column of that name."""
         return _score_takes(self.score, column)
 
 
 def check_columns(columns: Mapping[str, Any], count: int, entry: str) -> None:
     """
+    Check that each column is a list with `count` entries, one per `entry` ("prompt", "response").
+
     Raises:
-        `ArgumentTypeError`, `ArgumentError`: If a column is no list or has not `count` entries, one per `entry`
-            ("prompt", "response"); names it.
+        `ArgumentTypeError`, `ArgumentError`: If one is not; names it.
     """
     for name, column in columns.items():
         if name in NO_COLUMNS:
@@ -161,7 +161,7 @@ def check_columns(columns: Mapping[str, Any], count: int, entry: str) -> None:
 
 
 def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """What a function takes; `None` for compiled ones that do not say."""
+    """Return a function's parameters, `None` for compiled ones without a signature."""
     try:
         return list(inspect.signature(function).parameters.values())
     except ValueError:
@@ -169,7 +169,7 @@ def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | Non
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function takes an argument of that name by keyword."""
+    """Return whether a function takes an argument of that name by keyword."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return any(
         p.kind is inspect.Parameter.VAR_KEYWORD or (p.name == name and p.kind in named)
@@ -178,7 +178,7 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
 
 
 def _score_takes(score: Callable[..., Any], column: str) -> bool:
-    # A column may be called as one of the first three is, which are passed by position.
+    # A column may share the name of one of the first three, which are passed by position.
     of_pairs = [p for p in (parameters_of(score) or [])[:3] if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
     return accepts(score, column) and column not in [p.name for p in of_pairs]
 
@@ -192,15 +192,15 @@ def _check_pairs(prompts: Any, responses: Any, name: str) -> None:
             )
     if len(prompts) != len(responses):
         raise RewardError(
-            f"`prompts` and `{name}` have to pair up, but there are {len(prompts)} prompts and {len(responses)} "
+            f"`prompts` must have one entry per entry of `{name}`, got {len(prompts)} prompts and {len(responses)} "
             f"{name}. Repeat each prompt once per response."
         )
 
 
 def _completed(prompt: Prompt, completion: Any) -> tuple[Prompt, str]:
     """
-    A prompt and completion of TRL's as prompt and response. What is more of a completion than one assistant's words,
-    such as calls of tools and their results, goes to the prompt, whose last message the response then continues.
+    Turn TRL's prompt and completion into prompt and response. Anything in a completion beside one assistant's text,
+    such as tool calls and their results, goes to the prompt, whose last message the response then continues.
     """
     if isinstance(completion, str):
         return prompt, completion
@@ -223,15 +223,15 @@ def _completed(prompt: Prompt, completion: Any) -> tuple[Prompt, str]:
 
 
 def _checked(rewards: object, count: int, name: str) -> torch.Tensor:
-    """The rewards as finite float32 on the CPU, one per response."""
+    """Return the rewards as finite float32 on the CPU, one per response."""
     if isinstance(rewards, Sequence):
-        # In Python's own precision: without a dtype torch would take its default one.
+        # In Python's own precision, not in torch's default dtype.
         rewards = torch.tensor(_numbers(rewards, name), dtype=torch.float64)
     try:
         rewards = torch.as_tensor(rewards).detach()
     except (TypeError, ValueError, RuntimeError):
         raise RewardError(
-            f"Reward function `{name}` has to return floats, but returned a {type(rewards).__name__}. Return one "
+            f"Reward function `{name}` must return floats, got a {type(rewards).__name__}. Return one "
             "float per response, in order."
         ) from None
     if rewards.dim() == 1 and len(rewards) != count:

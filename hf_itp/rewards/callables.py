@@ -14,21 +14,20 @@ from typing import Any
 import torch
 
 from hf_itp.errors import ArgumentTypeError, RewardError
-from hf_itp.rewards.base import Prompt, RewardFunction, accepts, parameters_of
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction, accepts, parameters_of
 from hf_itp.rewards.text.rendering import copied
 
 
 class CallableReward(RewardFunction):
     """
-    Scores with `function(prompts=..., completions=..., completion_ids=..., **kwargs) -> list[float]`, as TRL calls
-    it: text prompts come with text completions, chats with completions of the form
-    `[{"role": "assistant", "content": ...}]`.
+    Scores with `function(prompts=..., completions=..., completion_ids=..., **kwargs) -> list[float]`, called as TRL
+    does: with text completions for text prompts, else with completions `[{"role": "assistant", "content": ...}]`.
 
     `completion_ids`, one list of token ids per response, and the columns of the data, one entry per response, are
-    passed where they are known and the function takes them, by name or as `**kwargs`. [`check`] tells whether a column
-    it needs is missing.
+    passed if they are known and the function takes them, by name or as `**kwargs`. [`check`] raises if a column that
+    the function needs is missing.
 
-    The function gets every chat as it is, with all fields of its messages, in a copy of its own.
+    The function gets its own copy of every chat, with all fields of the messages.
 
     Args:
         function (`Callable`): The reward function; its `__name__` is the reward's name.
@@ -51,24 +50,19 @@ class CallableReward(RewardFunction):
         self.name = _name(function)
         if not callable(function):
             raise ArgumentTypeError(
-                f"A reward function has to be callable, but is a {type(function).__name__}. Pass a function "
+                f"A reward function must be callable, got a {type(function).__name__}. Pass a function "
                 "f(prompts, completions, **kwargs) that returns one float per completion."
             )
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             raise ArgumentTypeError(
-                f"Reward function `{self.name}` has to be synchronous, but is a coroutine function. Wrap it in a "
+                f"Reward function `{self.name}` must be synchronous, got a coroutine function. Wrap it in a "
                 "function that calls asyncio.run(...)."
             )
         self.function = function
         _check_takes_pairs(function, self.name)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor | Sequence[float]:
         arguments: dict[str, Any] = {
             # Copies: reward functions written for TRL may pop from them.
@@ -87,7 +81,7 @@ class CallableReward(RewardFunction):
             if inspect.iscoroutine(rewards):
                 rewards.close()
             raise RewardError(
-                f"Reward function `{self.name}` has to return floats, but returned an awaitable. Wrap it in a "
+                f"Reward function `{self.name}` must return floats, got an awaitable. Wrap it in a "
                 "function that calls asyncio.run(...)."
             )
         return rewards
@@ -117,12 +111,12 @@ def _name(function: object) -> str:
 
 
 def _check_takes_pairs(function: Callable[..., Any], name: str) -> None:
-    # Compiled functions may have no signature to read; they get what every reward function takes.
+    # A compiled function may have no signature; it gets only what every reward function takes.
     if parameters_of(function) is None:
         return
     missing = [argument for argument in ("prompts", "completions") if not accepts(function, argument)]
     if missing:
         raise ArgumentTypeError(
-            f"Reward function `{name}` has to take `prompts` and `completions` by name, but takes no "
+            f"Reward function `{name}` must take `prompts` and `completions` by name, got no "
             f"`{'` and no `'.join(missing)}`. Define it as f(prompts, completions, **kwargs)."
         )

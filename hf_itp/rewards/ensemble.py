@@ -1,5 +1,5 @@
 """
-Several rewards as one. The formulas are those of [`functional.ensembles`].
+Several rewards as one, by the formulas of [`functional.ensembles`].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from hf_itp.checks import check_choice, check_positive
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional.ensembles import AGGREGATIONS, aggregate_rewards
-from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 
 
 class RewardEnsemble(RewardFunction):
@@ -20,8 +20,8 @@ class RewardEnsemble(RewardFunction):
     Combines the rewards of its members, response by response.
 
     `"mean"` averages, `"minimum"` takes the least favourable member, and `"mean_minus_std"` is \\( \mu - c \sigma \\)
-    with the standard deviation over the members: a response they disagree on is worth less. Members have to be on one
-    scale, which is not checked.
+    with the standard deviation over the members, which penalizes disagreement. Members must be on one scale, which is
+    not checked.
 
     *Cost*: every member scores every response.
 
@@ -31,10 +31,11 @@ class RewardEnsemble(RewardFunction):
         aggregate (`str`, *optional*, defaults to `"mean"`):
             `"mean"`, `"minimum"` or `"mean_minus_std"`.
         penalty (`float`, *optional*, defaults to 1.0):
-            `c`, in standard deviations; used by `"mean_minus_std"` alone.
+            `c`, in standard deviations; used only by `"mean_minus_std"`.
 
     Raises:
-        `ArgumentError`: If there is no member or an option is none of the above.
+        `ArgumentError`: If there is no member, or an option breaks its rule.
+        `ArgumentTypeError`: If a member is no [`RewardFunction`].
 
     Examples:
 
@@ -54,11 +55,11 @@ class RewardEnsemble(RewardFunction):
     def __init__(self, members: Sequence[RewardFunction], aggregate: str = "mean", penalty: float = 1.0) -> None:
         members = list(members)
         if not members:
-            raise ArgumentError("An ensemble has to have at least one member, but has none. Pass a reward model.")
+            raise ArgumentError("An ensemble must have at least one member, got none. Pass a reward model.")
         for position, member in enumerate(members):
             if not isinstance(member, RewardFunction):
                 raise ArgumentTypeError(
-                    f"Member {position} of an ensemble has to be a RewardFunction, but is a {type(member).__name__}. "
+                    f"Member {position} of an ensemble must be a RewardFunction, got a {type(member).__name__}. "
                     "Wrap it in `as_reward_function(...)`."
                 )
         check_choice("aggregate", aggregate, AGGREGATIONS)
@@ -74,12 +75,7 @@ class RewardEnsemble(RewardFunction):
         return frozenset().union(*known) if all(known) else frozenset()
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor:
         rewards = torch.stack(
             [member.rewards_of(prompts, responses, response_ids, columns) for member in self.members]

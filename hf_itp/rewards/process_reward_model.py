@@ -1,30 +1,27 @@
 """
-Rewards of models that judge a response step by step: one number per step, put together to one per response.
+Rewards of models that judge a response step by step, aggregated to one per response.
 
-Text becomes tokens in `steps`; this file reads the model behind each step.
+`text/steps.py` makes tokens of text; this file reads the model after each step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.checks import check_choice
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.functional.steps import STEP_AGGREGATIONS, aggregate_steps
-from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.functional.steps import aggregate_steps
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import process_layout
-from hf_itp.rewards.checkpoints.layouts.qwen import STEP_TOKEN, Qwen2ForProcessRewardModel
-from hf_itp.rewards.checkpoints.loading import load
-from hf_itp.rewards.forward import own_scores, passes
-from hf_itp.rewards.forward.batching import BatchSize, each_once, map_batches, scoring_bar
-from hf_itp.rewards.forward.scoring import budget_of
+from hf_itp.rewards.checkpoints.loading import load, load_as
+from hf_itp.rewards.forward import own_code, passes
+from hf_itp.rewards.forward.scoring import budget_of, each_once, map_batches, scoring_bar
+from hf_itp.rewards.options import BatchSize, ProcessRewardModelOptions, takes_keywords_of
 from hf_itp.rewards.text import steps
-from hf_itp.rewards.text.encoding import TokenSequence, cut_left, warn_of_cuts, warn_of_unseen_calls
-from hf_itp.rewards.text.lengths import token_limit
+from hf_itp.rewards.text.encoding import TokenSequence, cut_left, token_limit, warn_of_cuts, warn_of_unseen_calls
 from hf_itp.rewards.text.rendering import distinct
 
 
@@ -32,12 +29,12 @@ class ProcessRewardModel(RewardFunction):
     r"""
     Scores responses by the probability that each of their steps is good.
 
-    A response is cut into steps at `separator`, and the model is read behind each, the way it was trained:
+    A response is split into steps at `separator`, and the model is read after each, the way it was trained:
 
     - Qwen2.5-Math-PRM: at `<extra_0>`, in the chat template, by the softmax of its second label.
     - TRL's token classifiers: at the last token of `step_token`, without a template, by the same.
-    - Math-Shepherd's kind, a language model with `step_token`: at that token, by `good_token` against `bad_token`.
-    - RLHFlow's kind, a language model without `step_token`: each step is a turn of its own, and what it would answer
+    - Language models with `step_token` (Math-Shepherd): at that token, by `good_token` against `bad_token`.
+    - Language models without `step_token` (RLHFlow's): each step is a turn of its own, and the next turn's first token
       counts, `good_token` against `bad_token`.
 
     With step probabilities \\( p_1, \ldots, p_m \\) the reward is their minimum, product, mean or the last. A
@@ -49,145 +46,88 @@ class ProcessRewardModel(RewardFunction):
         tokenizer (`PreTrainedTokenizerBase`):
             The tokenizer it was trained with.
         step_token (`str`, *optional*):
-            What the model expects behind a step, as it is written, a space before it included. Qwen2.5-Math-PRM's is
-            known.
+            The text that the model expects after each step, leading spaces included. Known for Qwen2.5-Math-PRM.
         separator (`str`, *optional*, defaults to two line breaks):
-            What stands between steps in a response.
+            The text between two steps of a response.
         good_token, bad_token (`str`, *optional*):
-            What a language model says of a step, one token each.
+            A language model's two answers to a step, one token each.
         aggregate (`"min"`, `"product"`, `"last"` or `"mean"`, *optional*, defaults to `"min"`):
-            Steps to response.
-        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`):
-            Responses per forward pass. Halved when memory runs out.
-        max_length (`int`, *optional*):
-            Tokens of prompt and response together. Longer ones lose their beginning, with a warning.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+            How the rewards of the steps become that of the response.
+        batch_size, max_length, progress:
+            As in [`RewardModel`].
 
     Raises:
-        `RewardModelError`: If the model has no two labels, or `good_token` or `bad_token` is not one token.
-        `ArgumentError`: If `aggregate` is none, `step_token` is missing, or only one of the two answers is given.
+        `RewardModelError`: If a token classifier has not two labels, or an answer is not one token.
+        `ArgumentError`: If an option breaks its rule, or `step_token` is missing.
 
     Examples:
 
     ```python
     >>> from hf_itp.rewards import ProcessRewardModel
     >>> reward_model = ProcessRewardModel.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B")  # doctest: +SKIP
+    >>> reward_model.step_rewards("What is 2 + 3 * 4?", "3 * 4 = 12.\n\n2 + 12 = 14.")  # doctest: +SKIP
+    tensor([0.9980, 0.9961])
     >>> reward_model(["What is 2 + 3 * 4?"], ["3 * 4 = 12.\n\n2 + 12 = 14."])  # doctest: +SKIP
     tensor([0.9961])
 
     ```
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        step_token: str | None = None,
-        separator: str = "\n\n",
-        good_token: str | None = None,
-        bad_token: str | None = None,
-        aggregate: Literal["min", "product", "last", "mean"] = "min",
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        progress: bool = False,
-    ) -> None:
-        check_choice("aggregate", aggregate, STEP_AGGREGATIONS)
+    @takes_keywords_of(ProcessRewardModelOptions)
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         if not isinstance(model, PreTrainedModel):
             raise ArgumentTypeError(
                 f"`model` must be a PreTrainedModel, got {model!r:.80}. Load one by name: "
                 "ProcessRewardModel.from_pretrained(id_or_folder)."
             )
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ArgumentTypeError(
-                f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
-                "AutoTokenizer.from_pretrained(...)."
-            )
-        if not separator:
-            raise ArgumentError("`separator` has to be what stands between steps, but is empty. Pass e.g. '\\n\\n'.")
-        self.model, self.tokenizer, self.separator, self.aggregate = model, tokenizer, separator, aggregate
+        chosen = ProcessRewardModelOptions.from_keywords(options)
+        self.max_length = token_limit(model, tokenizer, chosen.max_length)
+        self.model, self.tokenizer = model, tokenizer
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
-        self.max_length = token_limit(model, tokenizer, max_length)
-        self.batch_size: BatchSize = 1 if own_scores.has_own_code(model) else batch_size
-        self.progress = progress
-        self._answers = _answers(tokenizer, good_token, bad_token)
-        self._good_token = good_token
-        self.step_token = _step_token(model, tokenizer, step_token, language_model=self._answers is not None)
+        self.separator, self.aggregate, self.progress = chosen.separator, chosen.aggregate, chosen.progress
+        self.batch_size: BatchSize = 1 if own_code.has_own_code(model) else chosen.batch_size
+        self._good_token = chosen.good_token
+        self._answers = _answers(tokenizer, chosen.good_token, chosen.bad_token)
+        self.step_token = _step_token(model, tokenizer, chosen.step_token, language_model=self._answers is not None)
         if self._answers is None and getattr(model.config, "num_labels", 0) != 2:
             raise RewardModelError(
-                f"A process reward model has to have two labels, bad and good, but `{type(model).__name__}` has "
+                f"A process reward model must have two labels, bad and good, got `{type(model).__name__}` with "
                 f"{getattr(model.config, 'num_labels', 0)}. Pass good_token and bad_token for a language model."
             )
 
     @classmethod
+    @takes_keywords_of(ProcessRewardModelOptions, load)
     def from_pretrained(
-        cls,
-        id_or_folder: str,
-        *,
-        step_token: str | None = None,
-        separator: str = "\n\n",
-        good_token: str | None = None,
-        bad_token: str | None = None,
-        aggregate: Literal["min", "product", "last", "mean"] = "min",
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        progress: bool = False,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        trust_remote_code: bool = False,
-        **options: Any,
+        cls, id_or_folder: str, *, trust_remote_code: bool = False, **options: Any
     ) -> ProcessRewardModel:
         """
-        Loads a token classifier, or with `good_token` and `bad_token` a language model, and its tokenizer.
+        Load a token classifier, or with `good_token` and `bad_token` a language model, and its tokenizer.
 
         Args:
             id_or_folder (`str`): Hub id or local folder.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): Used instead of the checkpoint's own.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to run code the checkpoint brings, where its class is not known here.
-            options: `revision`, `token`, `dtype`, `device`, `device_map` and more of
-                [`RewardModel.from_pretrained`].
-            step_token, separator, good_token, bad_token, aggregate, batch_size, max_length, progress:
-                See [`ProcessRewardModel`].
+                Whether to run code from the checkpoint, where its class is not known here.
+            options:
+                Options of [`ProcessRewardModel`]; `revision`, `token`, `dtype`, `device`, `device_map`, `tokenizer`
+                and others as in [`RewardModel.from_pretrained`].
 
         Raises:
             `LoadError`: If checkpoint or tokenizer cannot be found or read.
-            `RewardModelError`: If it judges no steps, its head is not trained, it is a pickle, or brings code that is
-                not allowed to run.
-            `ArgumentError`: If code from the Hub would run at no particular commit.
+            `RewardModelError`: If the checkpoint judges no steps, lacks a trained head, is a pickle, or needs code
+                that is not allowed to run.
+            `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
-        loaded = load(
+        return load_as(
+            cls,
+            ProcessRewardModelOptions,
             id_or_folder,
-            lambda checkpoint: process_layout(checkpoint, good_token is not None, trust_remote_code),
-            tokenizer=tokenizer,
-            trust_remote_code=trust_remote_code,
-            **options,
+            lambda checkpoint: process_layout(checkpoint, options.get("good_token") is not None, trust_remote_code),
+            {"trust_remote_code": trust_remote_code, **options},
         )
-        reward_model = cls(
-            loaded.model,
-            loaded.tokenizer,
-            step_token=step_token,
-            separator=separator,
-            good_token=good_token,
-            bad_token=bad_token,
-            aggregate=aggregate,
-            batch_size=batch_size,
-            max_length=max_length,
-            progress=progress,
-        )
-        reward_model.name, reward_model.revision = id_or_folder, loaded.commit
-        return reward_model
-
-    @property
-    def devices(self) -> frozenset[torch.device]:
-        return passes.devices(self.model)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
     ) -> torch.Tensor:
         return each_once(self._score_distinct, self._encode(prompts, responses))
 
@@ -202,8 +142,12 @@ class ProcessRewardModel(RewardFunction):
         with passes.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
             return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        return passes.devices(self.model)
+
     def step_rewards(self, prompt: Prompt, response: str) -> torch.Tensor:
-        """The probability that each step of one response is good, float32 `(steps,)`, on the CPU."""
+        """Return the probability that each step of one response is good, float32 `(steps,)`, on the CPU."""
         with passes.evaluating(self.model):
             return self._probabilities(self._encode([prompt], [response]))[0].float()
 
@@ -234,20 +178,15 @@ class ProcessRewardModel(RewardFunction):
                 return steps.answered(self.tokenizer, prompt, parts, self._good_token, self._answers[0])
             return steps.marked(self.tokenizer, prompt, parts, self.step_token, between=self.separator)
         assert self.step_token is not None
-        if isinstance(self.model, Qwen2ForProcessRewardModel) or own_scores.has_own_code(self.model):
+        if _known_step_token(self.model) is not None or own_code.has_own_code(self.model):
             return steps.marked(self.tokenizer, prompt, parts, self.step_token)
         return steps.concatenated(self.tokenizer, prompt, parts, self.step_token)
 
 
 def _answers(tokenizer: PreTrainedTokenizerBase, good: str | None, bad: str | None) -> list[int] | None:
-    """The ids of what a language model says of a step; none for a token classifier."""
-    if good is None and bad is None:
+    """Return the ids of a language model's two answers, `None` for a token classifier."""
+    if good is None or bad is None:
         return None
-    if good is None or bad is None or good == bad:
-        raise ArgumentError(
-            f"`good_token` and `bad_token` go together and differ, but are {good!r} and {bad!r}. Pass both for a "
-            "language model, none for a token classifier."
-        )
     return [_one_id(tokenizer, "good_token", good), _one_id(tokenizer, "bad_token", bad)]
 
 
@@ -255,29 +194,32 @@ def _one_id(tokenizer: PreTrainedTokenizerBase, name: str, text: str) -> int:
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise RewardModelError(
-            f"`{name}` has to be one token of the tokenizer, but {text!r} is {len(ids)} or unknown. Take it from the "
+            f"`{name}` must be one known token of the tokenizer, got {text!r} ({len(ids)} tokens). Take it from the "
             "model's card."
         )
     return ids[0]
 
 
+def _known_step_token(model: PreTrainedModel) -> str | None:
+    """Return the step token that the model's class states, as the class of a layout may."""
+    return getattr(type(model), "step_token", None)
+
+
 def _step_token(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, step_token: str | None, language_model: bool
 ) -> str | None:
-    """What stands behind a step; none where each step is a turn of its own."""
-    if step_token is None and isinstance(model, Qwen2ForProcessRewardModel):
-        step_token = STEP_TOKEN
+    """Return the text that follows each step, `None` if each step is a turn of its own."""
+    step_token = _known_step_token(model) if step_token is None else step_token
     if step_token is None and language_model:
         return None
     if not step_token:
         raise ArgumentError(
-            f"`step_token` has to be what the model expects behind a step, but is {step_token!r}. Take it from the "
-            "model's card; TRL's own models expect a line break."
+            f"`step_token` must be the text that the model expects after each step, got {step_token!r}. Take it from "
+            "the model's card; TRL's own models expect a line break."
         )
     ids = list(tokenizer(step_token, add_special_tokens=False)["input_ids"])
     if not ids or tokenizer.unk_token_id in ids:
         raise RewardModelError(
-            f"`step_token` has to be tokens of the tokenizer, but {step_token!r} is none. Take it from the model's "
-            "card."
+            f"`step_token` must be in the tokenizer's vocabulary, got {step_token!r}. Take it from the model's card."
         )
     return step_token

@@ -1,12 +1,11 @@
 """
-Whatever a user passes as `reward_model`, as a [`RewardFunction`].
+Turn what a user passes as `reward_model` into a [`RewardFunction`].
 
-Models given by name stay loaded between calls: `generate` is called often, and reading weights takes longer than it.
+Models given by name stay loaded between calls: reading weights often takes longer than a call of `generate`.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import threading
 from collections import OrderedDict
@@ -26,10 +25,11 @@ from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.checkpoints.loading import load_tokenizer, local_name
 from hf_itp.rewards.ensemble import RewardEnsemble
+from hf_itp.rewards.options import RewardModelOptions
 from hf_itp.rewards.reward_model import RewardModel
 
 MAX_LOADED_MODELS = 4
-"""How many reward models given by name stay in memory; the one not used for longest goes first."""
+"""How many reward models given by name stay in memory; the least recently used leaves first."""
 
 _loaded: OrderedDict[Hashable, RewardModel] = OrderedDict()
 _loading = threading.Lock()
@@ -46,26 +46,26 @@ def as_reward_function(
     **options: Any,
 ) -> RewardFunction:
     """
-    A [`RewardFunction`] out of what `generate(reward_model=...)` takes.
+    Return a [`RewardFunction`] for what `generate(reward_model=...)` takes.
 
-    The last 4 models given by name stay loaded, by name, options and, for a folder, the state of its files;
-    [`clear_loaded_reward_models`] lets go of them.
+    The last 4 models given by name stay loaded, keyed by name, options and, for a folder, the state of its files;
+    [`clear_loaded_reward_models`] frees them.
 
     Args:
         reward_model (`str`, `PreTrainedModel`, `RewardFunction`, `Callable` or a list of these):
-            Hub id, local folder or `"embedded"`; a sequence-classification model; an object of the contract, returned
-            as it is; a TRL-style callable `f(prompts, completions, **kwargs) -> list[float]`. A list is the mean of
-            its members: build a [`RewardEnsemble`] for anything else.
+            Hub id, local folder or `"embedded"`; a sequence-classification model; a [`RewardFunction`], returned
+            unchanged; a TRL-style callable `f(prompts, completions, **kwargs) -> list[float]`. A list means the mean
+            of its members: build a [`RewardEnsemble`] for anything else.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The reward model's tokenizer, where it is not to be read from beside the model.
+            The reward model's tokenizer. Defaults to the one stored with the model.
         device (`str`, `int` or `torch.device`, *optional*):
-            Where to put a model given by name. Anything else stays where it is.
+            Where to put a model given by name. Other models are not moved.
         options:
             Keywords of [`RewardModel`] for a model, of [`RewardModel.from_pretrained`] for a name.
 
     Raises:
         `ArgumentTypeError`: If `reward_model` is none of these.
-        `ArgumentError`: If options are given that nothing would use.
+        `ArgumentError`: If an option would not be used.
         `LoadError`, `RewardModelError`: If the model cannot be loaded, or is no reward model.
 
     Examples:
@@ -86,12 +86,12 @@ def as_reward_function(
         options |= {"tokenizer": tokenizer, "device": None if device is None else str(torch.device(device))}
         return _from_name(str(reward_model), options)
     if isinstance(reward_model, PreTrainedModel):
-        _check_options(options)
+        RewardModelOptions.from_keywords(options)  # before a tokenizer is looked for
         return RewardModel(reward_model, tokenizer or _tokenizer_of(reward_model), **options)
     if tokenizer is not None or options:
         given = ["tokenizer"] * (tokenizer is not None) + list(options)
         raise ArgumentError(
-            f"`{given[0]}` has to belong to a reward model, but `reward_model` is a {type(reward_model).__name__}, "
+            f"`{given[0]}` must belong to a reward model, got `reward_model` a {type(reward_model).__name__}, "
             "which would ignore it. Drop it or build the RewardFunction with it."
         )
     if isinstance(reward_model, RewardFunction):
@@ -104,18 +104,18 @@ def as_reward_function(
         remedy = "Pass one of these."
     kind = f"the class {reward_model.__name__}" if isinstance(reward_model, type) else type(reward_model).__name__
     raise ArgumentTypeError(
-        "`reward_model` has to be a Hub id, a local folder, a PreTrainedModel, a RewardFunction, a callable "
-        f"f(prompts, completions, **kwargs) -> list[float], or a list of these, but is {kind}. {remedy}"
+        "`reward_model` must be a Hub id, a local folder, a PreTrainedModel, a RewardFunction, a callable "
+        f"f(prompts, completions, **kwargs) -> list[float], or a list of these, got {kind}. {remedy}"
     )
 
 
 def checked_reward(reward_model: RewardLike) -> Any:
     """
-    What [`as_reward_function`] takes, once it is known to be that: a [`RewardFunction`], or names of models as they
-    are, to be loaded where the policy is.
+    Check a reward model without loading any: return a [`RewardFunction`], or names of models unchanged, to load later
+    on the policy's device.
 
     Raises:
-        `ItpError`: As [`as_reward_function`], but for what loading a name would show.
+        `ItpError`: As [`as_reward_function`], except for what only loading shows.
     """
     if isinstance(reward_model, (list, tuple)) and reward_model:
         return [checked_reward(member) for member in reward_model]
@@ -125,34 +125,22 @@ def checked_reward(reward_model: RewardLike) -> Any:
 
 
 def clear_loaded_reward_models() -> None:
-    """Lets go of the reward models that [`as_reward_function`] loaded by name, and so of their memory."""
+    """Free the reward models that [`as_reward_function`] loaded by name."""
     with _loading:
         _loaded.clear()
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    known = [p.name for p in inspect.signature(RewardModel).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ArgumentError(
-            f"`{unknown[0]}` has to be an option of a reward model in memory, but is none. Choose from "
-            f"{', '.join(known)}."
-        )
-
-
 def _from_name(name: str, options: dict[str, Any]) -> RewardModel:
     if not name.strip():
-        raise ArgumentError(
-            "`reward_model` has to be a Hub id or a folder, but is empty. Pass for example 'org/name'."
-        )
-    # The order of keywords is no difference; an unhashable option (a dict) means as much as it prints.
+        raise ArgumentError("`reward_model` must be a Hub id or a folder, got an empty name. Pass e.g. 'org/name'.")
+    # The order of keywords does not matter; an unhashable option (a dict) is compared by its text.
     described = ((key, value if _is_hashable(value) else repr(value)) for key, value in options.items())
     key = (
         name,
         _state(local_name(name), str(options.get("subfolder") or "")),
         tuple(sorted(described, key=lambda item: item[0])),
     )
-    # Held while loading, so that two threads asking for one model load it once.
+    # Held while loading, so that two threads that ask for one model load it once.
     with _loading:
         if key not in _loaded:
             _loaded[key] = RewardModel.from_pretrained(name, **options)
@@ -171,7 +159,7 @@ def _is_hashable(value: object) -> bool:
 
 
 def _state(name: str, subfolder: str) -> Hashable:
-    """The state of a model's folder, and of an adapter's base model where that is one too."""
+    """Return the state of a model's folder, and of its base model's if it is an adapter on a local folder."""
     folder = Path(name).expanduser() / subfolder
     base = ""
     with suppress(OSError, ValueError, AttributeError):
@@ -180,7 +168,7 @@ def _state(name: str, subfolder: str) -> Hashable:
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    rule = f"A reward model built in memory has to come with its tokenizer, but this is a {type(model).__name__} alone"
+    rule = f"A reward model built in memory must come with its tokenizer, got only a {type(model).__name__}"
     origin = tokenizer_origin(model, rule, "Pass `RewardModel(model, tokenizer)`.")
     token = token_of(model)
     return load_tokenizer(origin.name, **origin.options(), **({} if token is None else {"token": token}))

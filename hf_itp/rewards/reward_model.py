@@ -1,8 +1,7 @@
 """
 Rewards of a sequence-classification model, from the Hub, a folder or memory.
 
-Text becomes tokens in `encoding`, and tokens become logits in `scoring`, the prompt's once however many responses
-follow it; this file ties them. Knows nothing of policies.
+`text/encoding.py` makes tokens of text and `forward/scoring.py` logits of tokens. Knows nothing of policies.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.checks import as_number, check_count
+from hf_itp.checks import as_number
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
-from hf_itp.rewards.base import Prompt, RewardFunction
-from hf_itp.rewards.checkpoints.layouts import scalar_layout
-from hf_itp.rewards.checkpoints.loading import load
-from hf_itp.rewards.forward import own_scores, passes
-from hf_itp.rewards.forward.batching import BatchSize, each_once
-from hf_itp.rewards.forward.scoring import label_logits
-from hf_itp.rewards.text.encoding import PairEncoder, TokenSequence
-from hf_itp.rewards.text.lengths import token_limit
+from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
+from hf_itp.rewards.checkpoints.layouts import reward_layout
+from hf_itp.rewards.checkpoints.loading import load, load_as
+from hf_itp.rewards.forward import own_code, passes
+from hf_itp.rewards.forward.scoring import each_once, label_logits
+from hf_itp.rewards.options import BatchSize, RewardModelOptions, takes_keywords_of
+from hf_itp.rewards.text.encoding import PairEncoder, token_limit
 from hf_itp.rewards.text.rendering import conversation
 
 
@@ -32,27 +30,26 @@ class RewardModel(RewardFunction):
     Scores responses with a `...ForSequenceClassification` model: the reward is the raw logit of one label.
 
     Prompt and response are rendered with the reward model's own chat template. Without a template an encoder reads
-    them as a text pair and a decoder one behind the other. The reward of a response does not depend on what else is
-    scored with it: identical pairs are scored once, what the responses to a prompt have in common runs once where the
-    model's layers are all causal attention, and the rest is padded on the right and pooled by attention mask. The head
-    runs in float32. In bfloat16 or on an accelerator kernels still differ in the last bits between batch
-    sizes; `unbatched=True` removes that too.
+    them as a text pair and a decoder as one text. The reward of a response does not depend on what else is scored with
+    it: batches are padded on the right and pooled by attention mask, and the head runs in float32. Identical pairs run
+    once, and so does a prompt for all its responses if every layer of the model is causal attention. In bfloat16 or on
+    an accelerator the last bits still depend on the batch size; `unbatched=True` removes that too.
 
     Args:
         model (`PreTrainedModel`):
-            The model. Its device, dtypes and train/eval mode stay as they are.
+            The model. Its device, dtypes and train/eval mode are not changed.
         tokenizer (`PreTrainedTokenizerBase`):
             The tokenizer the model was trained with. Its settings are not changed.
         label (`int` or `str`, *optional*):
-            Index or name of the label whose logit is the reward. Needed where the model has several.
+            Index or name of the label whose logit is the reward. Required if the model has several.
         batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`):
-            Responses per forward pass; `"auto"` goes by their length. Halved when memory runs out.
+            Responses per forward pass; `"auto"` depends on their length. Halved when memory runs out.
         max_length (`int`, *optional*):
             Tokens of prompt and response together. Longer ones lose the beginning of the prompt, with a warning, and
-            a part of the response only where the response alone is longer. Defaults to what model and tokenizer say.
+            a part of the response only if the response itself is longer. Defaults to the limit of model and tokenizer.
         append_eos (`bool`, *optional*, defaults to `False`):
-            Whether to end each sequence in the end token where the rendering does not. Set it for models that TRL's
-            `RewardTrainer` trained on plain text.
+            Whether to append the end token to sequences that lack it. Set it for models that TRL's `RewardTrainer`
+            trained on plain text.
         unbatched (`bool`, *optional*, defaults to `False`):
             Whether to score one response at a time, each with its whole prompt.
         progress (`bool`, *optional*, defaults to `False`):
@@ -60,7 +57,7 @@ class RewardModel(RewardFunction):
 
     Raises:
         `RewardModelError`: If the model is no sequence classifier.
-        `ArgumentError`: If `label`, `batch_size` or `max_length` does not fit the model.
+        `ArgumentError`: If an option breaks its rule or does not fit the model.
 
     Examples:
 
@@ -73,118 +70,62 @@ class RewardModel(RewardFunction):
     ```
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        label: int | str | None = None,
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        append_eos: bool = False,
-        unbatched: bool = False,
-        progress: bool = False,
-    ) -> None:
+    @takes_keywords_of(RewardModelOptions)
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         _check_classifier(model)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ArgumentTypeError(
-                f"`tokenizer` has to be a transformers tokenizer, but is a {type(tokenizer).__name__}. Load it with "
-                "AutoTokenizer.from_pretrained(...)."
-            )
-        if not (isinstance(batch_size, str) and batch_size == "auto"):
-            batch_size = check_count("batch_size", batch_size, 1, 'Or pass "auto".')
+        chosen = RewardModelOptions.from_keywords(options)
+        max_length = token_limit(model, tokenizer, chosen.max_length)
         self.model = model
         self.name = model.config.name_or_path or type(model).__name__
         self.revision: str | None = None
-        self._scores_itself = own_scores.has_own_code(model)
-        self.label = 0 if self._scores_itself and label is None else _label_index(model.config, label)
+        self._scores_itself = own_code.has_own_code(model)
+        self.label = 0 if self._scores_itself and chosen.label is None else _label_index(model.config, chosen.label)
         self._shift, self._scale = _normalization(model)
-        self.unbatched = unbatched
-        self.batch_size: BatchSize = 1 if unbatched else batch_size
-        self.progress = progress
-        self._encoder = PairEncoder(
-            tokenizer,
-            pairs=not passes.pools_last_token(model),
-            max_length=token_limit(model, tokenizer, max_length),
-            append_eos=append_eos,
-        )
+        self.unbatched, self.progress = chosen.unbatched, chosen.progress
+        self.batch_size: BatchSize = 1 if chosen.unbatched else chosen.batch_size
+        pairs = not passes.pools_last_token(model)
+        self._encoder = PairEncoder(tokenizer, pairs, max_length, append_eos=chosen.append_eos)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        id_or_folder: str,
-        *,
-        label: int | str | None = None,
-        revision: str | None = None,
-        dtype: str | torch.dtype | None = None,
-        device: str | int | torch.device | None = None,
-        device_map: str | dict | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        batch_size: BatchSize = "auto",
-        max_length: int | None = None,
-        append_eos: bool = False,
-        unbatched: bool = False,
-        progress: bool = False,
-        trust_remote_code: bool = False,
-        token: str | bool | None = None,
-        **kwargs: Any,
-    ) -> RewardModel:
+    @takes_keywords_of(RewardModelOptions, load)
+    def from_pretrained(cls, id_or_folder: str, *, trust_remote_code: bool = False, **options: Any) -> RewardModel:
         """
-        Loads a reward model and its tokenizer. Nothing is scored with weights the checkpoint does not hold.
+        Load a reward model and its tokenizer. Refuse a checkpoint that lacks weights: they would be random.
 
         Args:
             id_or_folder (`str`):
-                Hub id, local folder or `"embedded"`, of a sequence classifier, of one of the other families that
-                `docs/reward_models.md` lists, or of an adapter that brings its head.
+                Hub id, local folder or `"embedded"`: a sequence classifier, one of the other families listed in
+                `docs/reward_models.md`, or an adapter that brings its head.
             revision (`str`, *optional*):
                 Branch, tag or commit on the Hub; with `trust_remote_code` a commit.
             dtype (`str` or `torch.dtype`, *optional*):
-                Data type of the body; the head runs in float32 anyway. Defaults to the checkpoint's.
-            device (`str`, `int` or `torch.device`, *optional*):
-                Where to put the model; the CPU without it.
+                Data type of the body; the head always runs in float32. Defaults to the checkpoint's.
+            device (`str`, `int` or `torch.device`, *optional*, defaults to the CPU):
+                Where to put the model.
             device_map (`str` or `dict`, *optional*):
                 How Accelerate spreads the model over devices, instead of `device`.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Used instead of the checkpoint's own.
+                Replaces the checkpoint's own.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to run code the checkpoint brings, where its family needs that.
+                Whether to run code from the checkpoint, where its family needs that.
             token (`str` or `bool`, *optional*):
                 Hub token for private and gated repositories.
-            label, batch_size, max_length, append_eos, unbatched, progress:
-                See [`RewardModel`].
-            kwargs:
-                Forwarded to transformers' `from_pretrained`.
+            options:
+                Options of [`RewardModel`]; anything else goes to transformers' `from_pretrained`.
 
         Raises:
             `LoadError`: If checkpoint or tokenizer cannot be found or read.
-            `RewardModelError`: If the checkpoint is no reward model, such as a language model without a trained head;
-                if it is a pickle, or brings code that is not allowed to run.
-            `ArgumentError`: If code from the Hub would run at no particular commit.
+            `RewardModelError`: If the checkpoint is no reward model (such as a language model without a trained head),
+                is a pickle, or needs code that is not allowed to run.
+            `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
-        loaded = load(
+        return load_as(
+            cls,
+            RewardModelOptions,
             id_or_folder,
-            lambda checkpoint: scalar_layout(checkpoint, trust_remote_code),
-            tokenizer=tokenizer,
-            device=device,
-            device_map=device_map,
-            dtype=dtype,
-            revision=revision,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            **kwargs,
+            lambda checkpoint: reward_layout(checkpoint, trust_remote_code),
+            {"trust_remote_code": trust_remote_code, **options},
         )
-        reward_model = cls(
-            loaded.model,
-            loaded.tokenizer,
-            label=label,
-            batch_size=batch_size,
-            max_length=max_length,
-            append_eos=append_eos,
-            unbatched=unbatched,
-            progress=progress,
-        )
-        reward_model.name, reward_model.revision = id_or_folder, loaded.commit
-        return reward_model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -193,12 +134,12 @@ class RewardModel(RewardFunction):
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of prompt and response together that the model sees, `None` without a limit."""
+        """The most tokens of prompt and response together that the model sees, `None` without a limit."""
         return self._encoder.max_length
 
     def prompt_features(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """
-        How the model reads each prompt, whatever the response: mean last hidden state `(n, D)`, float32, on the CPU.
+        Return the mean last hidden state of each prompt without a response, `(n, D)`, float32, on the CPU.
         """
         sequences = self._encoder.encode(prompts, [""] * len(prompts))
         with passes.evaluating(self.model):
@@ -209,15 +150,17 @@ class RewardModel(RewardFunction):
         return passes.devices(self.model)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
     ) -> torch.Tensor:
         if self._scores_itself:
-            rewards = own_scores.score(self.model, self._encoder, prompts, responses)
+            rewards = own_code.rewards(self.model, self._encoder, prompts, responses)
         else:
-            rewards = self._label_logits(prompts, responses)
+            rewards = each_once(
+                lambda distinct: label_logits(
+                    self.model, distinct, self.label, self.batch_size, not self.unbatched, self.progress
+                ),
+                self._encoder.encode(prompts, responses),
+            )
         return rewards if self._scale is None else (rewards - self._shift) / self._scale
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
@@ -228,29 +171,16 @@ class RewardModel(RewardFunction):
         if sequences := self._encoder.check(prompts):
             passes.check_ids(self.model, sequences)
 
-    def _label_logits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
-        return each_once(self._score_distinct, self._encoder.encode(prompts, responses))
-
-    def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        return label_logits(
-            self.model,
-            sequences,
-            self.label,
-            self.batch_size,
-            share_prefixes=not self.unbatched,
-            progress=self.progress,
-        )
-
 
 def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
-    """Mean and standard deviation that OpenRLHF writes into config.json, to be taken out; none without them."""
+    """Return the mean and standard deviation that OpenRLHF writes into config.json, `None` for the latter without."""
     mean, std = as_number(getattr(model.config, "mean", None)), as_number(getattr(model.config, "std", None))
     if mean is None or std is None:
         return 0.0, None
     if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
         raise RewardModelError(
-            f"`mean` and `std` in the configuration of a reward model have to be finite, `std` above 0, but are "
-            f"{mean} and {std}. Correct or remove them."
+            f"`mean` and `std` in the configuration of a reward model must be finite, `std` above 0, got {mean} and "
+            f"{std}. Correct or remove them."
         )
     return float(mean), float(std)
 
@@ -263,14 +193,14 @@ def _check_classifier(model: object) -> None:
         )
     if not isinstance(model, PreTrainedModel):
         raise ArgumentTypeError(
-            f"`reward_model` has to be a PreTrainedModel, but is a {type(model).__name__}. Pass the transformers "
+            f"`reward_model` must be a PreTrainedModel, got a {type(model).__name__}. Pass the transformers "
             "model itself; merge a PEFT model first with `merge_and_unload()`."
         )
     from_transformers = type(model).__module__.startswith("transformers.")
     classifies = any(base.__name__.endswith("ForSequenceClassification") for base in type(model).__mro__)
     if from_transformers and not classifies:
         raise RewardModelError(
-            f"A reward model has to be a sequence classifier, but is a `{type(model).__name__}`, which has no reward "
+            f"A reward model must be a sequence classifier, got a `{type(model).__name__}`, which has no reward "
             "head. Pass a `...ForSequenceClassification` model trained as a reward model."
         )
 
@@ -287,7 +217,6 @@ def _label_index(config: Any, label: int | str | None) -> int:
     listed = ", ".join(f"{index} ({name!r})" for index, name in enumerate(names))
     if label is None:
         raise ArgumentError(
-            f"`label` has to say which of the {len(names)} labels is the reward, but is not given. Choose one of "
-            f"{listed}."
+            f"`label` must say which of the {len(names)} labels is the reward, got None. Choose one of {listed}."
         )
-    raise ArgumentError(f"`label` has to be a label of the reward model, but is {label!r}. Choose one of {listed}.")
+    raise ArgumentError(f"`label` must be a label of the reward model, got {label!r}. Choose one of {listed}.")

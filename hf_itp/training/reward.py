@@ -1,5 +1,5 @@
 """
-The reward TRL is given: calibrated, transformed, in nats; and what is measured on the way.
+The reward given to TRL: calibrated, transformed, in nats; with the metrics measured on the way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hf_itp.calibration.fingerprints import prompt_fingerprint
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate, prompt_win_rates
 from hf_itp.rewards import RewardFunction
-from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.base import Prompt, ResponseIds
 from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.objective import CTRLObjective
 
@@ -24,15 +24,15 @@ class TransformedReward:
     """
     A reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion.
 
-    The raw reward is passed all that TRL passes, but for the text of the completions: TRL decodes them apart from
-    their prompts, references and candidates are cut from the decoding of both.
+    The raw reward gets everything that TRL passes, except the text of the completions: TRL decodes them without their
+    prompts, while references and candidates are cut from the text of both.
 
     Args:
         reward ([`RewardFunction`]): The raw reward.
         objective ([`CTRLObjective`]): Transform and KL strength.
         calibrator ([`RewardCalibrator`], *optional*): May be set later, before the first call.
-        reader (`Callable`, *optional*): From a prompt to the [`ResponseReader`] of responses to it, as references are
-            read. May be set later. Without it completions stay as TRL decodes them.
+        reader (`Callable`, *optional*): From a prompt to the [`ResponseReader`] that reads responses to it like
+            references. May be set later. Without it completions are used as TRL decodes them.
     """
 
     __name__ = "ctrl"  # TRL logs rewards under it
@@ -57,7 +57,7 @@ class TransformedReward:
         **columns: Any,
     ) -> list[float]:
         if self.calibrator is None:
-            raise ArgumentError("`calibrator` has to be set before rewards are asked for. Call `train()` first.")
+            raise ArgumentError("`calibrator` must be set before the first call, got None. Call `train()` first.")
         if completion_ids is not None and self.reader is not None:
             completions = self._as_written(prompts, completions, completion_ids, self.reader)
         if log_metric is not None:
@@ -96,14 +96,14 @@ class TransformedReward:
         return written
 
     def take_measured(self) -> list[tuple[str, float]]:
-        """Prompt fingerprint and raw reward of every completion since the last time."""
+        """Return prompt fingerprint and raw reward of every completion since the last time."""
         measured, self._measured = self._measured, []
         return measured
 
     def win_rates(self, measured: Sequence[tuple[str, float]], n: int, worst: bool = False) -> Estimate | None:
         """
-        Win rate against the reference policy under best-of-`n` (or worst-of-`n`), from the prompts with at least `n`
-        completions among `measured`; `None` without one.
+        Return the win rate against the reference policy under best-of-`n` (or worst-of-`n`), from the prompts with at
+        least `n` completions among `measured`; `None` without one.
         """
         assert self.calibrator is not None
         by_prompt: defaultdict[str, list[float]] = defaultdict(list)
@@ -121,27 +121,22 @@ class TransformedReward:
 
 class CalledAsInTraining(RewardFunction):
     """
-    A reward with what TRL passes to every reward function beside the columns of the data, for calls outside of TRL.
+    A reward that also gets what TRL passes to every reward function beside the columns, for calls outside of TRL.
 
     Args:
-        reward ([`RewardFunction`]): The reward; in all else this is it.
-        given (`dict`): What is passed with each call.
+        reward ([`RewardFunction`]): The reward; its other attributes are this object's too.
+        given (`dict`): Columns to pass with each call.
     """
 
     def __init__(self, reward: RewardFunction, given: dict[str, Any]):
         self._reward, self._given, self.name = reward, given, reward.name
 
     def __getattr__(self, name: str) -> Any:
-        # Its model and revision tell which reward it is.
+        # Its model and revision identify the reward.
         return getattr(self._reward, name)
 
     def score(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        response_ids: Sequence[torch.Tensor] | None = None,
-        /,
-        **columns: Any,
+        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
     ) -> torch.Tensor:
         return self._reward.rewards_of(prompts, responses, response_ids, {**self._given, **columns})
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_itp.pools.journal import ReferencePool
-from hf_itp.rewards.forward.batching import map_batches
+from hf_itp.rewards.forward.scoring import map_batches
 from hf_itp.rewards.text.encoding import TokenSequence
 
 

@@ -147,7 +147,7 @@ def test_recommended_reward_model_may_not_bring_code_or_pickles(hub_here, reward
     commit = repository.commit("main", "pickled", {**pickled, "pytorch_model.bin": stream.getvalue()},
                                ["model.safetensors", "evil.py"]).oid  # fmt: skip
     pulled.generation_config.hf_itp["reward_model_revision"] = commit
-    with pytest.raises(RewardModelError, match="runs whatever it holds and is not loaded"):
+    with pytest.raises(RewardModelError, match="runs the code it holds and is not loaded"):
         decoded(pulled, strategy="auto")
 
 

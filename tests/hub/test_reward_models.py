@@ -51,7 +51,7 @@ def test_code_runs_at_the_commit_that_was_read(hub_here, tmp_path):
     assert later != commit
     with pytest.raises(RewardModelError, match="brings code of its own"):
         RewardModel.from_pretrained("org/model", revision=commit)
-    with pytest.raises(ArgumentError, match="has to be a commit"):
+    with pytest.raises(ArgumentError, match="must be a commit"):
         RewardModel.from_pretrained("org/model", **options)
     reward_model = RewardModel.from_pretrained("org/model", revision=commit, **options)
     assert reward_model([PROMPT], [RESPONSE]).item() == pytest.approx(reference(PROMPT, RESPONSE), abs=1e-4)
@@ -76,7 +76,7 @@ def test_pickle_on_the_hub_is_not_even_fetched(hub_here, tmp_path):
     folder = Path(saved(tmp_path / "model", tiny_classifier("llama"), tiny_tokenizer()))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     publish(hub_here, "org/model", folder)
-    with pytest.raises(RewardModelError, match="runs whatever it holds and is not loaded"):
+    with pytest.raises(RewardModelError, match="runs the code it holds and is not loaded"):
         RewardModel.from_pretrained("org/model")
     assert not list((tmp_path / "cache here").rglob("*.bin"))
 
@@ -88,7 +88,7 @@ def test_index_on_the_hub_names_safetensors_of_its_own_repository_alone(file, hu
     index = {"metadata": {}, "weight_map": {"score.weight": file}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     publish(hub_here, "org/model", folder)
-    with pytest.raises(RewardModelError, match="have to be safetensors beside"):
+    with pytest.raises(RewardModelError, match="must be safetensors beside"):
         RewardModel.from_pretrained("org/model")
 
 
@@ -111,12 +111,12 @@ class TestAdapters:
 
     def test_adapter_names_no_folder_of_the_reader(self, hub_here, tmp_path):
         self.published(hub_here, tmp_path, str(tmp_path / "base"))
-        with pytest.raises(RewardModelError, match="has to name its base model by a Hub id"):
+        with pytest.raises(RewardModelError, match="must name its base model by a Hub id"):
             RewardModel.from_pretrained("org/adapter", num_labels=1)
 
     def test_adapter_that_is_a_pickle_is_refused(self, hub_here, tmp_path):
         saved_adapter(tmp_path, "SEQ_CLS")
         (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
         publish(hub_here, "org/adapter", tmp_path / "adapter")
-        with pytest.raises(RewardModelError, match=r"holds no adapter_model\.safetensors"):
+        with pytest.raises(RewardModelError, match=r"got no adapter_model\.safetensors"):
             RewardModel.from_pretrained("org/adapter", num_labels=1)

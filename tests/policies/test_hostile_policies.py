@@ -78,7 +78,7 @@ def test_weights_are_safetensors_of_the_own_folder_alone(file, by, folder):
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     else:
         edit(folder, transformers_weights=file)
-    refused(folder, f"have to be safetensors beside .* {CONVERT}")
+    refused(folder, f"must be safetensors beside .* {CONVERT}")
 
 
 def test_pickle_named_as_safetensors_is_read_as_none(folder):

@@ -117,8 +117,8 @@ def positional_only(prompts, completions, /):
         (asynchronous, "Wrap it in a function that calls asyncio.run"),
         (functools.partial(asynchronous), "Wrap it in a function that calls asyncio.run"),
         (AsynchronousObject(), "Wrap it in a function that calls asyncio.run"),
-        (without_prompts, r"takes no `prompts`. Define it as f\(prompts, completions, \*\*kwargs\)"),
-        (positional_only, r"takes no `prompts` and no `completions`. Define it as"),
+        (without_prompts, r"got no `prompts`. Define it as f\(prompts, completions, \*\*kwargs\)"),
+        (positional_only, r"got no `prompts` and no `completions`. Define it as"),
         (3, "Pass a function f"),
     ],
 )
@@ -139,5 +139,5 @@ def test_column_nobody_passes_is_named_before_anything_is_drawn(function):
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_awaitable_from_a_plain_function_is_refused():
-    with pytest.raises(RewardError, match=r"returned an awaitable. Wrap it in a function that calls asyncio.run"):
+    with pytest.raises(RewardError, match=r"got an awaitable. Wrap it in a function that calls asyncio.run"):
         CallableReward(lambda prompts, completions: asynchronous(prompts, completions))(["how"], ["so"])

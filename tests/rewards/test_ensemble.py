@@ -65,7 +65,7 @@ def test_broken_member_is_the_one_named():
     ("arguments", "error", "message"),
     [
         (([],), ArgumentError, "Pass a reward model"),
-        ((["org/model"],), ArgumentTypeError, r"Member 0 .* is a str. Wrap it in `as_reward_function"),
+        ((["org/model"],), ArgumentTypeError, r"Member 0 .* got a str. Wrap it in `as_reward_function"),
         (([FIRST, print],), ArgumentTypeError, r"Member 1 .* Wrap it in `as_reward_function"),
         (([FIRST], "median"), ArgumentError, "mean_minus_std"),
         (([FIRST], "mean_minus_std", -1.0), ArgumentError, "Use aggregate='mean' to ignore disagreement"),

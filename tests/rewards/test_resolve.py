@@ -10,13 +10,7 @@ import torch
 from torch import nn
 
 from hf_itp.errors import ItpError
-from hf_itp.rewards import (
-    CallableReward,
-    RewardEnsemble,
-    RewardModel,
-    as_reward_function,
-    clear_loaded_reward_models,
-)
+from hf_itp.rewards import CallableReward, RewardEnsemble, RewardModel, as_reward_function, clear_loaded_reward_models
 from hf_itp.rewards.resolve import MAX_LOADED_MODELS
 from tests.rewards.classifiers import pair_tokenizer, saved, tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -141,29 +135,29 @@ def llama():
 
 
 BAD_INPUTS = [
-    (lambda: None, {}, TypeError, "but is NoneType. Pass one of these"),
-    (lambda: 3, {}, TypeError, "but is int. Pass one of these"),
-    (lambda: RewardModel, {}, TypeError, "but is the class RewardModel. Pass one of these"),
-    (lambda: nn.Dropout(), {}, TypeError, "but is Dropout. Pass the transformers model itself; merge a PEFT model"),
-    (lambda: "", {}, ValueError, "but is empty. Pass for example 'org/name'"),
+    (lambda: None, {}, TypeError, "got NoneType. Pass one of these"),
+    (lambda: 3, {}, TypeError, "got int. Pass one of these"),
+    (lambda: RewardModel, {}, TypeError, "got the class RewardModel. Pass one of these"),
+    (lambda: nn.Dropout(), {}, TypeError, "got Dropout. Pass the transformers model itself; merge a PEFT model"),
+    (lambda: "", {}, ValueError, "got an empty name. Pass e.g. 'org/name'"),
     (lambda: "./nowhere", {}, OSError, "does not exist. Correct the path"),
     (lambda: "org/none-such", {"tokenizer": tiny_tokenizer()}, OSError, "Correct the id, check the connection"),
-    (lambda: [], {}, ValueError, "has none. Pass a reward model"),
-    (lambda: [brevity, None], {}, TypeError, "but is NoneType. Pass one of these"),
+    (lambda: [], {}, ValueError, "got none. Pass a reward model"),
+    (lambda: [brevity, None], {}, TypeError, "got NoneType. Pass one of these"),
     (lambda: brevity, {"max_length": 5}, ValueError, "`max_length` .* function, which would ignore it. Drop it"),
     (lambda: brevity, {"tokenizer": tiny_tokenizer()}, ValueError, "`tokenizer` .* which would ignore it. Drop it"),
     (lambda: CallableReward(brevity), {"label": 1}, ValueError, "`label` .* CallableReward, which would ignore it"),
     (llama, {}, OSError, r"Pass `RewardModel\(model, tokenizer\)`"),
-    (llama, {"dtype": "float32"}, ValueError, "`dtype` has to be an option .* Choose from label, batch_size"),
-    (llama, {"tokenizer": "org/tokenizer"}, TypeError, "is a str. Load it with AutoTokenizer.from_pretrained"),
-    (llama, {"tokenizer": tiny_tokenizer(), "label": 1}, ValueError, r"but is 1. Choose one of 0 \('LABEL_0'\)"),
-    (llama, {"tokenizer": tiny_tokenizer(), "label": True}, ValueError, "but is True. Choose one of 0"),
+    (llama, {"dtype": "float32"}, ValueError, "`dtype` must be an option .* Choose from batch_size, max_length"),
+    (llama, {"tokenizer": "org/tokenizer"}, TypeError, "got a str. Load it with AutoTokenizer.from_pretrained"),
+    (llama, {"tokenizer": tiny_tokenizer(), "label": 1}, ValueError, r"got 1. Choose one of 0 \('LABEL_0'\)"),
+    (llama, {"tokenizer": tiny_tokenizer(), "label": True}, ValueError, "got True. Choose one of 0"),
     (two_labels, {"tokenizer": tiny_tokenizer()}, ValueError, "which of the 2 labels .* Choose one of 0"),
-    (two_labels, {"tokenizer": tiny_tokenizer(), "label": "good"}, ValueError, "but is 'good'. Choose one of 0"),
-    (two_labels, {"tokenizer": tiny_tokenizer(), "label": -1}, ValueError, "but is -1. Choose one of 0"),
+    (two_labels, {"tokenizer": tiny_tokenizer(), "label": "good"}, ValueError, "got 'good'. Choose one of 0"),
+    (two_labels, {"tokenizer": tiny_tokenizer(), "label": -1}, ValueError, "got -1. Choose one of 0"),
     (llama, {"tokenizer": tiny_tokenizer(), "batch_size": 0}, ValueError, 'but is 0. Or pass "auto"'),
     (llama, {"tokenizer": tiny_tokenizer(), "batch_size": "large"}, ValueError, "but is 'large'. Or pass \"auto\""),
-    (llama, {"tokenizer": tiny_tokenizer(), "max_length": 257}, ValueError, "256 positions, but is 257. Lower it"),
+    (llama, {"tokenizer": tiny_tokenizer(), "max_length": 257}, ValueError, "256 positions, got 257. Lower it"),
     (llama, {"tokenizer": tiny_tokenizer(), "max_length": 0}, ValueError, "at least 1, but is 0. .*raise it"),
     (llama, {"tokenizer": tiny_tokenizer(), "max_length": 8.5}, ValueError, "but is 8.5. .* raise it or leave it out"),
     (lambda: tiny_model("llama"), {"tokenizer": tiny_tokenizer()}, ValueError, "which has no reward head. Pass a"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -138,18 +138,12 @@ def test_threads_sharing_a_training_model_get_the_same_rewards():
     model = tiny_classifier("llama", attention_dropout=0.5)
     expected = RewardModel(model, tiny_tokenizer())(PROMPTS, RESPONSES)
     model.train()
-    results = []
 
-    def score():
-        for _ in range(10):
-            results.append(RewardModel(model, tiny_tokenizer(), unbatched=True)(PROMPTS, RESPONSES))
+    def score(_):
+        return RewardModel(model, tiny_tokenizer(), unbatched=True)(PROMPTS, RESPONSES)
 
-    threads = [threading.Thread(target=score) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 30
+    with ThreadPoolExecutor(max_workers=3) as threads:
+        results = list(threads.map(score, range(30)))
     assert all(torch.allclose(rewards, expected, rtol=0, atol=1e-5) for rewards in results)
     assert model.training
 

@@ -1,1 +1,1 @@
-"""What the checkpoint of a reward model is, and how it loads."""
+"""How the checkpoint of a reward model is read, checked and loaded."""

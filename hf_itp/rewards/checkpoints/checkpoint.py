@@ -1,7 +1,7 @@
 """
-What a checkpoint says of itself, read before anything of it is loaded or run, and what it may not ask for.
+The description of a checkpoint, read before anything in it is loaded or run. What it must not ask for is refused here.
 
-Knows nothing of models: small JSON files in, a description or a refusal out.
+Knows nothing of models: small JSON files in, a description or an error out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils import cached_file
 
@@ -24,9 +24,11 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 @dataclass(frozen=True)
 class Kind:
     """
+    What a checkpoint is loaded as.
+
     Args:
-        noun (`str`): What a checkpoint is loaded as, for messages.
-        error (`type`): What says that it cannot be.
+        noun (`str`): For messages.
+        error (`type`): The error that refuses a checkpoint.
     """
 
     noun: str
@@ -45,15 +47,17 @@ _SAFE_FILE = re.compile(r"[\w][\w.-]*\.safetensors(?:\.index\.json)?")
 @dataclass(frozen=True)
 class Checkpoint:
     """
+    What a checkpoint's small files say.
+
     Args:
-        name (`str`): What the caller wrote.
+        name (`str`): The caller's name for it.
         place (`str`): A folder, or a Hub id.
         config (`dict`): Its config.json; empty without one.
-        adapter (`dict`): Its adapter_config.json; empty where it is a whole model.
-        code (`dict`): Classes it brings code for, by what names them: `{"AutoModel": "modeling.Class"}`.
+        adapter (`dict`): Its adapter_config.json; empty for a whole model.
+        code (`dict`): The classes it brings code for, by auto class: `{"AutoModel": "modeling.Class"}`.
         kind ([`Kind`]): What it is loaded as.
-        base (`Checkpoint`, *optional*): Of an adapter, the model it is for.
-        hub (`dict`): With what it is read: `revision`, `token` and more of `from_pretrained`.
+        base (`Checkpoint`, *optional*): An adapter's base model.
+        hub (`dict`): The keywords it was read with: `revision`, `token` and others of `from_pretrained`.
     """
 
     name: str
@@ -67,29 +71,42 @@ class Checkpoint:
 
     @property
     def brings_model_code(self) -> bool:
-        """Whether its model class comes with it."""
+        """Whether it brings its model class."""
         return any(name.startswith("AutoModel") for name in self.code)
 
     @property
     def architecture(self) -> str:
-        """Name of the model class its weights were saved from, `""` where it does not say."""
+        """The name of the model class its weights were saved from, `""` if unknown."""
         return next(iter(self.config.get("architectures") or []), "")
+
+
+class Layout(NamedTuple):
+    """
+    How the weights of a family of checkpoints become a model.
+
+    Args:
+        loader (`type`): The class whose `from_pretrained` loads them.
+        options (`dict`): Its keywords, beside the caller's.
+    """
+
+    loader: Any
+    options: Mapping[str, Any] = {}
 
 
 def read_checkpoint(name: str, place: str, options: Mapping[str, Any], kind: Kind = REWARD_MODEL) -> Checkpoint:
     """
-    Reads the description of a checkpoint. Nothing of it runs, and what it must not do is refused.
+    Read the description of a checkpoint and run nothing in it.
 
     Args:
-        name (`str`): What the caller wrote, for messages.
+        name (`str`): The caller's name for it, for messages.
         place (`str`): A folder, or a Hub id.
-        options (`dict`): Of `from_pretrained`; those that say where on the Hub are used.
-        kind ([`Kind`]): What it is loaded as; its error is raised.
+        options (`dict`): Keywords of `from_pretrained`; only those that say where on the Hub are used.
+        kind ([`Kind`]): What it is loaded as.
 
     Raises:
         `OSError`, `ValueError`: If it cannot be reached or read.
         `RewardModelError`, `LoadError`: If it names weights that are no safetensors or lie elsewhere, a kernel to
-            download or something that reaches beyond the model.
+            download, or a change to anything but the model.
     """
     hub = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
     config = _read_json(place, "config.json", hub)
@@ -108,41 +125,43 @@ def read_checkpoint(name: str, place: str, options: Mapping[str, Any], kind: Kin
 
 def check_remote_code(name: str, place: str, trust_remote_code: bool, revision: str | None) -> None:
     """
+    Refuse code from the Hub that its owner could still change.
+
     Raises:
-        `ArgumentError`: If code of a Hub repository is to run that may change: the revision is no commit.
+        `ArgumentError`: If code may run and the revision is no commit.
     """
     if trust_remote_code and not Path(place).is_dir() and not _COMMIT.fullmatch(revision or ""):
         raise ArgumentError(
-            f"`revision` has to be a commit (40 hexadecimal digits) with trust_remote_code=True, but is {revision!r}: "
-            f"who owns '{name}' could change the code that runs. Read the code at one commit and pass that."
+            f"`revision` must be a commit (40 hexadecimal digits) with trust_remote_code=True, got {revision!r}: the "
+            f"owner of '{name}' could change the code that runs. Read the code at one commit and pass that."
         )
 
 
 def check_code(checkpoint: Checkpoint, code_revision: str | None) -> None:
     """
-    Refuses code that would come from elsewhere than the checkpoint the caller vouches for.
+    Refuse code from anywhere but the checkpoint the caller trusts.
 
     Raises:
-        `RewardModelError`: If it lies outside the checkpoint, or the checkpoint is an adapter, whose base model is
-            read at no particular commit.
-        `ArgumentError`: If it lies in another repository and `code_revision` is no commit of that.
+        `RewardModelError`: If the code lies outside the checkpoint, or the checkpoint is an adapter (its base model is
+            read without a fixed commit).
+        `ArgumentError`: If the code lies in another repository and `code_revision` is no commit.
     """
     if checkpoint.adapter and checkpoint.code:
         raise RewardModelError(
-            f"Adapter '{checkpoint.name}' brings code of its own, which is not run for adapters. Merge it into its "
+            f"Adapter '{checkpoint.name}' brings code of its own, which never runs for adapters. Merge it into its "
             "base model and load that."
         )
     for reference in checkpoint.code.values():
         match = _CODE.fullmatch(reference)
         if match is None:
             raise RewardModelError(
-                f"Code of reward model '{checkpoint.name}' has to lie beside its weights, but its configuration names "
-                f"{reference!r:.80}. Do not run it."
+                f"Code of reward model '{checkpoint.name}' must lie beside its weights, got {reference!r:.80} in its "
+                "configuration. Do not run it."
             )
         if match["repository"] and not _COMMIT.fullmatch(code_revision or ""):
             raise ArgumentError(
-                f"`code_revision` has to be a commit (40 hexadecimal digits) where code of another repository runs "
-                f"({match['repository']}), but is {code_revision!r}. Read the code at one commit and pass that."
+                f"`code_revision` must be a commit (40 hexadecimal digits) for code of another repository "
+                f"({match['repository']}), got {code_revision!r}. Read the code at one commit and pass that."
             )
 
 
@@ -157,7 +176,7 @@ def _read_json(place: str, file: str, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(config: Mapping[str, Any]) -> dict[str, str]:
-    """The `auto_map` of a configuration; tokenizers list a slow and a fast class."""
+    """Return the `auto_map` of a configuration; tokenizers list a slow and a fast class."""
     named = config.get("auto_map") or {}
     if not isinstance(named, Mapping):
         named = {"AutoTokenizer": named}
@@ -176,16 +195,15 @@ def _check_weights(name: str, config: Mapping[str, Any], index: Mapping[str, Any
     for file in sorted(map(str, files)):
         if not _SAFE_FILE.fullmatch(file):
             raise kind.error(
-                f"Weights of {kind.noun} '{name}' have to be safetensors beside its configuration, but it names "
-                f"{file!r:.80}. Convert them (load it where you trust it, then `save_pretrained`), or ask its authors "
-                "to."
+                f"Weights of {kind.noun} '{name}' must be safetensors beside its configuration, got {file!r:.80}. "
+                "Convert them (load it where you trust it, then `save_pretrained`), or ask its authors to."
             )
 
 
 def _check_adapter(name: str, place: str, adapter: Mapping[str, Any], hub: Mapping[str, Any], kind: Kind) -> None:
     if cached_file(place, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False, **hub) is None:
         raise kind.error(
-            f"Adapter '{name}' has to be stored as safetensors, but holds no adapter_model.safetensors. Convert it "
+            f"Adapter '{name}' must be stored as safetensors, got no adapter_model.safetensors. Convert it "
             "(load it where you trust it, then `save_pretrained`), or ask its authors to."
         )
     if adapter.get("megatron_config"):
@@ -203,7 +221,7 @@ def _base_of_adapter(
     is_path = base.startswith((".", "~", "/")) or base.count("/") > 1 or "\\" in base
     if not base or (is_path and not Path(place).is_dir()):
         raise kind.error(
-            f"Adapter '{name}' has to name its base model{' by a Hub id' if base else ''}, but names {base!r:.80}. "
+            f"Adapter '{name}' must name its base model{' by a Hub id' if base else ''}, got {base!r:.80}. "
             "Correct `base_model_name_or_path` in adapter_config.json, or merge the adapter and load that."
         )
     own = {option: hub.get(option) for option in ("token", "cache_dir", "local_files_only")}

@@ -1,5 +1,5 @@
 """
-A reward model's checkpoint, read so that nothing in it is silently random.
+Load a reward model from its checkpoint. Weights that would be random are an error.
 
 Knows nothing of scoring.
 """
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,20 +22,23 @@ from hf_itp.models.repositories import pinned
 from hf_itp.rewards.checkpoints.checkpoint import (
     HUB_OPTIONS,
     Checkpoint,
+    Layout,
     check_code,
     check_remote_code,
     read_checkpoint,
 )
-from hf_itp.rewards.checkpoints.layouts import Layout
+from hf_itp.rewards.options import ScoringOptions
 
-# Value heads of TRL, OpenRLHF's critics and others, which classifiers leave unread.
+# Value heads of TRL, OpenRLHF's critics and others, which classifiers do not read.
 _OTHER_HEAD = re.compile(r"^(v_head|value_head|reward_head|score_head|regression_head|regression_layer)\.")
 
 _CONFIGS = ("config.json", "adapter_config.json")
 
+_R = TypeVar("_R")
+
 
 class Loaded(NamedTuple):
-    """A model and its tokenizer; `commit` is the one on the Hub they were read from, `None` for a folder."""
+    """A model, its tokenizer and the commit on the Hub they were read from, `None` for a folder."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -57,112 +60,107 @@ def load(
     **options: Any,
 ) -> Loaded:
     """
-    A checkpoint's model and tokenizer.
+    Load a checkpoint's model and tokenizer.
 
     Args:
         id_or_folder (`str`): Hub id, local folder or `"embedded"`.
-        layout_of (`Callable`): Says how to load a checkpoint, or refuses it.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Used instead of the checkpoint's own.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether its code may run, where the layout asks.
-        code_revision (`str`, *optional*): Commit of another repository its code lies in.
+        layout_of (`Callable`): Returns how to load a checkpoint, or refuses it.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Replaces the checkpoint's own.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether its code may run, if the layout needs it.
+        code_revision (`str`, *optional*): Commit of the other repository that holds its code.
         options: As in `from_pretrained`, like the other arguments.
 
     Raises:
         `LoadError`: If checkpoint or tokenizer cannot be found or read.
-        `RewardModelError`: If it is no reward model, or holds or points at what is never loaded.
-        `ArgumentError`: If its code would run at no particular commit.
+        `RewardModelError`: If it is no reward model, or holds or names what is never loaded.
+        `ArgumentError`: If its code would run without a fixed commit.
     """
     if device is not None and device_map is not None:
         raise ArgumentError(
-            f"Only one of `device` and `device_map` can be given, but they are {device!r} and {device_map!r}. "
-            "Drop one of them."
+            f"`device` must be left out where `device_map` is given, got {device!r} and {device_map!r}. Drop one of "
+            "them."
         )
-    hub = {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
+    options |= {name: value for name, value in {"revision": revision, "token": token}.items() if value is not None}
     place = _existing(id_or_folder)
     check_remote_code(id_or_folder, place, trust_remote_code, revision)
-    # Every file of one commit, though a branch moves meanwhile; and by a branch's name transformers would answer a
-    # pickle with weights converted in somebody's pull request.
     with _explaining(id_or_folder):
-        reached = pinned(place, hub | options)
-    hub |= {name: value for name, value in reached.items() if name == "revision"}
-    options |= {name: value for name, value in reached.items() if name != "revision"}
-    checkpoint = describe(id_or_folder, trust_remote_code, code_revision, hub | options)
+        # All files are of one commit, even if a branch moves meanwhile. Asked for a branch that holds a pickle,
+        # transformers would load weights that somebody's pull request converted.
+        reached = pinned(place, options)
+        options |= reached
+        checkpoint = read_checkpoint(id_or_folder, place, options)
+    if trust_remote_code:
+        check_code(checkpoint, code_revision)
     layout = layout_of(checkpoint)
-    commit = reached.get("revision")
     code = {"code_revision": code_revision} if code_revision is not None else {}
     if tokenizer is None:
         own = trust_remote_code and "AutoTokenizer" in checkpoint.code
         where = {name: value for name, value in options.items() if name in HUB_OPTIONS}
-        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **hub, **where, **(code if own else {}))
+        tokenizer = load_tokenizer(id_or_folder, trust_remote_code=own, **where, **(code if own else {}))
     if layout.options.get("trust_remote_code"):
         options |= code
-    model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **hub, **options)
+    model = load_model(checkpoint, layout, dtype=dtype or "auto", device_map=device_map, **options)
     if device is not None:
         model.to(torch.device(device))  # type: ignore[arg-type]
-    return Loaded(model, tokenizer, commit)
+    return Loaded(model, tokenizer, reached.get("revision"))
 
 
-def describe(
-    id_or_folder: str, trust_remote_code: bool, code_revision: str | None, options: Mapping[str, Any]
-) -> Checkpoint:
+def load_as(
+    reward_class: Callable[..., _R],
+    options: type[ScoringOptions],
+    id_or_folder: str,
+    layout_of: Callable[[Checkpoint], Layout],
+    keywords: Mapping[str, Any],
+) -> _R:
     """
-    What a checkpoint says of itself, once it is known to ask for nothing it must not.
-
-    Args:
-        id_or_folder (`str`): Hub id or local folder.
-        trust_remote_code (`bool`): Whether its code may run.
-        code_revision (`str`, *optional*): Commit of another repository its code lies in.
-        options (`dict`): Of `from_pretrained`.
+    Load a reward model of a class. Of `keywords`, the options go to its constructor and the others to [`load`].
 
     Raises:
-        `LoadError`: If the checkpoint cannot be found or read.
-        `RewardModelError`: If it holds, or points at, what is never loaded: pickles, files and code of elsewhere.
-        `ArgumentError`: If its code would run at no particular commit.
+        `ItpError`: As [`load`] and the constructor.
     """
-    place = _existing(id_or_folder)
-    check_remote_code(id_or_folder, place, trust_remote_code, options.get("revision"))
-    with _explaining(id_or_folder):
-        checkpoint = read_checkpoint(id_or_folder, place, options)
-    if trust_remote_code:
-        check_code(checkpoint, code_revision)
-    return checkpoint
+    own, others = options.split(keywords)
+    options(**own)  # so that a bad one is known before anything is read
+    loaded = load(id_or_folder, layout_of, **others)
+    reward: Any = reward_class(loaded.model, loaded.tokenizer, **own)
+    reward.name, reward.revision = id_or_folder, loaded.commit
+    return reward
 
 
 def load_model(checkpoint: Checkpoint, layout: Layout, **options: Any) -> PreTrainedModel:
     """
-    The model of a checkpoint, in eval mode. Safetensors alone are read: a pickle runs what it holds.
+    Load the model of a checkpoint in eval mode, from safetensors only: a pickle runs the code it holds.
 
     Args:
-        checkpoint ([`Checkpoint`]): From [`describe`].
-        layout ([`Layout`]): What loads it.
+        checkpoint ([`Checkpoint`]): Its description.
+        layout ([`Layout`]): How to load it.
         options: The caller's, forwarded to `from_pretrained`.
 
     Raises:
         `LoadError`: If its weights cannot be found or read.
-        `RewardModelError`: If it is no reward model: another architecture, or weights that would be random.
+        `RewardModelError`: If it is of another architecture, or some weights would be random.
     """
     if not options.get("use_safetensors", True):
         raise ArgumentError(
-            "`use_safetensors` has to be True: a pickle runs whatever it holds. Drop it; convert the checkpoint where "
-            "you trust it."
+            f"`use_safetensors` must be True, got {options['use_safetensors']!r}: a pickle runs the code it holds. "
+            "Drop it, and convert the checkpoint where you trust it."
         )
-    # Mismatched shapes are let through to be reported by name below, instead of in a table in the log.
+    # Mismatched shapes are reported by name below, instead of in a table in the log.
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    # What the caller says of the labels counts for more than what the family has by default.
+    # The caller's labels take precedence over the family's.
     options = {"trust_remote_code": False, **layout.options, **options}
     if checkpoint.base is not None:
-        # The adapter's revision is none of its base model's.
+        # The base model has a revision of its own.
         options["adapter_kwargs"] = {"revision": options.pop("revision", None)}
         options["revision"] = checkpoint.base.hub.get("revision")
-    # What the checkpoint lacks is drawn at random before it can be refused, from the caller's generator.
+    # transformers draws missing weights from the global generator before they can be refused.
     offline = bool(options.get("local_files_only"))
     with _explaining(checkpoint.name, offline), torch.random.fork_rng(devices=[]):
         model, info = layout.loader.from_pretrained(checkpoint.place, **options)
     if info["mismatched_keys"]:
         name, stored, expected = min(info["mismatched_keys"])
         raise RewardModelError(
-            f"Weights of reward model '{checkpoint.name}' have to fit its configuration, but `{name}` is stored with "
-            f"shape {tuple(stored)} where {tuple(expected)} is expected. Pass `num_labels={stored[0]}`, or drop the "
+            f"Weights of reward model '{checkpoint.name}' must fit its configuration, which expects `{name}` of shape "
+            f"{tuple(expected)}, got shape {tuple(stored)}. Pass `num_labels={stored[0]}`, or drop the "
             "`num_labels` you passed."
         )
     random = sorted(info["missing_keys"]) or _head_outside_adapter(model)
@@ -173,7 +171,7 @@ def load_model(checkpoint: Checkpoint, layout: Layout, **options: Any) -> PreTra
 
 
 def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. A checkpoint without one is a `LoadError`."""
+    """Load the tokenizer of a checkpoint; raise `LoadError` if it has none."""
     remedy = "Pass `tokenizer=` with the tokenizer the reward model was trained with."
     place = _existing(id_or_folder)
     try:
@@ -184,17 +182,17 @@ def load_tokenizer(id_or_folder: str, **options: Any) -> PreTrainedTokenizerBase
         raise LoadError(
             f"The tokenizer of reward model '{id_or_folder}' could not be loaded: {_first_line(error)} {remedy}"
         ) from None
-    # Without its files BERT's tokenizer comes up with the special tokens alone, and every word would be unknown.
+    # Without its files BERT's tokenizer has only the special tokens, and every word would be unknown.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise LoadError(f"Reward model '{id_or_folder}' has to bring its tokenizer, but holds no vocabulary. {remedy}")
+        raise LoadError(f"Reward model '{id_or_folder}' must bring its tokenizer, got no vocabulary. {remedy}")
     return tokenizer
 
 
 def local_name(id_or_folder: str) -> str:
-    """The id or folder itself, or the folder `"embedded"` stands for."""
+    """Return the id or folder itself, for `"embedded"` its folder."""
     if id_or_folder != "embedded":
         return id_or_folder
-    # Only now: building the embedded default takes packages that nothing else needs.
+    # Imported here: building the embedded default takes packages that nothing else needs.
     from hf_itp.embedded import reward_model_path
 
     return str(reward_model_path())
@@ -206,14 +204,14 @@ def _existing(id_or_folder: str) -> str:
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGS):
             raise LoadError(
-                f"The folder of a reward model has to hold a config.json, but '{id_or_folder}' does not. Pass the "
+                f"The folder of a reward model must hold a config.json, got '{id_or_folder}' without one. Pass the "
                 "folder `save_pretrained` wrote to."
             )
         return str(path)
     if id_or_folder.startswith((".", "~", "/")) or "\\" in id_or_folder or id_or_folder.count("/") > 1:
         raise LoadError(
-            f"`reward_model` has to be an existing folder or a Hub id, but '{id_or_folder}' does not exist. Correct "
-            "the path, or pass an id such as 'org/name'."
+            f"`reward_model` must be an existing folder or a Hub id, got '{id_or_folder}', which does not exist. "
+            "Correct the path, or pass an id such as 'org/name'."
         )
     return id_or_folder
 
@@ -221,8 +219,7 @@ def _existing(id_or_folder: str) -> str:
 @contextmanager
 def _explaining(id_or_folder: str, offline: bool = False) -> Iterator[None]:
     """
-    Says what the libraries' errors mean for a reward model, and what to do about them; `offline` if the cache alone
-    was read.
+    Turn the libraries' errors into ours, with a remedy; `offline` if only the cache was read.
     """
     try:
         yield
@@ -237,8 +234,8 @@ def _untrained(name: str, random: list[str], others: list[str]) -> RewardModelEr
     if others:
         also = f" and does not hold {shown}" if random else ""
         return RewardModelError(
-            f"The head of reward model '{name}', `{others[0]}`, is of a kind nothing here reads{also}, so its rewards "
-            "would not be the trained ones. Convert it to a `...ForSequenceClassification` checkpoint, or pass a "
+            f"The head of reward model '{name}', `{others[0]}`, is of an unknown kind{also}, so its rewards would not "
+            "be the trained ones. Convert it to a `...ForSequenceClassification` checkpoint, or pass a "
             "callable f(prompts, completions, **kwargs) that scores with the library it was trained with."
         )
     if ADAPTERS_OF_5_17 and any(".modules_to_save." in key for key in random):
@@ -247,7 +244,7 @@ def _untrained(name: str, random: list[str], others: list[str]) -> RewardModelEr
             "random. Install transformers>=5.18, or merge the adapter into its base model (`merge_and_unload`)."
         )
     return RewardModelError(
-        f"A reward model has to bring a trained head, but '{name}' does not hold {shown}, so its rewards would be "
+        f"A reward model must bring a trained head, got '{name}' without {shown}, so its rewards would be "
         "random. Pass a model trained as a reward model (a `...ForSequenceClassification` checkpoint); load a "
         "process reward model with `ProcessRewardModel`; pass a judge as a callable f(prompts, completions, **kwargs)."
     )
@@ -257,21 +254,21 @@ def _explained(error: Exception, id_or_folder: str, offline: bool = False) -> Lo
     reason = _first_line(error)
     if "trust_remote_code" in str(error):
         return RewardModelError(
-            f"Reward model '{id_or_folder}' brings code of its own, which is not run unasked. Read that code, then "
-            "pass `trust_remote_code=True`."
+            f"Reward model '{id_or_folder}' brings code of its own, which does not run by default. Read that code, "
+            "then pass `trust_remote_code=True`."
         )
     folder = Path(local_name(id_or_folder)).expanduser()
     if offline and "file named" in reason and not folder.is_dir():
         reason = "the cache does not hold all of it, and the Hub was not asked or cannot be reached."
     if "file named model.safetensors" in reason and (not folder.is_dir() or any(folder.glob("*.bin"))):
         return RewardModelError(
-            f"Reward model '{id_or_folder}' has to be stored as safetensors, but holds none. A pickle such as "
-            "pytorch_model.bin runs whatever it holds and is not loaded. Convert it (load it where you trust it, then "
+            f"Reward model '{id_or_folder}' must be stored as safetensors, got none. A pickle such as "
+            "pytorch_model.bin runs the code it holds and is not loaded. Convert it (load it where you trust it, then "
             "`save_pretrained`), or ask its authors to."
         )
     if isinstance(error, ValueError) and reason.startswith(("Unrecognized configuration", "The checkpoint you are")):
         return RewardModelError(
-            f"Reward model '{id_or_folder}' has to be a sequence classifier transformers knows: {reason} Pass a "
+            f"Reward model '{id_or_folder}' must be a sequence classifier that transformers knows: {reason} Pass a "
             "RewardFunction or a callable that scores with this model."
         )
     if folder.is_dir():
@@ -290,7 +287,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _head_outside_adapter(model: PreTrainedModel) -> list[str]:
-    # For an adapter transformers reports what the adapter lacks, not what its base model lacked.
+    # For an adapter transformers reports the weights that the adapter lacks, not those that its base model lacked.
     if not getattr(model, "_hf_peft_config_loaded", False):
         return []
     heads = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]

@@ -1,6 +1,6 @@
 """
-One forward pass of a sequence-classification model, in the way that makes its score trustworthy: the right token
-pooled, the head in float32, dropout off and the caller's model left as it was.
+One forward pass of a reward model, so that its reward can be trusted: the right token is pooled, the head runs in
+float32, dropout is off, and the caller's model is not changed.
 
 Knows nothing of text.
 """
@@ -27,16 +27,16 @@ _locks_guard = threading.Lock()
 
 
 def devices(model: nn.Module) -> frozenset[torch.device]:
-    """Where its weights are."""
+    """Return the devices of the model's weights."""
     return frozenset(parameter.device for parameter in model.parameters())
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """
-    Scores with `model` in eval mode, without gradients or autocast, and restores the mode of each of its modules.
+    Put `model` into eval mode without gradients and autocast, and restore the mode of each module afterwards.
 
-    One thread at a time per model: a second one would see the mode change under its feet.
+    Only one thread at a time may do so per model: a second one would see the mode change.
     """
     with _locks_guard:
         lock = _locks.setdefault(model, threading.RLock())
@@ -46,7 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = False
         try:
             with ExitStack() as stack:
-                # Not `inference_mode`: buffers a model updates meanwhile have to stay usable in training.
+                # Not `inference_mode`: buffers that the model updates meanwhile must stay usable in training.
                 stack.enter_context(torch.no_grad())
                 for kind in {"cpu", *(device.type for device in devices(model))} - {"meta"}:
                     stack.enter_context(torch.autocast(kind, enabled=False))
@@ -58,10 +58,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def pools_last_token(model: PreTrainedModel) -> bool:
     """
-    Whether the model is one of transformers' decoders with a `score` head on the last token.
+    Return whether the model is one of transformers' decoders with a `score` head on the last token.
 
-    Their own forward takes the last token that is not the pad id, which skips a final end token where pad equals eos
-    and raises for batches where there is no pad id. For them [`logits`] pools by attention mask.
+    For them [`logits`] pools by attention mask. Their own forward pools the last token other than the pad id, which
+    skips a final end token where pad equals eos, and raises on batches where there is no pad id.
     """
     own_forward = type(model).forward.__module__.startswith("transformers.")
     return own_forward and isinstance(getattr(model, "score", None), nn.Module) and not model.config.is_encoder_decoder
@@ -69,7 +69,7 @@ def pools_last_token(model: PreTrainedModel) -> bool:
 
 def logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """
-    The head's outputs for a batch of sequences, padded on the right.
+    Return the head's outputs for a batch of sequences, padded on the right.
 
     Returns:
         `torch.Tensor` of shape `(len(sequences), num_labels)`, float32, on the CPU.
@@ -82,15 +82,15 @@ def logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.
         outputs = _own_logits(model, **inputs)
     if outputs.shape != (len(sequences), model.config.num_labels):
         raise RewardModelError(
-            f"`{type(model).__name__}` has to return logits of shape {(len(sequences), model.config.num_labels)}, but "
-            f"returned {tuple(outputs.shape)}. Wrap the model in a RewardFunction of your own that reads its output."
+            f"`{type(model).__name__}` must return logits of shape {(len(sequences), model.config.num_labels)}, got "
+            f"{tuple(outputs.shape)}. Wrap the model in a RewardFunction of your own that reads its output."
         )
     return outputs.float().cpu()
 
 
 def step_logits(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
     """
-    A token classifier's outputs where each sequence is to be read, its head in float32.
+    Return a token classifier's outputs at the positions `reads` of each sequence, its head in float32.
 
     Returns:
         `list[torch.Tensor]`: One `(len(reads), num_labels)` per sequence, float32, on the CPU.
@@ -104,8 +104,8 @@ def answer_logits(
     model: PreTrainedModel, sequences: Sequence[TokenSequence], answers: Sequence[int]
 ) -> list[torch.Tensor]:
     """
-    A language model's logits for a few tokens, where each sequence is to be read: of its whole vocabulary no other
-    logit is computed, and those in float32.
+    Return a language model's logits of a few tokens at the positions `reads` of each sequence, in float32. Logits of
+    other tokens are not computed.
 
     Returns:
         `list[torch.Tensor]`: One `(len(reads), len(answers))` per sequence, float32, on the CPU.
@@ -115,10 +115,10 @@ def answer_logits(
     name = next((name for name, child in model._modules.items() if child is head), None)
     if name is None or type(head) is not nn.Linear or _is_quantized(head):
         raise RewardModelError(
-            f"`{type(model).__name__}` has to have a plain linear output embedding of its own to be read at single "
-            "tokens, but has none. Wrap it in a callable f(prompts, completions, **kwargs)."
+            f"`{type(model).__name__}` must have a plain linear output embedding of its own to be read at single "
+            "tokens, got none. Wrap it in a callable f(prompts, completions, **kwargs)."
         )
-    # A shallow copy that shares the body and has a head of these tokens alone: caps and scales of logits stay on.
+    # A shallow copy that shares the body and has a head of these tokens only: caps and scales of logits still apply.
     view = copy.copy(model)
     view._modules = {**model._modules, name: _Rows(head, answers)}
     outputs = type(model).forward(view, **_padded(model, sequences), use_cache=False, return_dict=True).logits
@@ -137,21 +137,21 @@ def _last_token_logits(
 
 
 def score_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """The head of a model that pools the last token, in float32, on that token's hidden states `(b, D)`."""
+    """Return the outputs of a `score` head, in float32, for hidden states `(b, D)` of the last tokens."""
     head = _in_float32(model.get_submodule("score"))
-    # A quantised head may have no weights that show where it lies; then it is where the body is.
+    # A quantised head may have no weights that show its device; then it is the body's.
     weight = next(itertools.chain(head.parameters(), head.buffers()), None)
     device = hidden.device if weight is None else weight.device
     if not _is_quantized(head):
         return head(hidden.to(device, torch.float32))
     hidden = hidden.to(device, weight.dtype if weight is not None and weight.is_floating_point() else torch.float32)
-    # It may scale by all it is given, so each row is given by itself.
+    # Its scale may depend on all rows of a call, so each row is a call.
     return torch.cat([head(row) for row in hidden.split(1)])
 
 
 def features(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """
-    Mean of the last hidden states over the tokens of each sequence, `(len(sequences), D)`, float32, on the CPU.
+    Return the mean of the last hidden states of each sequence, `(len(sequences), D)`, float32, on the CPU.
     """
     check_ids(model, sequences)
     inputs = _padded(model, sequences)
@@ -164,7 +164,7 @@ def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     own_class = type(model).forward.__module__.startswith("transformers.")
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
     if half and own_class:
-        # A shallow copy that shares the encoder and owns its head: the caller's model keeps its dtypes.
+        # A shallow copy that shares the encoder and has its own head: the caller's model keeps its dtypes.
         view = copy.copy(model)
         view._modules = {
             name: child if name == model.base_model_prefix or child is None else _in_float32(child)
@@ -175,7 +175,7 @@ def _own_logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
         outputs = model(**inputs, return_dict=True)
     if not isinstance(getattr(outputs, "logits", None), torch.Tensor):
         raise RewardModelError(
-            f"`{type(model).__name__}` has to return `logits`, but returned {type(outputs).__name__} without them. "
+            f"`{type(model).__name__}` must return `logits`, got a {type(outputs).__name__} without them. "
             "Wrap the model in a RewardFunction of your own that reads its output."
         )
     return outputs.logits
@@ -197,21 +197,25 @@ class _Rows(nn.Module):
 
 def _in_float32(head: nn.Module) -> nn.Module:
     """
-    The head, in float32 and for inputs of any float type.
+    Return the head in float32, for inputs of any float type; it shares the caller's weights where they are float32.
 
-    Rewards near 10 are 0.06 apart in bfloat16, so different responses would tie.
+    Rewards near 10 are 0.06 apart in bfloat16, so different responses would tie. Weights of another type are converted
+    at every pass: only their values tell whether they have changed, and reading them costs as much.
     """
     if _is_quantized(head) and list(head.parameters()):
-        return head  # as it was quantised, with inputs of its own type
+        return head  # it computes as it was quantised, on inputs of its own type
     if not list(head.parameters()) and not _is_quantized(head):
         return head
-    head = copy.deepcopy(head).float()
+    tensors = itertools.chain(head.parameters(), head.buffers())
+    # What `deepcopy` finds in its memo it does not copy, so this copies the modules only.
+    in_float32 = {id(tensor): tensor.detach().float() if tensor.is_floating_point() else tensor for tensor in tensors}
+    head = copy.deepcopy(head, in_float32)
     head.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
     return head
 
 
 def _is_quantized(head: nn.Module) -> bool:
-    """Whether a module holds packed weights, or tensors that only look like floats."""
+    """Return whether a module holds packed weights, or tensors that only look like floats."""
     dynamic = any(type(module).__module__.startswith("torch.ao.") for module in head.modules())
     return dynamic or any(type(parameter.data) is not torch.Tensor for parameter in head.parameters())
 
@@ -224,7 +228,7 @@ def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
 
 
 def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
-    # Any id would do for a decoder; RoBERTa and its kin find padding, and with it positions, by this one.
+    # A decoder would accept any id; RoBERTa and similar models find padding, and so positions, by this one.
     pad_id = model.config.get_text_config().pad_token_id
     vocabulary = _vocabulary_size(model)
     pad_id = pad_id if pad_id is not None and 0 <= pad_id < vocabulary else 0
@@ -245,24 +249,24 @@ def _padded(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> dict[
 
 
 def check_ids(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
-    """Refuses what the model has no embedding for."""
+    """Raise `RewardModelError` if the model has no embedding for an id."""
     vocabulary, largest = _vocabulary_size(model), max(max(sequence.ids) for sequence in sequences)
     if largest >= vocabulary:
         raise RewardModelError(
-            f"The tokenizer's ids have to be below the reward model's vocabulary size ({vocabulary}), but one is "
+            f"The tokenizer's ids must be below the reward model's vocabulary size ({vocabulary}), got "
             f"{largest}. Pass the `tokenizer` the reward model was trained with."
         )
 
 
 def _vocabulary_size(model: PreTrainedModel) -> int:
     embeddings: Any = model.get_input_embeddings()
-    # Quantised embeddings have no parameters, and say how many they are.
+    # Quantised embeddings have no parameters, but they store their number.
     weight = next(embeddings.parameters(), None)
     return len(weight) if weight is not None else int(embeddings.num_embeddings)
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where the model takes its ids."""
+    """Return the device on which the model takes its ids."""
     embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else model
     modules = [embeddings, model]
     tensors = itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)

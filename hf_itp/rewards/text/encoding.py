@@ -2,8 +2,7 @@
 Prompts and responses as the token ids a reward model reads: rendered the way it was trained, cut on the left if too
 long.
 
-Knows nothing of models. Padding and truncation never go through the tokenizer, whose settings for both are shared
-state.
+The tokenizer never pads or truncates: its settings for both are shared state.
 """
 
 from __future__ import annotations
@@ -14,9 +13,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.errors import ArgumentError, ItpWarning, RewardModelError
+from hf_itp.checks import check_count
+from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning, RewardModelError
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.text.rendering import conversation, distinct, fold_system, transcript
 
@@ -25,8 +26,8 @@ _SOME_RESPONSE = "."
 
 class TokenSequence(NamedTuple):
     """
-    The tokens of one prompt and response. `removable` marks those that may be cut, `reads` are the positions a model
-    that judges steps is read at; equal sequences score equal.
+    The tokens of one prompt and response. `removable` marks those that may be cut; `reads` are the positions at which
+    a process reward model is read. Equal sequences have equal rewards.
     """
 
     ids: tuple[int, ...]
@@ -37,26 +38,22 @@ class TokenSequence(NamedTuple):
 
 class PairEncoder:
     """
-    Turns (prompt, response) into tokens, in one of three ways: the tokenizer's chat template, or without one a text
-    pair where `pairs` is set, or the response written behind the prompt.
+    Makes tokens of prompt and response by the tokenizer's chat template. Without one they become a text pair if
+    `pairs` is set, else the prompt followed by the response.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The reward model's own tokenizer.
         pairs (`bool`): Whether the model reads a text pair, as encoders do.
-        max_length (`int`, *optional*): Tokens kept of a prompt and response together; no limit without it.
-        append_eos (`bool`, *optional*, defaults to `False`): Whether to end in the end token where none is.
+        max_length (`int`, *optional*): The most tokens of prompt and response together; no limit without it.
+        append_eos (`bool`, *optional*, defaults to `False`): Whether to append a missing end token.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: bool,
-        max_length: int | None = None,
-        append_eos: bool = False,
+        self, tokenizer: PreTrainedTokenizerBase, pairs: bool, max_length: int | None = None, append_eos: bool = False
     ) -> None:
         if append_eos and tokenizer.eos_token_id is None:
             raise RewardModelError(
-                "`append_eos` has to be False for a tokenizer without an end token, but is True. Set "
+                "`append_eos` must be False for a tokenizer without an end token, got True. Set "
                 "`tokenizer.eos_token` or drop `append_eos`."
             )
         self.tokenizer = tokenizer
@@ -66,14 +63,14 @@ class PairEncoder:
         self.append_eos = append_eos
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
-        """The tokens of each pair, all at most `max_length` long. One warning counts what had to be cut."""
+        """Return the tokens of each pair, at most `max_length` long. One warning counts what was cut."""
         sequences = []
         cut_prompts = cut_responses = 0
         for position, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             sequence = self._encode_one(prompt, response)
             if not sequence.ids:
                 raise ArgumentError(
-                    f"Prompt and response {position} are both empty, so there is nothing to score. Leave the pair out."
+                    f"Prompt or response {position} must hold text, got two empty ones. Leave the pair out."
                 )
             excess = len(sequence.ids) - (self.max_length or len(sequence.ids))
             if excess > 0:
@@ -86,10 +83,10 @@ class PairEncoder:
 
     def check(self, prompts: Sequence[Prompt]) -> list[TokenSequence]:
         """
-        What each distinct prompt becomes with some response, not cut.
+        Return the tokens of each distinct prompt with some response, not cut.
 
         Raises:
-            `ItpError`: What [`encode`] would raise on these prompts.
+            `ItpError`: As [`encode`] would on these prompts.
         """
         prompts = distinct(prompts)
         sequences = [self._encode_one(prompt, _SOME_RESPONSE) for prompt in prompts]
@@ -126,14 +123,14 @@ class PairEncoder:
         return TokenSequence(ids, (0,) * len(ids), tuple(i > 0 or token not in starts for i, token in enumerate(ids)))
 
     def _from_text(self, *texts: str) -> TokenSequence:
-        # As a batch: outside one, tokenizers take an empty second text for none and leave its separator out.
+        # As a batch: outside one, tokenizers ignore an empty second text and leave out its separator.
         batch: Any = self.tokenizer(*([text] for text in texts), return_special_tokens_mask=True, verbose=False)
         ids = tuple(batch["input_ids"][0])
         type_ids = tuple(batch["token_type_ids"][0]) if "token_type_ids" in batch else (0,) * len(ids)
         return TokenSequence(ids, type_ids, tuple(not special for special in batch["special_tokens_mask"][0]))
 
     def _with_one_bos(self, sequence: TokenSequence) -> TokenSequence:
-        # A text that was rendered elsewhere already brings the BOS the tokenizer adds, and RMs never saw two.
+        # A text that was rendered elsewhere already has the BOS that the tokenizer adds, and models never saw two.
         bos = self.tokenizer.bos_token_id
         if bos is not None and sequence.ids[:2] == (bos, bos):
             return TokenSequence(sequence.ids[1:], sequence.type_ids[1:], (False, *sequence.removable[2:]))
@@ -141,7 +138,7 @@ class PairEncoder:
 
     @cached_property
     def _keeps_system(self) -> bool:
-        """Whether the chat template renders system messages, instead of refusing them or leaving them out."""
+        """Whether the chat template renders system messages, rather than refuse or drop them."""
         marker = "marker"
         chat = [
             {"role": "system", "content": marker},
@@ -166,12 +163,12 @@ class PairEncoder:
 
 def from_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> Any:
     """
-    What the chat template makes of a conversation.
+    Apply the chat template to a conversation.
 
     Raises:
-        `RewardModelError`: If it refuses the chat.
+        `RewardModelError`: If the template refuses the chat.
     """
-    # transformers from 5.24 on leaves fields out that are None. Templates are written for that: others write "None".
+    # As transformers does from 5.24 on: templates expect fields to be absent, and would write "None".
     messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
     try:
         return tokenizer.apply_chat_template(messages, **options)
@@ -184,7 +181,7 @@ def from_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, A
 
 
 def warn_of_unseen_calls(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
-    """Warns where a chat template leaves calls of tools out: responses after different calls are scored alike."""
+    """Warn if a chat template drops tool calls: responses after different calls would get the same reward."""
     for prompt in prompts:
         messages = conversation(prompt, _SOME_RESPONSE)
         if not any(message.get("tool_calls") for message in messages):
@@ -201,14 +198,14 @@ def warn_of_unseen_calls(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[P
 
 
 def cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
-    """The sequence without its first `excess` removable tokens."""
+    """Return the sequence without its first `excess` removable tokens."""
     kept = []
     for position, removable in enumerate(sequence.removable):
         if removable and excess > 0:
             excess -= 1
         else:
             kept.append(position)
-    # Only where special tokens alone are too many is anything left to remove here.
+    # Something is left to remove only if the special tokens themselves are too many.
     kept = kept[excess:]
     place = {position: index for index, position in enumerate(kept)}
     return TokenSequence(
@@ -220,7 +217,7 @@ def cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:
 
 
 def warn_of_cuts(cut_prompts: int, count: int, max_length: int | None, cut_responses: int) -> None:
-    """One warning for all that had to be cut, none where nothing had."""
+    """Warn once about all prompts and responses that were cut."""
     if not cut_prompts:
         return
     also = f", and the response itself in {cut_responses} of them" if cut_responses else ""
@@ -230,3 +227,43 @@ def warn_of_cuts(cut_prompts: int, count: int, max_length: int | None, cut_respo
         ItpWarning,
         stacklevel=5,
     )
+
+
+def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
+    """
+    Return `max_length` after checking it, by default the limit of model and tokenizer; `None` without a limit.
+
+    Raises:
+        `ArgumentError`: If `max_length` leaves no room beside the special tokens, or exceeds the model's positions.
+        `ArgumentTypeError`: If the tokenizer is none.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ArgumentTypeError(
+            f"`tokenizer` must be a transformers tokenizer, got a {type(tokenizer).__name__}. Load it with "
+            "AutoTokenizer.from_pretrained(...)."
+        )
+    positions = _num_positions(model)
+    if max_length is None:
+        # Tokenizers without a limit give 1e30.
+        limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
+        return min(limits, default=None)
+    smallest = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    remedy = "One token must be left beside the special ones: raise it or leave it out."
+    max_length = check_count("max_length", max_length, smallest, remedy)
+    if positions and max_length > positions:
+        raise ArgumentError(
+            f"`max_length` must be at most the reward model's {positions} positions, got {max_length}. Lower it or "
+            "leave it out."
+        )
+    return max_length
+
+
+def _num_positions(model: PreTrainedModel) -> int | None:
+    for name, module in model.named_modules():
+        # RoBERTa and similar models count positions from after the padding index, so not all of their table is usable.
+        if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+            continue
+        if name.endswith("position_embeddings"):
+            return module.num_embeddings - module.padding_idx - 1
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions and positions > 0 else None

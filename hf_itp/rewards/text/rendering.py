@@ -1,7 +1,7 @@
 """
-How prompts and responses become the text a reward model was trained to read.
+Prompts and responses as the chat or the text a reward model was trained to read.
 
-Knows nothing of tokenizers or models: chats in, chats or text out.
+Knows nothing of tokenizers or models.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from hf_itp.rewards.base import Prompt
 
 def transcript(prompt: Prompt) -> str:
     r"""
-    A prompt as plain text, for reward models that have no chat template.
+    Return a prompt as plain text, for reward models without a chat template.
 
-    Text stays as it is and a single user message is its own content, so that a one-turn chat and the bare question
-    read the same. Anything longer becomes `Role: content` turns with an empty line between them.
+    A single user message becomes its content, so that a one-turn chat and the plain question read the same. A longer
+    chat becomes `Role: content` turns with an empty line between them.
 
     Args:
         prompt (`str` or `list[dict]`): Text, or messages with `role` and `content`.
 
     Raises:
-        `ArgumentError`: If the chat is empty, a message lacks `role` or `content`, calls tools, or a content is not
+        `ArgumentError`: If the chat is empty, a message lacks `role` or `content`, or calls tools, or a content is not
             text.
 
     Examples:
@@ -48,32 +48,32 @@ def transcript(prompt: Prompt) -> str:
 
 def text_of(message: dict[str, Any], position: int) -> str:
     """
-    The words of a message, where it is nothing else.
+    Return the text of a message.
 
     Raises:
-        `ArgumentError`: If it has no text, or calls tools.
+        `ArgumentError`: If it has none, or calls tools.
     """
     for field in ("tool_calls", "function_call"):
         if message.get(field):
             raise ArgumentError(
                 f"Message {position} of a chat must be text for a reward model without a chat template, got one with "
-                f"`{field}`, which text leaves out. Set `tokenizer.chat_template`, or pass a reward function of your "
-                "own."
+                f"`{field}`, which plain text cannot show. Set `tokenizer.chat_template`, or pass a reward function "
+                "of your own."
             )
     if not isinstance(message.get("content"), str):
         raise ArgumentError(
-            f"`content` of message {position} of a chat has to be text, but is {message.get('content')!r}. Write its "
-            "text into `content`."
+            f"`content` of message {position} of a chat must be text, got {message.get('content')!r}. Write its text "
+            "into `content`."
         )
     return message["content"]
 
 
 def conversation(prompt: Prompt, response: str) -> list[dict[str, Any]]:
     """
-    The prompt's messages with the response as the assistant's turn.
+    Return the prompt's messages with the response as the assistant's turn.
 
-    A chat that ends in an assistant message was continued by the policy, so there the response is the rest of that
-    message and no turn of its own. Messages keep all their fields.
+    If the chat ends in an assistant message, the policy continued it, so the response is the rest of that message.
+    Messages keep all their fields.
 
     Examples:
 
@@ -92,7 +92,7 @@ def conversation(prompt: Prompt, response: str) -> list[dict[str, Any]]:
 
 def fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     r"""
-    The chat with its system messages moved to the head of the first user turn, for templates without a system role.
+    Move system messages to the beginning of the first user turn, for templates without a system role.
 
     Examples:
 
@@ -112,10 +112,10 @@ def fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """
-    The prompt as checked messages, a copy all the way down: a string is one user message.
+    Return the prompt as checked messages, copied deeply; text is one user message.
 
-    Messages keep every field they have, for a chat template to make something of: calls of tools, names, a `content`
-    of `None`, or none at all. A content in parts becomes their text.
+    Messages keep all their fields for the chat template: tool calls, names, a `content` of `None`, or none at all. A
+    content in parts becomes their text.
 
     Examples:
 
@@ -129,26 +129,24 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, (list, tuple)):
         raise ArgumentTypeError(
-            f"A prompt has to be text or a list of messages, but is a {type(prompt).__name__}. Pass a string or a "
+            f"A prompt must be text or a list of messages, got a {type(prompt).__name__}. Pass a string or a "
             'chat such as [{"role": "user", "content": "..."}].'
         )
     if not prompt:
-        raise ArgumentError(
-            "A chat has to hold at least one message, but is empty, so there is nothing to answer. Add a user message."
-        )
+        raise ArgumentError("A chat must hold at least one message, got an empty one. Add a user message.")
     return [_checked_message(message, position) for position, message in enumerate(prompt)]
 
 
 def _checked_message(message: object, position: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ArgumentTypeError(
-            f"Message {position} of a chat has to be a dict with `role` and `content`, but is a "
+            f"Message {position} of a chat must be a dict with `role` and `content`, got a "
             f"{type(message).__name__}. For several prompts pass one chat per prompt."
         )
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise ArgumentError(
-            f"Message {position} of a chat has to have a `role`, but has only {sorted(map(str, message))}. Add "
+            f"Message {position} of a chat must have a `role`, got only {sorted(map(str, message))}. Add "
             '"role": "user".'
         )
     checked = copied(message)
@@ -156,8 +154,7 @@ def _checked_message(message: object, position: int) -> dict[str, Any]:
         checked["content"] = _text_parts(content, position)
     elif not isinstance(content, (str, type(None))):
         raise ArgumentError(
-            f"`content` of message {position} of a chat has to be text, but is {content!r}. Write its text into "
-            "`content`."
+            f"`content` of message {position} of a chat must be text, got {content!r}. Write its text into `content`."
         )
     return checked
 
@@ -167,14 +164,14 @@ def _text_parts(parts: list | tuple, position: int) -> str:
         if not isinstance(part, Mapping) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise ArgumentError(
-                f"`content` of message {position} of a chat holds a part of type {kind!r}, which no text reward model "
-                "can read. Pass a reward function of your own for such prompts."
+                f"`content` of message {position} of a chat must hold text only for a text reward model, got a part "
+                f"of type {kind!r}. Pass a reward function of your own for such prompts."
             )
     return "".join(part["text"] for part in parts)
 
 
 def copied(value: Any) -> Any:
-    """A copy of lists and dicts all the way down; what else they hold, such as a picture, is the same in both."""
+    """Copy lists and dicts deeply; anything else they hold, such as a picture, is shared."""
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -183,5 +180,5 @@ def copied(value: Any) -> Any:
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """Each prompt once."""
+    """Return each prompt once."""
     return list({json.dumps(prompt, sort_keys=True, default=repr): prompt for prompt in prompts}.values())

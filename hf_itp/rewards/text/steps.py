@@ -1,5 +1,6 @@
 """
-Prompts and responses as the tokens a process reward model reads, and where it is read: behind each step of a response.
+Prompts and responses as the tokens a process reward model reads, with the positions after each step of the response at
+which it is read.
 
 Each function is one way such models were trained. Knows nothing of models.
 """
@@ -19,7 +20,7 @@ from hf_itp.rewards.text.rendering import as_messages, conversation, text_of, tr
 
 def split_steps(response: str, separator: str) -> list[str]:
     r"""
-    The steps of a response; one that is empty, or nothing but separators, is a single step.
+    Split a response into its steps; one that is empty, or only separators, is a single step.
 
     Examples:
 
@@ -36,20 +37,20 @@ def marked(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequence[str], mark: str, between: str = ""
 ) -> TokenSequence:
     """
-    One text with a mark behind each step, read at the marks: the chat template's rendering, or without a template the
-    prompt and the steps with a space between.
+    Make one text with a mark after each step, read at the marks: rendered by the chat template, or without one the
+    prompt, a space and the steps.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        tokenizer (`PreTrainedTokenizerBase`): The reward model's.
         prompt (`str` or `list[dict]`): Text or chat.
-        steps (`Sequence[str]`): Of the response.
-        mark (`str`): Written behind each step, as it is.
+        steps (`Sequence[str]`): The steps of the response.
+        mark (`str`): Written after each step.
         between (`str`, *optional*, defaults to `""`): Written between a mark and the next step.
 
     Raises:
-        `RewardModelError`: If a mark is not where tokens end, so that none stands for it.
+        `RewardModelError`: If no token ends where a mark does.
     """
-    # A mark the response brings along would be one more place to be read at.
+    # A mark inside the response would be one more place to read at.
     body = between.join(step.replace(mark, "") + mark for step in steps)
     if tokenizer.chat_template:
         text = str(from_template(tokenizer, conversation(prompt, body), tokenize=False))
@@ -70,8 +71,8 @@ def marked(
 
 def concatenated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequence[str], mark: str) -> TokenSequence:
     """
-    The tokens of prompt, step, mark, step, mark, ..., each by itself and without a template, read at the last of each
-    mark: as TRL's `PRMTrainer` makes them.
+    Join the tokens of prompt, step, mark, step, mark, ..., without a template, read at the last token of each mark, as
+    TRL's `PRMTrainer` does.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = [*bos, *_ids(tokenizer, transcript(prompt))]
@@ -87,17 +88,17 @@ def answered(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequence[str], answer: str, answer_id: int
 ) -> TokenSequence:
     """
-    A chat in which each step is a turn of the user and `answer` the assistant's, read at the token before each
-    answer: as RLHFlow's are.
+    Make a chat in which each step is a user's turn and `answer` the assistant's, read at the token before each answer,
+    as RLHFlow's models do.
 
     Raises:
-        `RewardModelError`: If the tokenizer has no chat template, or one that renders a turn otherwise once another
+        `RewardModelError`: If the tokenizer has no chat template, or if the template changes a turn once another
             follows.
     """
     if not tokenizer.chat_template:
         raise RewardModelError(
-            "A process reward model that answers each step in a turn has to have a chat template, but its tokenizer "
-            "has none. Set `tokenizer.chat_template`, or pass `step_token` for one that answers at a token."
+            "A process reward model that answers each step in a turn must have a chat template, got a tokenizer "
+            "without one. Set `tokenizer.chat_template`, or pass `step_token` for one that answers at a token."
         )
     messages = as_messages(prompt)
     last = len(messages) - 1
@@ -122,10 +123,10 @@ def answered(
 def _read_at(tokenizer: PreTrainedTokenizerBase, text: str, ends: Sequence[int], mark: str) -> TokenSequence:
     if not tokenizer.is_fast:
         raise RewardModelError(
-            f"The tokenizer of a process reward model has to say where in the text its tokens lie, but "
-            f"`{type(tokenizer).__name__}` does not. Pass a fast `tokenizer`."
+            f"The tokenizer of a process reward model must report the offsets of its tokens in the text, got a slow "
+            f"`{type(tokenizer).__name__}`. Pass a fast `tokenizer`."
         )
-    # A template has written the special tokens already.
+    # A template has already written the special tokens.
     batch: Any = tokenizer(
         [text],
         add_special_tokens=not tokenizer.chat_template,
@@ -149,6 +150,6 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _unreadable(mark: str, why: str) -> RewardModelError:
     return RewardModelError(
-        f"A process reward model has to be read behind each step, but {mark!r} {why}, so there is no such place. Take "
+        f"A process reward model must be read after each step, got {mark!r}, which {why}. Take "
         "`step_token` and `separator` from the model's card, spaces included."
     )

@@ -5,52 +5,36 @@ A decoding step's attention over a [`SharedPrefixCache`], as transformers and as
 from __future__ import annotations
 
 import torch
-from transformers import AttentionInterface
 
 from hf_itp.functional.kernels.attention import attend, merge_attention
+from hf_itp.models.attention_interface import AttentionCall, attention_interface
 from hf_itp.sampling.shared_prefix.cache import CannotShare, SharedLayer, SharedPrefixCache, active_cache
 
 ATTENTION = "hf_itp_shared_prefix"
 
 
-def shared_prefix_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: object,
-) -> tuple[torch.Tensor, None]:
+@attention_interface(ATTENTION)
+def shared_prefix_attention(call: AttentionCall) -> torch.Tensor:
     """
-    A decoding step of transformers' attention interface: one query per row over its prompt's keys and its own.
+    Attend in a decoding step: one query per row over its prompt's keys and its own.
 
     The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head, so no
     key is repeated and none is read twice.
     """
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    module, query, key, value, mask, scaling, dropout, window, softcap, sink = call
     if torch.compiler.is_compiling():
         # What the cache holds changes with every step, so to the graph it is one opaque operator.
-        operator = torch.ops.hf_itp.attend_shared
-        return operator(query, key, value, module.layer_idx, scaling, sliding_window, softcap, s_aux), None
+        return torch.ops.hf_itp.attend_shared(query, key, value, module.layer_idx, scaling, window, softcap, sink)
     cache = active_cache.get()
     layer = cache.take(key)
     if softcap is not None and not cache.honours_softcap:
         raise CannotShare("the model asks for a soft cap that its own attention drops")
-    if attention_mask is not None or dropout > 0.0:
+    if mask is not None or dropout > 0.0:
         raise CannotShare("the model attends with a mask of its own or with dropout")
-    if layer.window not in (None, sliding_window):
+    if layer.window not in (None, window):
         # Chunked attention, for one, keeps its keys as a window does and hides them otherwise.
         raise CannotShare("the model keeps a window of keys and does not attend to a window")
-    return _attend_to_both(cache, layer, query, scaling, sliding_window, softcap, s_aux), None
-
-
-# No mask goes with the name: transformers then prepares none, and there is no padding to hide.
-AttentionInterface.register(ATTENTION, shared_prefix_attention)
+    return _attend_to_both(cache, layer, query, scaling, window, softcap, sink)
 
 
 def _attend_to_both(

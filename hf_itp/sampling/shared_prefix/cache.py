@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from hf_itp.models.attention_interface import active
+
 # Room for so many tokens is added at once to each row's own keys and values.
 _BLOCK = 32
 
@@ -186,12 +188,9 @@ class SharedPrefixCache(Cache):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The step's attention reads this cache inside, in this thread alone."""
-        token = active_cache.set(self)
-        try:
+        """Let the step's attention read this cache inside, in this thread only."""
+        with active(active_cache, self):
             yield
-        finally:
-            active_cache.reset(token)
         if self._pending is not None:
             raise CannotShare("keys were cached and not attended to")
 

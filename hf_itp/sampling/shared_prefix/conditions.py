@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from hf_itp.models.attention_interface import EXACT_ATTENTION
 from hf_itp.models.caches import is_offloaded
 from hf_itp.models.host_names import cache_entry
 from hf_itp.models.view import can_be_viewed
@@ -21,7 +22,6 @@ from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, Unk
 _KNOWN = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}
 # What a caller may give beside the tokens of a prompt, or in their place.
 _BESIDE_TOKENS = {"inputs_embeds", "token_type_ids"}
-_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
 def check_can_share(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[str, Cache]:
@@ -65,7 +65,7 @@ def _check_model(model: Any) -> None:
     if _interface(model, "_is_stateful"):
         raise CannotShare("it keeps a state beside keys and values")
     attention = _interface(model.config, "_attn_implementation")
-    if attention not in _ATTENTION:
+    if attention not in EXACT_ATTENTION:
         raise CannotShare(f"the attention implementation {attention!r} is not known to share")
     # Sharded weights are gathered by the modules a view would go around, in equally many passes everywhere.
     if is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
+from hf_itp.models.agreement import Verdicts
 from hf_itp.models.packed_linear import packed_linears
 from hf_itp.models.view import model_view
 from hf_itp.sampling.padding import unpadded
@@ -24,8 +24,8 @@ from hf_itp.sampling.shared_prefix.conditions import check_can_share, check_laye
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 
-# What the first pass of each model showed, in the mode it had then: why it cannot share, or None if it can.
-_verdicts: WeakKeyDictionary[Any, tuple[tuple[Any, ...], str | None]] = WeakKeyDictionary()
+# What the first pass of a model in a mode showed: why it cannot share, "" if it can.
+_verdicts = Verdicts[str]()
 
 
 def same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -68,15 +68,14 @@ class SharedPrefixDecoder:
         model_kwargs: dict[str, Any],
     ):
         self._cache_name, cache = check_can_share(model, input_ids, model_kwargs)
-        mode, reason = _verdicts.get(model, (None, None))
-        if reason is not None and mode == _mode(model, input_ids.device):
+        if reason := _verdicts.recall(model, _mode(model, input_ids.device)):
             raise CannotShare(reason)
         try:
             self._run_prompts(model, input_ids, generation_config, model_kwargs, cache)
         except CannotShareNow:
             raise
         except CannotShare as error:
-            _verdicts[model] = (_mode(model, input_ids.device), str(error))
+            _verdicts.remember(model, str(error), _mode(model, input_ids.device))
             raise
 
     def _run_prompts(
@@ -160,8 +159,7 @@ class SharedPrefixDecoder:
         positions = torch.full_like(token, self._lengths[0])
         self.start(torch.zeros(1, dtype=torch.long, device=self._device))
         ours = self.advance(token)
-        verdict = (_mode(model, self._device), None)
-        if _verdicts.get(model) == verdict:
+        if _verdicts.recall(model, _mode(model, self._device)) is not None:
             return
         # `update` concatenates into new tensors, so the prompt's own stay as they are.
         outputs = model(
@@ -177,7 +175,7 @@ class SharedPrefixDecoder:
             raise CannotShareNow("the model's logits are NaN, so a step cannot be compared with the model's own")
         if not same_logits(ours, theirs):
             raise CannotShare("a step does not agree with the model's own")
-        _verdicts[model] = verdict
+        _verdicts.remember(model, "", _mode(model, self._device))
 
 
 def _by_layer(caches: list[Cache]) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:

@@ -71,7 +71,7 @@ def test_pickle_beside_safetensors_is_left_alone(folder):
 
 def test_pickle_is_not_loaded_on_request_either(folder):
     put_pickle(folder)
-    refused(folder, "`use_safetensors` has to be True", ArgumentError, use_safetensors=False)
+    refused(folder, "`use_safetensors` must be True, got False", ArgumentError, use_safetensors=False)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_index_names_safetensors_of_its_own_folder_alone(file, folder):
     put_pickle(folder)
     index = {"metadata": {}, "weight_map": dict.fromkeys(tiny_classifier("llama").state_dict(), file)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, f"have to be safetensors beside .* {CONVERT}")
+    refused(folder, f"must be safetensors beside .* {CONVERT}")
 
 
 def test_index_of_shards_is_followed(folder):
@@ -98,7 +98,7 @@ def test_index_of_shards_is_followed(folder):
 def test_configuration_names_no_other_weights(file, folder):
     put_pickle(folder, "adapter_model.bin")
     edit(folder, transformers_weights=file)
-    refused(folder, f"have to be safetensors beside .* {CONVERT}")
+    refused(folder, f"must be safetensors beside .* {CONVERT}")
 
 
 @pytest.mark.uses_global_rng
@@ -161,7 +161,7 @@ def test_code_of_the_tokenizer_is_not_run_unasked(folder):
 @pytest.mark.parametrize("kind", [RewardModel, ProcessRewardModel])
 def test_code_from_the_hub_runs_at_a_commit_only(kind, revision):
     options = {"step_token": "x"} if kind is ProcessRewardModel else {}
-    with pytest.raises(ArgumentError, match=r"`revision` has to be a commit \(40 hexadecimal digits\)"):
+    with pytest.raises(ArgumentError, match=r"`revision` must be a commit \(40 hexadecimal digits\)"):
         kind.from_pretrained("org/custom", trust_remote_code=True, revision=revision, **options)
     with pytest.raises(LoadError, match="could not be loaded"):
         kind.from_pretrained("org/custom", trust_remote_code=True, revision=COMMIT, **options)
@@ -172,13 +172,13 @@ def test_code_from_the_hub_runs_at_a_commit_only(kind, revision):
 )
 def test_code_lies_beside_the_weights(reference, folder):
     edit(folder, auto_map={"AutoModelForSequenceClassification": reference})
-    refused(folder, r"has to lie beside its weights, .* Do not run it", trust_remote_code=True)
+    refused(folder, r"must lie beside its weights, .* Do not run it", trust_remote_code=True)
 
 
 def test_code_of_another_repository_needs_a_commit_of_that():
     checkpoint = Checkpoint("name", "folder", code={"AutoModel": "org/other--modeling.Model"})
     for revision in (None, "main"):
-        with pytest.raises(ArgumentError, match=r"`code_revision` has to be a commit .*\(org/other\)"):
+        with pytest.raises(ArgumentError, match=r"`code_revision` must be a commit .*\(org/other\)"):
             check_code(checkpoint, revision)
     check_code(checkpoint, COMMIT)
 

@@ -94,7 +94,7 @@ def test_encoder_without_its_head_is_refused(tmp_path):
 def test_configuration_with_other_labels_than_the_weights_is_refused(tmp_path):
     folder = saved(tmp_path, tiny_classifier("llama"), tiny_tokenizer())
     with pytest.raises(
-        RewardModelError, match=r"`score.weight` is stored with shape \(1, 32\) .* Pass `num_labels=1`"
+        RewardModelError, match=r"expects `score.weight` of shape \(3, 32\), got shape \(1, 32\)\. Pass `num_labels=1`"
     ):
         RewardModel.from_pretrained(folder, num_labels=3, label=0)
 
@@ -108,7 +108,7 @@ def test_folder_without_tokenizer_is_refused_unless_one_is_given(tmp_path):
 
 def test_tokenizer_of_special_tokens_alone_is_no_tokenizer(tmp_path):
     # BERT's comes up without any file, and would read every word as unknown.
-    with pytest.raises(LoadError, match=r"holds no vocabulary. Pass `tokenizer=`"):
+    with pytest.raises(LoadError, match=r"got no vocabulary. Pass `tokenizer=`"):
         RewardModel.from_pretrained(saved(tmp_path, tiny_classifier("bert")))
 
 

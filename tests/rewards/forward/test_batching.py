@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_itp.rewards.forward.batching import map_batches
+from hf_itp.rewards.forward.scoring import map_batches
 from hf_itp.rewards.text.encoding import TokenSequence
 
 LENGTHS = [3, 900, 5, 4000, 7, 20, 8000, 1]

@@ -9,6 +9,7 @@ from transformers import LlamaForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from hf_itp.errors import RewardModelError
+from hf_itp.rewards.forward import passes
 from hf_itp.rewards.forward.passes import evaluating, logits, pools_last_token
 from hf_itp.rewards.text.encoding import TokenSequence
 from tests.rewards.classifiers import DECODERS, ENCODERS, decoder_reward, tiny_classifier
@@ -64,8 +65,8 @@ def test_forward_a_model_brings_is_used():
 @pytest.mark.parametrize(
     ("model_class", "message"),
     [
-        (WithoutLogits, "returned BaseModelOutput without them. Wrap the model in a RewardFunction"),
-        (LogitsPerToken, r"shape \(1, 1\), but returned \(1, 2, 1\). Wrap the model in a RewardFunction"),
+        (WithoutLogits, "got a BaseModelOutput without them. Wrap the model in a RewardFunction"),
+        (LogitsPerToken, r"shape \(1, 1\), got \(1, 2, 1\). Wrap the model in a RewardFunction"),
     ],
 )
 def test_output_that_holds_no_reward_is_refused(model_class, message):
@@ -74,7 +75,7 @@ def test_output_that_holds_no_reward_is_refused(model_class, message):
 
 
 def test_ids_the_model_does_not_know_are_refused():
-    with pytest.raises(RewardModelError, match=r"\(64\), but one is 64. Pass the `tokenizer`"):
+    with pytest.raises(RewardModelError, match=r"\(64\), got 64. Pass the `tokenizer`"):
         logits(tiny_classifier("llama"), [sequence(1, 64)])
 
 
@@ -84,6 +85,27 @@ def test_head_outside_float32_is_not_replaced_in_the_model():
     logits(model, [sequence(1, 27, 2)])
     assert dict(model.named_children()) == children
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert", "roberta", "deberta-v2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_follows_its_weights_and_copies_none_that_are_float32(architecture, dtype):
+    model = tiny_classifier(architecture).to(dtype)
+    name = "score" if architecture == "llama" else "classifier"
+    head, ids = getattr(model, name), [sequence(1, 27, 2)]
+    weights = list(head.parameters())
+    ours = passes._in_float32(head)
+    assert {weight.dtype for weight in ours.parameters()} == {torch.float32}
+    assert [weight.data_ptr() for weight in ours.parameters()] == [weight.data_ptr() for weight in weights] or (
+        dtype == torch.bfloat16
+    )
+    before = logits(model, ids)
+    for weight in weights:
+        weight.data.mul_(2)  # leaves no trace but the values
+    after = logits(model, ids)
+    linear = architecture != "roberta"
+    assert torch.equal(after, 2 * before) if linear else not torch.equal(after, before)
+    assert list(head.parameters()) == weights and {weight.dtype for weight in weights} == {dtype}
 
 
 @pytest.mark.uses_global_rng

@@ -197,7 +197,7 @@ def test_bfloat16_model_is_as_exact_as_its_own_pass(architecture):
 def test_ids_the_model_does_not_know_are_refused():
     sequences = sequences_of([40])
     unknown = [sequence._replace(ids=(*sequence.ids[:-1], VOCABULARY_SIZE)) for sequence in sequences]
-    with pytest.raises(RewardModelError, match=r"but one is 64\. Pass the `tokenizer`"):
+    with pytest.raises(RewardModelError, match=r"\(64\), got 64\. Pass the `tokenizer`"):
         label_logits(tiny_classifier("llama"), unknown)
 
 
@@ -276,4 +276,17 @@ def test_pass_with_a_nan_is_no_verdict_on_the_model():
     weight[0] = torch.nan
     assert shared_prefix.packing_body(model, ids) is None
     weight.copy_(good)
+    assert shared_prefix.packing_body(model, ids) is not None
+
+
+@torch.no_grad()
+def test_pass_that_fails_is_no_verdict_on_the_model():
+    model, ids, failures = tiny_classifier("llama"), torch.tensor(words(12, seed=0)), [torch.OutOfMemoryError("full")]
+
+    def fail_once(module, args):
+        if failures:
+            raise failures.pop()
+
+    model.model.layers[1].register_forward_pre_hook(fail_once)
+    assert shared_prefix.packing_body(model, ids) is None and not failures
     assert shared_prefix.packing_body(model, ids) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hf_itp.rewards.forward.prefixes import shared_prefixes
+from hf_itp.rewards.forward.scoring import shared_prefixes
 from hf_itp.rewards.text.encoding import TokenSequence
 
 

@@ -125,7 +125,9 @@ def test_empty_response_is_scored(tokenizer, pairs, text):
 
 
 def test_nothing_at_all_cannot_be_scored():
-    with pytest.raises(ArgumentError, match=r"Prompt and response 0 are both empty.* Leave the pair out"):
+    with pytest.raises(
+        ArgumentError, match=r"Prompt or response 0 must hold text, got two empty ones\. Leave the pair out"
+    ):
         encoded(tiny_tokenizer_without_template(), "", "")
 
 

@@ -115,7 +115,7 @@ def test_function_gets_the_chat_as_it_is_and_may_take_it_apart():
     ("chat", "message"),
     [
         (agent_chat(content=""), "Message 1 .*`tool_calls`.* Set `tokenizer.chat_template`"),
-        ([{"role": "user", "content": None}], "`content` of message 0 of a chat has to be text, but is None"),
+        ([{"role": "user", "content": None}], "`content` of message 0 of a chat must be text, got None"),
         ([USER, {"role": "assistant", "reasoning": "hm"}, USER], "`content` of message 1"),
         (PICTURE, "part of type 'image'"),
         ([], "at least one message"),
@@ -132,6 +132,17 @@ def test_what_text_cannot_hold_is_refused_by_check(kind, chat, message):
     for refused in (reward, RewardEnsemble([reward])):
         with pytest.raises(ArgumentError, match=message):
             refused.check(["how", chat])
+
+
+def assert_refused_before_a_token(reward, prompt, error, message):
+    policy, forwards = tiny_model("llama"), []
+    policy.register_forward_pre_hook(lambda *_: forwards.append(1))
+    with pytest.raises(error, match=message):
+        policy.generate(
+            torch.tensor([[1, 5, 6]]), strategy="best_of_n", reward_model=reward, prompts=[prompt],
+            num_candidates=4, max_new_tokens=4, tokenizer=tiny_tokenizer(),
+        )  # fmt: skip
+    assert forwards == []
 
 
 @pytest.mark.parametrize(
@@ -151,27 +162,13 @@ def test_what_the_template_cannot_render_costs_no_token(kind, template, chat, me
         reward = ProcessRewardModel(tiny_model("llama"), tokenizer, separator=" ", **answers)
     else:
         reward = RewardModel(tiny_classifier("llama"), tokenizer)
-    policy, forwards = tiny_model("llama"), []
-    policy.register_forward_pre_hook(lambda *_: forwards.append(1))
-    with pytest.raises(ItpError, match=message):
-        policy.generate(
-            torch.tensor([[1, 5, 6]]), strategy="best_of_n", reward_model=reward, prompts=[chat], num_candidates=4,
-            max_new_tokens=4, tokenizer=tiny_tokenizer(),
-        )  # fmt: skip
-    assert forwards == []
+    assert_refused_before_a_token(reward, chat, ItpError, message)
 
 
 def test_calibrator_without_the_prompt_costs_no_token():
     reward = RewardModel(tiny_classifier("llama"), tiny_tokenizer())
     calibrated = CalibratedReward(reward, RewardCalibrator(["how"], torch.tensor([[0.0, 1.0]])))
-    policy, forwards = tiny_model("llama"), []
-    policy.register_forward_pre_hook(lambda *_: forwards.append(1))
-    with pytest.raises(ArgumentError, match="1 of 1 are not"):
-        policy.generate(
-            torch.tensor([[1, 5, 6]]), strategy="best_of_n", reward_model=calibrated, prompts=["other"],
-            num_candidates=4, max_new_tokens=4, tokenizer=tiny_tokenizer(),
-        )  # fmt: skip
-    assert forwards == []
+    assert_refused_before_a_token(calibrated, "other", ArgumentError, "1 of 1 are not")
     calibrated.check(["how"])
 
 
@@ -179,14 +176,7 @@ def test_column_a_function_lacks_costs_no_token():
     def needs_answer(prompts, completions, answer):
         return [0.0] * len(completions)
 
-    policy, forwards = tiny_model("llama"), []
-    policy.register_forward_pre_hook(lambda *_: forwards.append(1))
-    with pytest.raises(ArgumentTypeError, match="needs `answer`"):
-        policy.generate(
-            torch.tensor([[1, 5, 6]]), strategy="best_of_n", reward_model=needs_answer, prompts=["how"],
-            num_candidates=4, max_new_tokens=4, tokenizer=tiny_tokenizer(),
-        )  # fmt: skip
-    assert forwards == []
+    assert_refused_before_a_token(needs_answer, "how", ArgumentTypeError, "needs `answer`")
 
 
 def test_picture_reaches_a_function_through_generate():

@@ -1,6 +1,6 @@
 """
-OpenAssistant's reward models on Pythia: GPT-NeoX with a biased head `out_proj` at the last token, of a class that was
-never part of transformers.
+OpenAssistant's reward models on Pythia: GPT-NeoX with a biased head `out_proj` at the last token, whose class
+transformers never had.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForSequenceClassification
 
 from hf_itp.errors import RewardModelError
-from hf_itp.rewards.checkpoints.checkpoint import Checkpoint
-from hf_itp.rewards.checkpoints.layouts.base import Layout
+from hf_itp.rewards.checkpoints.checkpoint import Checkpoint, Layout
 
 
 class GPTNeoXRewardModel(GPTNeoXForSequenceClassification):
@@ -24,15 +23,15 @@ class GPTNeoXRewardModel(GPTNeoXForSequenceClassification):
         self.post_init()
 
 
-def layout(checkpoint: Checkpoint) -> Layout | None:
-    """For checkpoints of the model type `gpt_neox_reward_model`."""
+def reward_layout(checkpoint: Checkpoint) -> Layout | None:
+    """Return the layout of checkpoints of the model type `gpt_neox_reward_model`."""
     if checkpoint.config.get("model_type") != "gpt_neox_reward_model":
         return None
     pooling = checkpoint.config.get("pooling") or "last"
     if pooling != "last":
         raise RewardModelError(
-            f"Reward model '{checkpoint.name}' has to pool the last token, but its configuration says {pooling!r}. "
-            "Wrap it in a callable f(prompts, completions, **kwargs)."
+            f"Reward model '{checkpoint.name}' must pool the last token, got `pooling` {pooling!r} in its "
+            "configuration. Wrap it in a callable f(prompts, completions, **kwargs)."
         )
     entries = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}
     config = GPTNeoXConfig.from_dict(entries | {"num_labels": 1})

@@ -3,7 +3,7 @@ OpenRLHF's reward models: a linear head without a bias at the last token, called
 `value_head`, on any decoder.
 
 Their configurations are the base model's, with two labels where the head has one, and a class name that transformers
-does not know. `mean` and `std`, where they are given, are taken out of the rewards by `RewardModel`.
+does not know. `RewardModel` standardizes the rewards by the configuration's `mean` and `std`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification
 
-from hf_itp.rewards.checkpoints.checkpoint import Checkpoint
-from hf_itp.rewards.checkpoints.layouts.base import Layout
+from hf_itp.rewards.checkpoints.checkpoint import Checkpoint, Layout
 
 
-def layout(checkpoint: Checkpoint) -> Layout | None:
-    """For checkpoints that carry one of OpenRLHF's own entries."""
+def reward_layout(checkpoint: Checkpoint) -> Layout | None:
+    """Return the layout of checkpoints that carry one of OpenRLHF's own entries."""
     config = checkpoint.config
-    if checkpoint.architecture.endswith("ForSequenceClassification"):
+    if checkpoint.architecture.endswith(("ForSequenceClassification", "ForRewardModel")):
         return None
     if checkpoint.architecture != "RewardModel" and not {"normalize_reward", "value_head_prefix"} & set(config):
         return None

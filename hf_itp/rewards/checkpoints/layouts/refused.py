@@ -1,4 +1,4 @@
-"""Checkpoints that give no single response a reward, or one that nothing here can read: each with the reason."""
+"""Checkpoints that cannot serve as a reward model, each kind with the reason and a remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from hf_itp.rewards.checkpoints.checkpoint import Checkpoint
 
 
 class Refusal(NamedTuple):
-    """`fits` a checkpoint, and why it is refused: "Reward model 'x' `reason`. `remedy`"."""
+    """
+    One kind of refused checkpoints.
+
+    Args:
+        fits (`Callable`): Whether a checkpoint is of this kind.
+        reason, remedy (`str`): For the message "Reward model 'x' `reason`. `remedy`".
+    """
 
     fits: Callable[[Checkpoint], object]
     reason: str
@@ -45,7 +51,7 @@ _PAIRWISE = Refusal(
 _COST = Refusal(
     lambda checkpoint: checkpoint.config.get("score_type") == "cost" or _named(r"CostModel$")(checkpoint),
     "is a cost model: higher is worse, so every strategy would pick the worst response",
-    f"Pass {_CALLABLE} that returns the cost with its sign turned.",
+    f"Pass {_CALLABLE} that returns the negated cost.",
 )
 _UNKNOWN = Refusal(
     lambda checkpoint: not checkpoint.brings_model_code and _of_no_known_class(checkpoint),
@@ -70,12 +76,12 @@ _ANSWERS = Refusal(
 
 
 def refuse(checkpoint: Checkpoint) -> None:
-    """Raises `RewardModelError` where a checkpoint, by what its configuration says, gives no response a reward."""
+    """Raise `RewardModelError` if, by its configuration, a checkpoint gives no response a reward."""
     _refuse(checkpoint, _STEPS, _PAIRWISE, _COST, _UNKNOWN)
 
 
 def refuse_as_process(checkpoint: Checkpoint, language_model: bool) -> None:
-    """Raises `RewardModelError` where a checkpoint, by what its configuration says, judges no steps."""
+    """Raise `RewardModelError` if, by its configuration, a checkpoint judges no steps."""
     _refuse(checkpoint, _RESPONSES, _PAIRWISE, _COST, _UNKNOWN, *([] if language_model else [_ANSWERS]))
 
 

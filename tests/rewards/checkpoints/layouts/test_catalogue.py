@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from hf_itp.errors import ArgumentError, RewardModelError
 from hf_itp.models.host_names import ADAPTERS_OF_5_17
 from hf_itp.rewards import ProcessRewardModel, RewardModel
+from hf_itp.rewards.checkpoints import layouts
 from tests.rewards.checkpoints.layouts import folders
 from tests.rewards.classifiers import saved, tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -83,14 +85,17 @@ def pickled(folder):
 
 REFUSED = {
     "Language models, RLHFlow pair-preference": (language_model, r"so its rewards would be random\. Pass a model"),
-    "Value heads (Skywork-o1-PRM, TRL 0.x)": (value_head, r"`v_head\.summary\.bias`, is of a kind .* Convert it"),
+    "Value heads (Skywork-o1-PRM, TRL 0.x)": (
+        value_head,
+        r"`v_head\.summary\.bias`, is of an unknown kind .* Convert it",
+    ),
     "PairRM": (claiming("DebertaV2PairRM"), r"compares two responses .* plays a tournament"),
-    "PKU beaver cost": (claiming("LlamaForScore", score_type="cost"), r"higher is worse.* its sign turned"),
+    "PKU beaver cost": (claiming("LlamaForScore", score_type="cost"), r"higher is worse.* the negated cost"),
     "PKU beaver reward, INF-ORM, Athene, UltraRM": (
         claiming("INFORMForSequenceClassification"),
         r"of a class that neither transformers nor the checkpoint holds\. Pass a callable",
     ),
-    "Pickles (`pytorch_model.bin`)": (pickled, r"runs whatever it holds and is not loaded\. Convert it"),
+    "Pickles (`pytorch_model.bin`)": (pickled, r"runs the code it holds and is not loaded\. Convert it"),
 }
 
 
@@ -154,6 +159,28 @@ def test_language_model_of_steps_needs_its_two_answers(tmp_path):
     folders.math_shepherd(tmp_path)
     with pytest.raises(RewardModelError, match="Pass `good_token` and `bad_token`"):
         ProcessRewardModel.from_pretrained(str(tmp_path), step_token=" out")
+
+
+def test_new_family_is_one_file_in_the_folder(tmp_path, monkeypatch):
+    family = tmp_path / "code" / "new_family.py"
+    family.parent.mkdir()
+    family.write_text(
+        "from transformers import LlamaForSequenceClassification\n"
+        "from hf_itp.rewards.checkpoints.checkpoint import Layout\n"
+        "def reward_layout(checkpoint):\n"
+        "    if checkpoint.architecture == 'NewRewardModel':\n"
+        "        return Layout(LlamaForSequenceClassification, {'key_mapping': {r'^new_head\\.': 'score.'}})\n"
+    )
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(family.parent)])
+    model = tiny_classifier("llama")
+    weights = {name.replace("score.", "new_head."): weight for name, weight in model.state_dict().items()}
+    config = folders.config_of(model, architectures=["NewRewardModel"], num_labels=1)
+    folders.write(tmp_path / "checkpoint", config, weights, tiny_tokenizer())
+    try:
+        rewards = RewardModel.from_pretrained(str(tmp_path / "checkpoint"))([PROMPT] * 3, RESPONSES)
+    finally:
+        sys.modules.pop(f"{layouts.__name__}.new_family", None)
+    assert torch.allclose(rewards, RewardModel(model, tiny_tokenizer())([PROMPT] * 3, RESPONSES), rtol=0, atol=1e-5)
 
 
 def test_table_of_the_documents_lists_what_is_tested_and_nothing_else():

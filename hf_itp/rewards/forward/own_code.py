@@ -1,8 +1,8 @@
 """
-Rewards of models whose class came with their checkpoint, read the way their cards do: `score`, or one logit, of a
-forward pass, or what `get_score` returns.
+Rewards of models whose class came with their checkpoint, as their cards read them: `get_score`, or the `score` or the
+only logit of a forward pass.
 
-One response at a time: which token such a class pools in a padded batch is its own affair.
+They run one response at a time: only the class knows which token of a padded batch it pools.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hf_itp.rewards.text.rendering import conversation
 
 
 def has_own_code(model: PreTrainedModel) -> bool:
-    """Whether the model's class came with its checkpoint."""
+    """Return whether the model's class came with its checkpoint."""
     return type(model).__module__.startswith("transformers_modules.")
 
 
-def score(model: Any, encoder: PairEncoder, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
-    """The rewards `(n,)`, float32, on the CPU."""
+def rewards(model: Any, encoder: PairEncoder, prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
+    """Return the rewards `(n,)`, float32, on the CPU."""
     with passes.evaluating(model):
         if hasattr(model, "get_score"):
             chats = [conversation(*pair) for pair in zip(prompts, responses, strict=True)]
@@ -41,12 +41,12 @@ def _reward(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
     outputs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     found = getattr(outputs, "score", None)
     if found is None:
-        # Others call it `logits`, or return nothing else.
+        # Others call it `logits`, or return only it.
         found = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         shape = f"of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else "missing"
         raise RewardModelError(
-            f"`{type(model).__name__}`, which came with its checkpoint, has to return one `score` or one of `logits` "
-            f"per response, but that is {shape}. Wrap the model in a callable f(prompts, completions, **kwargs)."
+            f"`{type(model).__name__}`, which came with its checkpoint, must return one `score` or one of `logits` "
+            f"per response, got one that is {shape}. Wrap the model in a callable f(prompts, completions, **kwargs)."
         )
     return found.reshape(()).float().cpu()
