@@ -10,8 +10,7 @@ import math
 
 import torch
 
-from hf_itp.checks import as_number, check_positive, check_rewards
-from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.checks import check_count, check_number, check_positive, check_rewards
 
 
 def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
@@ -88,14 +87,7 @@ def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
     """
     rewards = check_rewards(rewards)
     size = rewards.shape[-1]
-    given, n = n, as_number(n)  # type: ignore[assignment]
-    if not isinstance(n, int):
-        raise ArgumentTypeError(f"`n` has to be an int, but is {given!r}. Give a whole number of candidates.")
-    if not 1 <= n <= size:
-        raise ArgumentError(
-            f"`n` has to be between 1 and the size of the pool ({size}), but is {n}. Draw a larger pool or compare "
-            "smaller subsets."
-        )
+    n = check_count("n", n, 1, "Draw a larger pool or compare smaller subsets.", size, "the pool")
     # From the top rank down by ratios, which neither overflow nor cancel as binomial coefficients do.
     rank = torch.arange(size, 1, -1, dtype=torch.float64, device=rewards.device)
     ratios = ((rank - n) / (rank - 1)).clamp_min(0)
@@ -185,12 +177,9 @@ def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
 
 
 def check_multiplier(multiplier: float) -> int | float:
-    """The multiplier as a plain number, once it is known to be finite and at least 1."""
+    """Return the multiplier as a plain number if it is finite and at least 1."""
     remedy = "Choose at least 1, which is plain sampling; 4 picks from the best quarter."
-    multiplier = check_positive("multiplier", multiplier, remedy)
-    if multiplier < 1:
-        raise ArgumentError(f"`multiplier` has to be at least 1, but is {multiplier}. {remedy}")
-    return multiplier
+    return check_number("multiplier", multiplier, remedy, "at least 1", lambda multiplier: multiplier >= 1)
 
 
 def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_rewards
-from hf_itp.errors import ArgumentError
+from hf_itp.checks import check_rewards, check_same_prompts
 
 
 def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:
@@ -47,11 +46,7 @@ def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) ->
     """
     exact = check_rewards(rewards).contiguous()  # searchsorted warns otherwise
     reference = check_rewards(reference_rewards, "reference_rewards")
-    if exact.shape[:-1] != reference.shape[:-1]:
-        raise ArgumentError(
-            f"`reference_rewards` has to have the leading shape of `rewards` {tuple(exact.shape[:-1])}, but has "
-            f"{tuple(reference.shape[:-1])}, so some prompts have no references. Give each prompt its row."
-        )
+    check_same_prompts(exact, "reference_rewards", reference)
     reference = reference.sort(dim=-1).values.to(exact.device)
     below = torch.searchsorted(reference, exact)
     not_above = torch.searchsorted(reference, exact, right=True)

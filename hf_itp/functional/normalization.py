@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_choice, check_rewards
-from hf_itp.errors import ArgumentError
+from hf_itp.checks import check_choice, check_rewards, check_same_prompts
 from hf_itp.functional.calibration import calibrate_rewards
 
 NORMALIZATIONS = ("none", "zscore", "quantile")
@@ -50,11 +49,7 @@ def normalize_rewards(
     check_choice("normalize", normalize, NORMALIZATIONS)
     rewards = check_rewards(rewards)
     pool = rewards if reference is None else check_rewards(reference, "reference")
-    if pool.shape[:-1] != rewards.shape[:-1]:
-        raise ArgumentError(
-            f"`reference` has to have the leading shape of `rewards` {tuple(rewards.shape[:-1])}, but has "
-            f"{tuple(pool.shape[:-1])}. Give one pool per prompt."
-        )
+    check_same_prompts(rewards, "reference", pool)
     if normalize == "quantile":
         return _mid_ranks(rewards) if reference is None else calibrate_rewards(rewards, pool)
     if normalize == "zscore":

@@ -10,7 +10,7 @@ import torch
 from hf_itp.checks import check_positive, check_rewards
 from hf_itp.errors import ArgumentError
 
-BETA_REMEDY = "Choose a beta on the scale of the rewards, for example a tenth of their spread."
+BETA_REMEDY = "Pass e.g. beta=0.1. Choose a beta on the scale of the rewards, for example a tenth of their spread."
 
 
 def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 
 
@@ -78,14 +79,11 @@ def sample_without_replacement(
     """
     if not isinstance(probabilities, torch.Tensor):
         raise ArgumentTypeError(
-            f"`probabilities` has to be a torch.Tensor, but is a {type(probabilities).__name__}. Wrap it in "
+            f"`probabilities` must be a torch.Tensor, got a {type(probabilities).__name__}. Wrap it in "
             "torch.tensor(...)."
         )
-    if probabilities.dim() == 0 or not 1 <= k <= probabilities.shape[-1]:
-        raise ArgumentError(
-            f"`k` has to be between 1 and the number of entries, but is {k} for `probabilities` of shape "
-            f"{tuple(probabilities.shape)}. Ask for fewer indices."
-        )
+    size = probabilities.shape[-1] if probabilities.dim() else 0
+    k = check_count("k", k, 1, "Ask for fewer indices.", size, "entries per row")
     probabilities = probabilities.detach().to(torch.float64)
     # Written so that a NaN fails both comparisons.
     if not ((probabilities >= 0).all() and (probabilities.sum(dim=-1) > 0).all()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_count, check_positive
+from hf_itp.checks import check_count, check_number, check_positive
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms import Transform, get_transform
 from hf_itp.functional.unit_grid import unit_grid
@@ -120,9 +120,8 @@ def beta_for_kl(transform: str | Transform, kl: float, **fields: float) -> float
 
     ```
     """
-    kl = check_positive("kl", kl, "Pass a divergence in nats, such as 0.5.")
-    if kl > 10:
-        raise ArgumentError(f"`kl` has to be at most 10 nats, but is {kl}. Choose a smaller divergence.")
+    remedy = "Pass a divergence in nats, e.g. 0.5."
+    kl = check_number("kl", kl, remedy, "positive and at most 10", lambda kl: 0 < kl <= 10)
     if isinstance(transform, str) and transform.endswith("_optimal"):
         fields = {"beta": 1.0, **fields}
     form = get_transform(transform, **fields)

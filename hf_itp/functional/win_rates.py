@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_rewards
+from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.best_of_n import best_of_n_subsample_law
 
@@ -128,11 +128,7 @@ def prompt_win_rates(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: 
             f"and {tuple(theirs.shape)}. Give each prompt its row in both."
         )
     fewest = min(ours.shape[1], theirs.shape[1])
-    if not 1 <= n <= fewest:
-        raise ArgumentError(
-            f"`n` has to be between 1 and the number of responses per prompt ({fewest}), but is {n}. Draw more "
-            "responses, or compare smaller n."
-        )
+    n = check_count("n", n, 1, "Draw more responses or compare a smaller n.", fewest, "responses per prompt")
     # A law over subsamples is a pure function of the order, so the n-subsets of both samples never have to be listed.
     mine = best_of_n_subsample_law(ours, n)
     theirs = theirs.sort(dim=-1).values

@@ -21,7 +21,7 @@ from transformers.generation.logits_process import LogitsProcessorList, TopKLogi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from hf_itp.checks import check_choice, check_count, check_indices, check_law
+from hf_itp.checks import check_choice, check_count, check_indices, check_law, check_num_return_sequences
 from hf_itp.distributed.sharding import SHARDS, Sharding
 from hf_itp.errors import ArgumentError, ItpWarning, StrategyError
 from hf_itp.generation.candidates import CandidatePools
@@ -94,14 +94,7 @@ class StrategyDecoding(Keywords):
         self.strategy = get_strategy(self.strategy)
         self.reward = checked_reward(self.reward)
         self.num_candidates = check_count("num_candidates", self.num_candidates, 1, "Draw at least one candidate.")
-        self.num_return_sequences = check_count(
-            "num_return_sequences", self.num_return_sequences, 1, "Return at least one sequence."
-        )
-        if self.num_candidates < self.num_return_sequences:
-            raise ArgumentError(
-                f"`num_candidates` has to be at least `num_return_sequences` ({self.num_return_sequences}), but is "
-                f"{self.num_candidates}. Draw more candidates or return fewer sequences."
-            )
+        self.num_return_sequences = check_num_return_sequences(self.num_return_sequences, self.num_candidates)
         if self.batch_size is not None:
             remedy = "Leave it out to let the free memory decide."
             self.batch_size = check_count("batch_size", self.batch_size, 1, remedy)

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from hf_itp.checks import as_number
+from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.generation.recommended_reward import RecommendedReward
 from hf_itp.strategies import Strategy, get_strategy
@@ -132,13 +132,8 @@ def _checked(entry: Any, model: Any) -> dict[str, Any]:
             f"The {ENTRY!r} entry of the generation config has unknown keys: {', '.join(unknown)}. Known for strategy "
             f"{name!r}: {', '.join([*_OWN_KEYS, *fields])}. Pass a strategy by name instead of 'auto'."
         )
-    count = entry.get("num_candidates", 1)
-    number = as_number(count)
-    if not isinstance(number, int) or not 1 <= number <= MAX_RECOMMENDED_CANDIDATES:
-        raise ArgumentError(
-            f"The {ENTRY!r} entry of the generation config recommends num_candidates={count!r:.40}, which has to be "
-            f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... and a strategy by name."
-        )
+    remedy = f"The {ENTRY!r} entry of the generation config says so: pass num_candidates=... and a strategy by name."
+    check_count("num_candidates", entry.get("num_candidates", 1), 1, remedy, MAX_RECOMMENDED_CANDIDATES)
     _check_reward_model(entry, model)
     return entry
 

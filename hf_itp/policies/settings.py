@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from hf_itp.checks import as_number
 from hf_itp.errors import ArgumentError
 
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
@@ -51,9 +51,8 @@ def check_settings(config: GenerationConfig, vocabulary: int | None = None) -> N
 
 
 def _is_id(token: Any, below: int | None) -> bool:
-    if isinstance(token, bool) or not isinstance(token, Integral):
-        return False
-    return int(token) >= -1 and (below is None or int(token) < below)
+    token = as_number(token)
+    return isinstance(token, int) and token >= -1 and (below is None or token < below)
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hf_itp.checks import check_choice
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional.transforms.base import Transform
 from hf_itp.functional.transforms.elementary import Exponential, Function, Identity, Log
@@ -68,11 +69,7 @@ def get_transform(transform: str | Transform | Callable[[torch.Tensor], torch.Te
     ```
     """
     if isinstance(transform, str):
-        if transform not in _CLASSES:
-            raise ArgumentError(
-                f"`transform` has to be one of {', '.join(_CLASSES)}, but is {transform!r}. Choose one, or pass a "
-                "function."
-            )
+        check_choice("transform", transform, tuple(_CLASSES), "Choose one of them or pass a function.")
         cls = _CLASSES[transform]
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         wrong = sorted(set(fields) ^ set(known))

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import as_number, check_positive
+from hf_itp.checks import check_count, check_number, check_positive
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms.base import Transform
 
@@ -79,26 +79,18 @@ class Exponential(Transform):
     name: ClassVar[str] = "exponential"
 
     def __post_init__(self) -> None:
-        t = as_number(self.t)
-        if t is None or not 0 < abs(t) <= 50:
-            raise ArgumentError(
-                f"`t` has to be a number other than 0 and at most 50 in size, but is {self.t!r}. 5 and 10 are usual "
-                "for best-of-n, -5 and -10 for worst-of-n."
-            )
+        remedy = "Pass e.g. 5 or 10 for best-of-n, -5 or -10 for worst-of-n."
+        t = check_number("t", self.t, remedy, "from -50 to 50 and not 0", lambda t: 0 < abs(t) <= 50)
         object.__setattr__(self, "t", t)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return math.copysign(1.0, self.t) * torch.exp(self.t * u)
 
     def check_num_reference(self, num_reference: int) -> None:
-        super().check_num_reference(num_reference)
+        # From fewer the bias may exceed a thousandth.
         needed = math.ceil(3 * abs(self.t)) + 2
-        if num_reference < needed:
-            raise ArgumentError(
-                f"`num_reference` has to be at least {needed} for exponential(t={self.t}), 3 |t| + 2, but is "
-                f"{num_reference}: from fewer the bias may exceed a thousandth. Draw {needed} or more references per "
-                "prompt, or choose a smaller t."
-            )
+        remedy = f"Draw {needed} or more references for exponential(t={self.t}), 3 |t| + 2, or choose a smaller t."
+        check_count("num_reference", num_reference, needed, remedy)
 
     def _table(self, num_reference: int) -> torch.Tensor:
         table = _taylor_table(num_reference, abs(float(self.t)))
