@@ -96,7 +96,7 @@ CASES = {
         ValueError,
         "Pass strategy=hf_itp.get_strategy",
     ),
-    "beta of zero": ({"strategy": "pessimism", "beta": 0.0}, ValueError, "`beta` must be positive, got 0.0. Pass e.g. beta=0.1."),
+    "beta of zero": ({"strategy": "pessimism", "beta": 0.0}, ValueError, "positive, got 0.0. Pass e.g. beta=0.1."),
     "negative beta": ({"strategy": "pessimism", "beta": -1.0}, ValueError, "`beta` must be positive, got -1.0"),
     "infinite beta": ({"strategy": "pessimism", "beta": math.inf}, ValueError, "`beta` must be finite"),
     "beta that is no number": ({"strategy": "pessimism", "beta": "0.1"}, TypeError, "`beta` must be a number"),
