@@ -10,7 +10,11 @@ import torch
 from hf_itp.checks import check_positive, check_rewards
 from hf_itp.errors import ArgumentError
 
-BETA_REMEDY = "Pass e.g. beta=0.1. Choose a beta on the scale of the rewards, for example a tenth of their spread."
+
+def check_beta(beta: float) -> int | float:
+    """Return `beta` as a plain number if it is positive."""
+    remedy = "Pass e.g. beta=0.1. Choose a beta on the scale of the rewards, for example a tenth of their spread."
+    return check_positive("beta", beta, remedy)
 
 
 def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +56,7 @@ def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.T
     ```
     """
     rewards = check_rewards(rewards)
-    beta = check_positive("beta", beta, BETA_REMEDY)
+    beta = check_beta(beta)
     best = rewards.amax(dim=-1, keepdim=True)  # (..., 1)
     # In units of beta below the best: exact under large offsets, and safe for every beta. A gap may overflow to -inf,
     # which is what it stands for: out of reach.

@@ -1,5 +1,5 @@
 """
-Top-quantile best-of-n: a uniform pick among the best part of the pool.
+Top-quantile best-of-n: picks uniformly among the best part of the pool.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from hf_itp.strategies.base import Strategy
 @dataclass(frozen=True)
 class TopQuantile(Strategy):
     """
-    Returns a uniform pick among the best `ceil(N / multiplier)` candidates, ties at the edge broken at random.
+    Return a uniform pick among the best `ceil(N / multiplier)` candidates, ties at the edge broken at random.
 
-    *When to use*: The order of the rewards means something but their size does not, for example across prompts or
-    reward models. Like pessimism it does not degrade as N grows, and its one setting has no units.
+    *When to use*: The order of the rewards is meaningful but their size is not, for example across prompts or reward
+    models. Like pessimism it does not degrade as N grows, and its one setting has no units.
 
     *Cost*: N responses and N rewards per prompt.
 
     *Paper*: [2603.05739](https://huggingface.co/papers/2603.05739): the policy conditioned on its top 1 / multiplier.
 
     Args:
-        multiplier (`float`): At least 1: how many times likelier than under the policy a response may become. 1 is
+        multiplier (`float`): At least 1: how many times likelier than under the policy a response can become. 1 is
             plain sampling, `N` and above is best-of-n.
 
     Example: `model.generate(**inputs, strategy="top_quantile", multiplier=8, num_candidates=32, ...)`
