@@ -48,8 +48,9 @@ def worst_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
 
     ```python
     >>> import torch
-    >>> worst_of_n_law(torch.tensor([0.2, 0.7, 0.7]))
-    tensor([1., 0., 0.], dtype=torch.float64)
+    >>> rewards = torch.tensor([0.2, 0.7, 0.7])
+    >>> worst_of_n_law(rewards).tolist(), worst_of_n_law(-rewards).tolist()
+    ([1.0, 0.0, 0.0], [0.0, 0.5, 0.5])
 
     ```
     """
@@ -109,14 +110,14 @@ def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tenso
     r"""
     Return the law of soft best-of-n: \\( p_i \propto \exp(r_i / \tau) \\).
 
-    [Soft Best-of-n Sampling](https://huggingface.co/papers/2505.03156).
+    From [Soft Best-of-n Sampling](https://huggingface.co/papers/2505.03156).
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
         temperature (`float`): \\( \tau \\), in units of reward. Small is best-of-n, large is plain sampling.
 
     Returns:
-        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1. Equal rewards get equal ones.
 
     Raises:
         `ValueError`: If `temperature` is not positive.
@@ -196,7 +197,7 @@ def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
         rate (`float`): \\( \mu \\), the mean number of candidates beyond the first.
 
     Returns:
-        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1. They depend on the order drawn.
 
     Raises:
         `ValueError`: If `rate` is not positive.

@@ -7,7 +7,8 @@ Knows nothing of models, tokenizers or text; no strategy knows another.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,11 @@ from hf_itp.functional.selection import effective_sample_size, sample_without_re
 # Rewards a CPU works on at once. Intermediate results then stay in its cache: 2 to 4 times as fast as all of
 # 10,000 x 1,000 rewards at once, and nearly the same from half to four times this size.
 _BLOCK = 2**17
+
+
+def checked(check: Callable[[Any], Any]) -> Any:
+    """Declare a required field that holds what `check` returns for the value given."""
+    return field(metadata={"check": check})
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if check := part.metadata.get("check"):
+                object.__setattr__(self, part.name, check(getattr(self, part.name)))
 
     @abstractmethod
     def probabilities(self, rewards: Tensor) -> Tensor:
@@ -112,7 +123,7 @@ class Strategy(ABC):
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """Return the names of the strategy's fields, its own keywords of `generate`."""
-        return tuple(field.name for field in fields(cls))
+        return tuple(part.name for part in fields(cls))
 
     def settings(self) -> dict[str, Any]:
         """Return the strategy's fields as plain JSON values."""

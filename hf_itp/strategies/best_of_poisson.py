@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import best_of_poisson_law, check_rate
-from hf_itp.strategies.base import Strategy
+from hf_itp.strategies.base import Strategy, checked
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ class BestOfPoisson(Strategy):
 
     name: ClassVar[str] = "best_of_poisson"
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", check_rate(self.rate))
+    rate: float = checked(check_rate)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return best_of_poisson_law(rewards, self.rate)

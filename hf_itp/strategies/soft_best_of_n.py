@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import check_temperature, soft_best_of_n_law
-from hf_itp.strategies.base import Strategy
+from hf_itp.strategies.base import Strategy, checked
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,16 @@ class SoftBestOfN(Strategy):
 
     ```python
     >>> import torch
-    >>> SoftBestOfN(temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
-    tensor([0.1192, 0.8808], dtype=torch.float64)
+    >>> law = SoftBestOfN(temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
+    >>> law[1] / law[0]  # exp(1 / 0.5)
+    tensor(7.3891, dtype=torch.float64)
 
     ```
     """
 
     name: ClassVar[str] = "soft_best_of_n"
 
-    temperature: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", check_temperature(self.temperature))
+    temperature: float = checked(check_temperature)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return soft_best_of_n_law(rewards, self.temperature)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import check_multiplier, top_quantile_law
-from hf_itp.strategies.base import Strategy
+from hf_itp.strategies.base import Strategy, checked
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class TopQuantile(Strategy):
 
     name: ClassVar[str] = "top_quantile"
 
-    multiplier: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "multiplier", check_multiplier(self.multiplier))
+    multiplier: float = checked(check_multiplier)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return top_quantile_law(rewards, self.multiplier)
