@@ -59,8 +59,8 @@ def rejection_bound(
     if not (bound > 0).all():
         normalizer = (best - beta * largest).max().item()
         raise ArgumentError(
-            f"`reward_bound` must exceed the normalizer of every pool (up to {normalizer:.6g}), got {reward_bound}, so "
-            "no candidate could be accepted. Set it to the largest reward the reward model can give, or leave it out."
+            f"`reward_bound` must exceed the normalizer of every pool (up to {normalizer:.6g}), got {reward_bound}, "
+            "so none can be accepted. Set it to the largest reward the reward model can give, or leave it out."
         )
     return bound
 

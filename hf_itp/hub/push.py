@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.generation.recommendation import is_repo_id
-from hf_itp.hub.artefacts import decoding_entry, write_artefacts
+from hf_itp.generation.recommendation import at_commit, decoding_entry, is_hub_id
+from hf_itp.hub.artefacts import write_artefacts
 from hf_itp.hub.cards import CardFacts
 from hf_itp.hub.reward_reference import current_commit, reward_reference
 from hf_itp.hub.upload import prepare_repository, upload_in_one_commit
@@ -92,7 +92,7 @@ def push_to_hub(
     tokenizer = tokenizer or policy_tokenizer(policy)
     api = HfApi(token=token)
     if name is not None and reward_revision is None and name != "embedded":
-        entry["reward_model_revision"] = current_commit(api, name)
+        entry = at_commit(entry, current_commit(api, name))
     repo_id = prepare_repository(api, repo_id, private=private, gated=gated, revision=revision)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -127,7 +127,7 @@ def base_model(policy: Any) -> str | None:
         `ArgumentError`: If the policy is an adapter and there is none: nobody else could load it.
     """
     base = getattr(policy.config, "_name_or_path", "") or ""
-    found = base if is_repo_id(base) and not Path(base).is_dir() else None
+    found = base if is_hub_id(base) else None
     if found is None and getattr(policy, "peft_config", None):
         raise ArgumentError(
             f"`policy` is an adapter, whose base model has to be on the Hub, but that is {base!r}. Push the base "

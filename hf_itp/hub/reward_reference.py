@@ -12,7 +12,7 @@ from huggingface_hub.errors import HTTPError
 
 from hf_itp.embedded import reward_model_path
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.generation.recommendation import is_repo_id
+from hf_itp.generation.recommendation import is_hub_id
 from hf_itp.models.origins import origin_of
 from hf_itp.rewards import RewardFunction, RewardModel
 
@@ -38,7 +38,7 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
             revision = origin.commit
     if name == "embedded" or _is_embedded(name):
         return "embedded", None
-    if not is_repo_id(name) or Path(name).is_dir():
+    if not is_hub_id(name):
         raise ArgumentError(
             f"`reward_model` has to be one that others can load, a Hub id or 'embedded', but is {name!r}. Push it "
             "first, or leave `reward_model` out."

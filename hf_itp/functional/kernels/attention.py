@@ -111,7 +111,7 @@ def _attend_in_blocks(
     softcap: float | None,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend one block of queries at a time, so that memory does not grow with their number. Causal with a `window`."""
+    """Attend one block of queries at a time, so that memory does not grow with them. Causal with a `window`."""
     length, shift = key.shape[2], key.shape[2] - query.shape[2]
     outputs, lses = [], []
     for start in range(0, query.shape[2], _BLOCK):
