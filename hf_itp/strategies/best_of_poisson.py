@@ -16,7 +16,7 @@ from hf_itp.strategies.base import Strategy, checked
 @dataclass(frozen=True)
 class BestOfPoisson(Strategy):
     """
-    Return the best of the first `min(N, 1 + Poisson(rate))` candidates, in the order drawn.
+    Returns the best of the first `min(N, 1 + Poisson(rate))` candidates, in the order drawn.
 
     *When to use*: To stay close to the optimal trade-off between reward and KL with a continuous setting in place of
     the integer n, for example when `rate` is tuned against gold rewards.

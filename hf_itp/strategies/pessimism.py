@@ -38,7 +38,7 @@ _NEARLY_ALL = 0.95
 @dataclass(frozen=True)
 class Pessimism(Strategy):
     r"""
-    Return a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
+    Returns a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
     normalizer \\( \lambda \\), zero below it. This law maximises the mean reward minus `beta` times the chi-squared
     divergence from the policy.
 

@@ -50,8 +50,8 @@ class _OptimalTransform(Transform):
         """Return the transform at the grid's nodes."""
 
     def _table(self, num_reference: int) -> torch.Tensor:
-        # E[a_S] over S ~ Binomial(K, u) is the polynomial with Bernstein coefficients a. Those of a polynomial near the
-        # transform, raised to degree K, are an unbiased estimate of that polynomial.
+        # E[a_S] over S ~ Binomial(K, u) is the polynomial with Bernstein coefficients a. Those of a polynomial near
+        # the transform, raised to degree K, are an unbiased estimate of that polynomial.
         degree = max(1, min(_MAX_DEGREE, num_reference // _REFERENCES_PER_DEGREE))
         nodes = (1 - torch.cos(math.pi * torch.arange(degree + 1, dtype=torch.float64) / degree)) / 2
         powers = torch.arange(degree + 1, dtype=torch.float64)
