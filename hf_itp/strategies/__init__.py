@@ -16,3 +16,7 @@ def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
         raise AttributeError(f"module 'hf_itp.strategies' has no attribute {name!r}")
     return _CLASSES[name].load()
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
