@@ -111,7 +111,7 @@ def rewritten(hub, name):
 
 @pytest.mark.parametrize(
     ("happens", "said"),
-    [(gone, "is missing, or private"), (gated, "is gated. Ask for access"), (rewritten, "history rewritten")],
+    [(gone, "is missing, or private"), (gated, "is gated. Ask for access"), (rewritten, "history was rewritten")],
 )
 def test_reward_model_that_cannot_be_had_says_why(hub_here, reward_model_here, monkeypatch, happens, said):
     push(strategy="best_of_n", num_candidates=4, reward_model=reward_model_here)

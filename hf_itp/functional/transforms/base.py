@@ -138,7 +138,7 @@ def _checked_counts(
     in_range = bool((counts >= 0).all() and (equal >= 0).all() and (counts + equal <= num_reference).all())
     if not whole or not in_range:
         raise ArgumentError(
-            f"`counts` must hold integers from 0 to num_reference={num_reference}, `ties` included, got "
+            f"`counts` must hold whole numbers from 0 to num_reference={num_reference}, `ties` included, got "
             f"{counts.flatten()[:3].tolist()}, ... Pass the number of references below as `counts`, equal as `ties`."
         )
     return counts.long(), equal.long()
