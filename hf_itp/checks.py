@@ -1,25 +1,42 @@
 """
-Checks that stand in front of every formula: what cannot be ranked is an error, never a silent number.
+Checks shared by the whole package: an argument that breaks its rule is an error, never a silent number.
+
+Every message has one form, made by [`must_be`]: "`beta` must be positive, got -1. Pass e.g. beta=0.1."
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
 
-from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError, StrategyError
+from hf_itp.errors import ArgumentError, ArgumentTypeError, NumberError, RewardError, StrategyError
 
-# Of a law in float32, generously: what a law misses 1 by for another reason is larger.
+# A generous bound on the float32 rounding of a law; what else makes a law miss 1 is larger.
 _ROUNDING = 1e-4
+
+
+def must_be(name: str, rule: str, value: object, remedy: str) -> str:
+    """
+    Return the message of a broken rule.
+
+    Examples:
+
+    ```python
+    >>> must_be("beta", "positive", -1, "Pass e.g. beta=0.1.")
+    '`beta` must be positive, got -1. Pass e.g. beta=0.1.'
+
+    ```
+    """
+    return f"`{name}` must be {rule}, got {value!r:.80}. {remedy}"
 
 
 def check_rewards(rewards: torch.Tensor, name: str = "rewards") -> torch.Tensor:
     """
-    The rewards as float64, once they are known to be a tensor of shape `(..., N)`, `N >= 1`, without NaN or infinity.
+    Return the rewards as float64 after [`check_finite`].
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): What a caller gave.
@@ -39,19 +56,19 @@ def check_rewards(rewards: torch.Tensor, name: str = "rewards") -> torch.Tensor:
 
 
 def check_finite(rewards: torch.Tensor, name: str = "rewards") -> None:
-    """Raises unless `rewards` are what [`check_rewards`] takes; makes no copy."""
+    """Raise unless `rewards` is a finite real tensor of shape `(..., N)` with `N >= 1`. Makes no copy."""
     if not isinstance(rewards, torch.Tensor):
         raise ArgumentTypeError(
-            f"`{name}` has to be a torch.Tensor of shape (..., N), but is a {type(rewards).__name__}. Wrap it in "
+            f"`{name}` must be a torch.Tensor of shape (..., N), got a {type(rewards).__name__}. Wrap it in "
             "torch.tensor(...)."
         )
     if rewards.dim() == 0 or rewards.shape[-1] == 0:
         raise ArgumentError(
-            f"`{name}` has to have shape (..., N) with N at least 1, but has shape {tuple(rewards.shape)}. Score at "
-            "least one candidate per prompt."
+            f"`{name}` must have shape (..., N) with N at least 1, got shape {tuple(rewards.shape)}. Score at least "
+            "one candidate per prompt."
         )
     if rewards.is_complex() or rewards.dtype == torch.bool:
-        raise ArgumentTypeError(f"`{name}` has to hold real numbers, but has dtype {rewards.dtype}. Convert it first.")
+        raise ArgumentTypeError(f"`{name}` must hold real numbers, got dtype {rewards.dtype}. Convert it first.")
     # One pass over the data: NaN and both infinities reach an extreme.
     if rewards.numel() and not all(
         math.isfinite(extreme) for extreme in torch.stack(rewards.detach().aminmax()).tolist()
@@ -67,12 +84,20 @@ def check_finite(rewards: torch.Tensor, name: str = "rewards") -> None:
         )
 
 
+def check_same_prompts(rewards: torch.Tensor, name: str, reference: torch.Tensor) -> None:
+    """Raise unless `reference` has the leading shape of `rewards`: one row for each prompt."""
+    if rewards.shape[:-1] != reference.shape[:-1]:
+        raise ArgumentError(
+            f"`{name}` must have the leading shape of `rewards` {tuple(rewards.shape[:-1])}, got "
+            f"{tuple(reference.shape[:-1])}. Give each prompt its row."
+        )
+
+
 def as_number(value: Any) -> int | float | None:
     """
-    One real number as a plain Python one, `None` for anything else.
+    Return one real number as a plain Python one, `None` for anything else.
 
-    Taken are Python's and numpy's numbers, and tensors and arrays without dimensions. A bool, of whatever library, is
-    no number.
+    Accepts Python's and numpy's numbers, and tensors and arrays without dimensions. No bool counts as a number.
 
     Examples:
 
@@ -84,7 +109,7 @@ def as_number(value: Any) -> int | float | None:
     ```
     """
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        # numpy's numbers are among them: a plain number is all that JSON, repr and tensor arithmetic are sure of.
+        # Also numpy's numbers: JSON, repr and tensor arithmetic are only sure of a plain one.
         value = value.item()
     if isinstance(value, bool):
         return None
@@ -95,8 +120,9 @@ def as_number(value: Any) -> int | float | None:
 
 def as_list(values: Any) -> list | None:
     """
-    The entries of a list, tuple, array, pandas Series, column of a data set or the like, in order; `None` for anything
-    else: text, a mapping, a table (which would give the names of its columns), an iterator (which can be read once).
+    Return the entries of a list, tuple, array, pandas Series, data set column or the like, in order.
+
+    `None` for anything else: text, a mapping, a table (whose entries are column names), an iterator (read only once).
 
     Examples:
 
@@ -109,21 +135,27 @@ def as_list(values: Any) -> list | None:
     if isinstance(values, (str, bytes, Mapping, Set)) or hasattr(values, "columns"):
         return None
     if hasattr(values, "to_pylist"):
-        return list(values.to_pylist())  # of Arrow, whose entries are no plain values
+        return list(values.to_pylist())  # Arrow's entries are not plain values
     if not hasattr(values, "__len__") or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) == 0:
         return None
     return list(values)
 
 
-def check_count(name: str, value: Any, at_least: int, remedy: str) -> int:
+def check_count(name: str, value: Any, at_least: int, remedy: str, at_most: int | None = None, what: str = "") -> int:
     """
-    The whole number as a plain int, once it is known to be one of at least `at_least`.
+    Return an integer within its bounds as a plain `int`.
 
     Args:
-        name (`str`): The argument's, for the message.
-        value: What a caller gave; see [`as_number`]. A float is no whole number, whatever its value.
+        name (`str`): The argument's name, for the message.
+        value: What a caller gave; see [`as_number`]. A float is refused, whatever its value.
         at_least (`int`): The smallest allowed.
         remedy (`str`): The message's last sentence.
+        at_most (`int`, *optional*): The largest allowed.
+        what (`str`, *optional*): What `at_most` is, for the message.
+
+    Raises:
+        `NumberError`: If the value is not an integer.
+        `ArgumentError`: If it is out of bounds.
 
     Examples:
 
@@ -134,60 +166,76 @@ def check_count(name: str, value: Any, at_least: int, remedy: str) -> int:
 
     ```
     """
+    rule = f"an integer of at least {at_least}"
+    if at_most is not None:
+        rule = f"an integer from {at_least} to {at_most}{what and f' ({what})'}"
     count = as_number(value)
-    if not isinstance(count, int) or count < at_least:
-        raise ArgumentError(f"`{name}` has to be an integer of at least {at_least}, but is {value!r}. {remedy}")
+    if not isinstance(count, int):
+        raise NumberError(must_be(name, rule, value, f"Give a whole number. {remedy}"))
+    if count < at_least or (at_most is not None and count > at_most):
+        raise ArgumentError(must_be(name, rule, count, remedy))
     return count
 
 
-def check_number(name: str, value: Any, remedy: str) -> int | float:
-    """The finite number as a plain Python one; see [`as_number`]."""
+def check_number(
+    name: str, value: Any, remedy: str, rule: str = "finite", holds: Callable[[float], bool] = math.isfinite
+) -> int | float:
+    """
+    Return a finite number for which `holds` is true as a plain Python one.
+
+    Args:
+        name (`str`): The argument's name, for the message.
+        value: What a caller gave; see [`as_number`].
+        remedy (`str`): The message's last sentence.
+        rule (`str`, *optional*, defaults to `"finite"`): What `holds` tests, after "must be".
+        holds (`Callable[[float], bool]`, *optional*): The rule.
+
+    Raises:
+        `NumberError`: If the value is not a number.
+        `ArgumentError`: If it breaks the rule.
+
+    Examples:
+
+    ```python
+    >>> check_number("share", 0.5, "Pass e.g. share=0.5.", "from 0 to 1", lambda share: 0 <= share <= 1)
+    0.5
+
+    ```
+    """
     number = as_number(value)
     if number is None:
-        raise ArgumentTypeError(f"`{name}` has to be a number, but is {value!r}. {remedy}")
-    if not math.isfinite(number):
-        raise ArgumentError(f"`{name}` has to be finite, but is {number}. {remedy}")
+        raise NumberError(must_be(name, "a number", value, remedy))
+    if not -math.inf < number < math.inf:  # math.isfinite overflows on a large int
+        raise ArgumentError(must_be(name, "finite", number, remedy))
+    if not holds(number):
+        raise ArgumentError(must_be(name, rule, number, remedy))
     return number
 
 
 def check_positive(name: str, value: Any, remedy: str) -> int | float:
-    """The finite number above 0 as a plain Python one; see [`as_number`]."""
-    number = as_number(value)
-    if number is None:
-        raise ArgumentTypeError(f"`{name}` has to be a positive number, but is {value!r}. {remedy}")
-    if not 0 < number < math.inf:
-        raise ArgumentError(f"`{name}` has to be positive and finite, but is {number}. {remedy}")
-    return number
+    """Return a finite number above 0 as a plain Python one; see [`check_number`]."""
+    return check_number(name, value, remedy, "positive", lambda number: number > 0)
 
 
 def check_num_return_sequences(num_return_sequences: Any, num_candidates: int) -> int:
-    """The number as a plain int, once as many different candidates can be returned as were asked for."""
-    count = as_number(num_return_sequences)
-    if not isinstance(count, int):
-        raise ArgumentTypeError(
-            f"`num_return_sequences` has to be an int, but is {num_return_sequences!r}. Give a whole number."
-        )
-    if not 1 <= count <= num_candidates:
-        raise ArgumentError(
-            f"`num_return_sequences` has to be between 1 and the number of candidates ({num_candidates}), but is "
-            f"{count}. Draw more candidates or return fewer sequences."
-        )
-    return count
+    """Return the number as a plain `int` if that many different candidates can be returned."""
+    remedy = "Draw more candidates or return fewer sequences."
+    return check_count("num_return_sequences", num_return_sequences, 1, remedy, num_candidates, "`num_candidates`")
 
 
 def check_law(law: Any, rewards: torch.Tensor, strategy: str, first_row: int | None = 0) -> torch.Tensor:
     """
-    The law of a strategy on pools, float64, once every row is known to be one.
+    Return the law of a strategy on pools as float64.
 
     Args:
-        law (`torch.Tensor` of shape `(..., N)`): What `Strategy.probabilities` gave. Rounding of `1e-4` is let pass.
+        law (`torch.Tensor` of shape `(..., N)`): What `Strategy.probabilities` returned, up to rounding of `1e-4`.
         rewards (`torch.Tensor` of shape `(..., N)`): What it was given.
         strategy (`str`): Its name, for the message.
-        first_row (`int`, *optional*, defaults to 0): Number of the first prompt; `None` where there is but one.
+        first_row (`int`, *optional*, defaults to 0): Number of the first prompt; `None` if there is only one.
 
     Raises:
-        `StrategyError`: If the law is of another shape, or a row is negative, not finite or sums to something else
-            than 1; names the row.
+        `StrategyError`: If the shape differs from that of the rewards, or a row is negative, not finite or does not
+            sum to 1. Names the row.
     """
     remedy = "Return one probability per candidate from `probabilities`."
     if not isinstance(law, torch.Tensor):
@@ -219,10 +267,10 @@ def check_indices(
     indices: Any, num_return_sequences: int, num_candidates: int, strategy: str, row: int
 ) -> torch.Tensor:
     """
-    The indices a strategy selected for one prompt, `(k,)` and int64, once they are known to name different candidates.
+    Return the indices a strategy selected for one prompt as int64 of shape `(k,)`.
 
     Raises:
-        `StrategyError`: If they are not `k` different whole numbers from 0 to `num_candidates - 1`; names the row.
+        `StrategyError`: If they are not `k` different integers from 0 to `num_candidates - 1`. Names the row.
     """
     found = indices.tolist() if isinstance(indices, torch.Tensor) else indices
     places = range(num_candidates)
@@ -243,9 +291,7 @@ def check_indices(
     return indices.to(device="cpu", dtype=torch.int64)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises unless `value` is one of the choices."""
+def check_choice(name: str, value: Any, choices: tuple[str, ...], remedy: str = "Choose one of them.") -> None:
+    """Raise unless `value` is one of the choices."""
     if value not in choices:
-        raise ArgumentError(
-            f"`{name}` has to be one of {', '.join(map(repr, choices))}, but is {value!r}. Choose one of them."
-        )
+        raise ArgumentError(must_be(name, f"one of {', '.join(map(repr, choices))}", value, remedy))

@@ -1,8 +1,8 @@
 """
-What can go wrong, each kind also a subclass of the builtin a caller would expect to catch.
+The package's errors, each also a subclass of the builtin a caller expects to catch.
 
-A message has four parts in order: the argument in backticks and its rule, the value received, the consequence where it
-is not obvious, and the remedy as an imperative.
+A message has four parts in order: the argument in backticks and its rule ("must"), the value received ("got"), the
+consequence where it is not obvious, and the remedy as an imperative.
 """
 
 
@@ -15,24 +15,28 @@ class ArgumentError(ItpError, ValueError):
 
 
 class ArgumentTypeError(ItpError, TypeError):
-    """An argument has a type nothing can be done with."""
+    """An argument has a type that cannot be used."""
+
+
+class NumberError(ArgumentError, ArgumentTypeError):
+    """An argument is not a number, or a float where an integer is needed: both a `ValueError` and a `TypeError`."""
 
 
 class RewardError(ItpError, ValueError):
-    """A reward function returned what cannot be ranked: the wrong number of rewards, a NaN, an infinity."""
+    """A reward function returned rewards that cannot be ranked: too few, too many, NaN or infinite."""
 
 
 class RewardModelError(ItpError, ValueError):
-    """A checkpoint cannot serve as a reward model as it is."""
+    """A checkpoint cannot be used as a reward model."""
 
 
 class DistributionError(ItpError, RuntimeError):
     """
-    What a token is to be drawn from is no distribution: NaN, infinite, or nothing is left in it.
+    The next-token logits are not a distribution: NaN, infinite, or every token is excluded.
 
     Args:
         message (`str`): What is wrong.
-        row (`int`, *optional*): Which row of the batch it is.
+        row (`int`, *optional*): The row of the batch.
     """
 
     def __init__(self, message: str, row: int | None = None):
@@ -41,28 +45,28 @@ class DistributionError(ItpError, RuntimeError):
 
 
 class StrategyError(ItpError, ValueError):
-    """A strategy returned what nothing can be selected by: a law that is none, an index that is no candidate's."""
+    """A strategy returned probabilities or indices that select nothing."""
 
 
 class UnsupportedModelError(ItpError, NotImplementedError):
-    """The policy decodes in a way no strategy can drive."""
+    """The policy decodes in a way that no strategy supports."""
 
 
 class ProcessError(ItpError, RuntimeError):
-    """Another process of the launch failed or is gone, and this one cannot go on without it."""
+    """Another process of the launch failed or ended, so this one cannot continue."""
 
 
 class MissingDependencyError(ItpError, ImportError):
-    """An optional package is needed for what was asked."""
+    """A feature needs an optional package that is not installed."""
 
 
 class LoadError(ItpError, OSError):
-    """A model, tokenizer or artefact could not be found or read."""
+    """A model, tokenizer or artefact cannot be found or read."""
 
 
 class HubError(ItpError, OSError):
-    """The Hub refused what was sent, or could not be reached."""
+    """The Hub refused the request or cannot be reached."""
 
 
 class ItpWarning(UserWarning):
-    """Results may not be what the caller expects."""
+    """Results may differ from what the caller expects."""

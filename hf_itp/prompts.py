@@ -1,5 +1,5 @@
 """
-Prompts as the caller gives them and as a reward is to see them: text, or a chat.
+Prompts as the caller passes them and as a reward sees them: text, or a chat.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_itp.checks import as_list
+from hf_itp.checks import as_list, must_be
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning
 from hf_itp.rewards.base import Prompt
 
@@ -18,7 +18,7 @@ _REMEDY = "Pass one string or one list of {'role': ..., 'content': ...} messages
 
 def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> list[Prompt]:
     """
-    The prompts as a list, once each is known to be a string or a non-empty list of messages.
+    Return the prompts as a list if each is a string or a non-empty list of messages.
 
     Raises:
         `ArgumentTypeError`: If a prompt is neither.
@@ -26,21 +26,19 @@ def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> lis
     """
     listed = as_list(prompts)
     if listed is None:
-        raise ArgumentTypeError(
-            f"`prompts` has to be a list with one entry per input row, but is {prompts!r:.80}. {_REMEDY}"
-        )
+        raise ArgumentTypeError(must_be("prompts", "a list with one entry per input row", prompts, _REMEDY))
     if num_rows is not None and len(listed) != num_rows:
         raise ArgumentError(
-            f"`prompts` has to hold one prompt per input row ({num_rows}), but holds {len(listed)}. {_REMEDY} A "
-            "pipeline hands on `batch_size` inputs at a time: pass it batch_size=len(prompts), or one input a call."
+            f"`prompts` must hold one prompt per input row ({num_rows}), got {len(listed)}. {_REMEDY} A pipeline "
+            "passes `batch_size` inputs at a time: give it batch_size=len(prompts), or one input per call."
         )
     for position, prompt in enumerate(listed):
         if isinstance(prompt, str):
-            listed[position] = str(prompt)  # a plain one, of numpy's as well
+            listed[position] = str(prompt)  # plain text, also of numpy's kind
             continue
         chat = as_list(prompt)
         if chat is None or not all(_is_message(message) for message in chat):
-            hint = " A single chat has to be wrapped once more: prompts=[chat]." if _is_message(prompt) else ""
+            hint = " A single chat must be wrapped once more: prompts=[chat]." if _is_message(prompt) else ""
             raise ArgumentTypeError(
                 f"Prompt {position} in `prompts` is {prompt!r:.80}, neither text nor a chat.{hint} {_REMEDY}"
             )
@@ -51,7 +49,7 @@ def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> lis
 
 
 def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The input rows as text, for a reward that was given no `prompts`; warns that a chat's structure is lost."""
+    """Decode the input rows for a reward when no `prompts` were given; warn that a chat loses its structure."""
     warnings.warn(
         "`prompts` was not given, so the reward sees the decoded input: of a chat, its template's words without its "
         "structure. Pass prompts=[chat, ...] to let the reward model apply its own template.",

@@ -95,10 +95,10 @@ def load_policy(
 
 
 def recommendation(policy: Policy) -> Any:
-    """What the policy's checkpoint says about how it wants to be decoded, unchecked, or nothing."""
-    from hf_itp.generation.recommendation import ENTRY
+    """Return how the policy's checkpoint recommends to be decoded, unchecked; `None` if it does not."""
+    from hf_itp.generation.recommendation import entry_of
 
-    return getattr(policy.model.generation_config, ENTRY, None)
+    return entry_of(policy.model)
 
 
 def load_reward_models(

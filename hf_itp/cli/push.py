@@ -123,13 +123,13 @@ def _recommended(
     model: Any, strategy: str | None, reward_model: str | None, num_candidates: int | None, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """What the options say, and where they say nothing of the strategy, what the policy recommends already."""
-    from hf_itp.generation.recommendation import ENTRY, recommended_with_fields
+    from hf_itp.generation.recommendation import entry_of, recommended_with_fields
 
     if strategy is not None:
         return {"strategy": strategy, "reward_model": reward_model, "num_candidates": num_candidates or 16, **fields}
     options = {"--reward-model": reward_model, "--num-candidates": num_candidates, "--beta or --set": fields or None}
     given = [name for name, value in options.items() if value is not None]
-    if getattr(model.generation_config, ENTRY, None) is None:
+    if entry_of(model) is None:
         if given:
             raise ArgumentError(
                 f"`{given[0]}` belongs to a strategy, but none is given and the policy recommends none, so it would "

@@ -1,5 +1,5 @@
 """
-Every formula, once: tensors in, tensors out, batched over any leading shape, with torch alone.
+Every formula, once: tensors in, tensors out, batched over any leading shape. Needs only torch.
 """
 
 from hf_itp.functional.best_of_n import (

@@ -1,7 +1,8 @@
 """
-Laws of the rules that look at the order of the rewards, or tilt by them: best-of-n and its relatives.
+Laws of best-of-n and its relatives, which pick by the order of the rewards or tilt by their size.
 
-Every law here is exact given the pool; candidates of equal reward share equally what their ranks receive.
+Each takes finite rewards `(..., N)` and returns the exact law given the pool: float64 of the same shape, summing to 1
+over the last dimension. Candidates of equal reward share equally what their ranks receive.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import math
 
 import torch
 
-from hf_itp.checks import as_number, check_positive, check_rewards
-from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.checks import check_count, check_number, check_positive, check_rewards
 
 
 def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
     """
-    Law of best-of-n: all mass on the highest reward.
+    Return the law of best-of-n: all mass on the highest reward.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
@@ -40,20 +40,17 @@ def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
 
 def worst_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
     """
-    Law of worst-of-n, the attacker's best-of-n: all mass on the lowest reward.
+    Return the law of worst-of-n, the attacker's best-of-n: all mass on the lowest reward.
 
-    Args:
-        rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
-
-    Returns:
-        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+    Takes and returns what [`best_of_n_law`] does.
 
     Examples:
 
     ```python
     >>> import torch
-    >>> worst_of_n_law(torch.tensor([0.2, 0.7, 0.7]))
-    tensor([1., 0., 0.], dtype=torch.float64)
+    >>> rewards = torch.tensor([0.2, 0.7, 0.7])
+    >>> worst_of_n_law(rewards).tolist(), worst_of_n_law(-rewards).tolist()
+    ([1.0, 0.0, 0.0], [0.0, 0.5, 0.5])
 
     ```
     """
@@ -62,20 +59,20 @@ def worst_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
 
 def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
     r"""
-    Law of best-of-n when the `n` candidates are a random subset of a larger pool.
+    Return the law of best-of-n when the `n` candidates are a random subset of a pool of `P`.
 
-    Of `P` pooled responses the `i`-th smallest is the best of the subset with probability
-    \\( \binom{i-1}{n-1} / \binom{P}{n} \\): the whole curve of best-of-n over `n` from one pool, without replicates.
+    The `i`-th smallest of the pool is the best of the subset with probability
+    \\( \binom{i-1}{n-1} / \binom{P}{n} \\): one pool gives the whole curve of best-of-n over `n`, without replicates.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., P)`): Finite rewards of the pool.
-        n (`int`): Size of the subset, between 1 and `P`.
+        n (`int`): Size of the subset, from 1 to `P`.
 
     Returns:
         `torch.Tensor` of shape `(..., P)`, float64: Probabilities that sum to 1.
 
     Raises:
-        `ValueError`: If `n` is not between 1 and `P`.
+        `ValueError`: If `n` is not an integer from 1 to `P`.
 
     Examples:
 
@@ -88,14 +85,7 @@ def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
     """
     rewards = check_rewards(rewards)
     size = rewards.shape[-1]
-    given, n = n, as_number(n)  # type: ignore[assignment]
-    if not isinstance(n, int):
-        raise ArgumentTypeError(f"`n` has to be an int, but is {given!r}. Give a whole number of candidates.")
-    if not 1 <= n <= size:
-        raise ArgumentError(
-            f"`n` has to be between 1 and the size of the pool ({size}), but is {n}. Draw a larger pool or compare "
-            "smaller subsets."
-        )
+    n = check_count("n", n, 1, "Draw a larger pool or compare smaller subsets.", size, "the pool")
     # From the top rank down by ratios, which neither overflow nor cancel as binomial coefficients do.
     rank = torch.arange(size, 1, -1, dtype=torch.float64, device=rewards.device)
     ratios = ((rank - n) / (rank - 1)).clamp_min(0)
@@ -105,29 +95,29 @@ def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def _shared_among_ties(rewards: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """What each candidate gets of the `mass (N,)` of the ranks, lowest reward first, with ties broken at random."""
+    """Spread the `mass (N,)` of the ranks, lowest reward first, over the candidates, ties sharing theirs equally."""
     ascending = rewards.sort(dim=-1).values
     rewards = rewards.contiguous()  # searchsorted warns otherwise
     first = torch.searchsorted(ascending, rewards)
     last = torch.searchsorted(ascending, rewards, right=True)
     below = torch.cat([mass.new_zeros(1), mass.cumsum(dim=0)])
     shared = (below[last] - below[first]) / (last - first)
-    # Without a tie the mass itself, not a difference of sums that has lost its digits.
+    # Without a tie the mass itself: a difference of sums has lost digits.
     return torch.where(last - first == 1, mass[first], shared)
 
 
 def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tensor:
     r"""
-    Law of soft best-of-n: \\( p_i \propto \exp(r_i / \tau) \\).
+    Return the law of soft best-of-n: \\( p_i \propto \exp(r_i / \tau) \\).
 
-    [Soft Best-of-n Sampling](https://huggingface.co/papers/2505.03156).
+    From [Soft Best-of-n Sampling](https://huggingface.co/papers/2505.03156).
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
-        temperature (`float`): \\( \tau \\), in units of reward. Towards 0 best-of-n, towards infinity plain sampling.
+        temperature (`float`): \\( \tau \\), in units of reward. Small is best-of-n, large is plain sampling.
 
     Returns:
-        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1. Equal rewards get equal ones.
 
     Raises:
         `ValueError`: If `temperature` is not positive.
@@ -142,20 +132,24 @@ def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tenso
     ```
     """
     rewards = check_rewards(rewards)
-    temperature = check_positive("temperature", temperature, "Choose a temperature on the scale of the rewards.")
-    # The best is at 0 before the division, so that a tiny temperature overflows to -inf alone.
-    return ((rewards - rewards.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    # The best is at 0 before the division, so that a tiny temperature only overflows to -inf.
+    return ((rewards - rewards.amax(dim=-1, keepdim=True)) / check_temperature(temperature)).softmax(dim=-1)
+
+
+def check_temperature(temperature: float) -> int | float:
+    """Return the temperature as a plain number if it is positive."""
+    return check_positive("temperature", temperature, "Choose a temperature on the scale of the rewards.")
 
 
 def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
     r"""
-    Law of a uniform pick among the best \\( \lceil N / m \rceil \\), ties at the edge broken at random.
+    Return the law of a uniform pick among the best \\( \lceil N / m \rceil \\), ties at the edge broken at random.
 
     Top-quantile best-of-n of [2603.05739](https://huggingface.co/papers/2603.05739).
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
-        multiplier (`float`): `m`, at least 1: no candidate gets more than `m / N`, up to rounding of `N / m`.
+        multiplier (`float`): `m`, at least 1. No candidate gets more than `m / N`, up to rounding of `N / m`.
 
     Returns:
         `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
@@ -175,7 +169,7 @@ def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
     rewards = check_rewards(rewards)
     multiplier = check_multiplier(multiplier)
     size = rewards.shape[-1]
-    # A quotient such as 10 / (10 / 3) is a hair above the whole number that was meant.
+    # A quotient such as 10 / (10 / 3) is slightly above the whole number that was meant.
     count = max(1, math.ceil(size / multiplier * (1 - 1e-12)))
     edge = rewards.kthvalue(size - count + 1, dim=-1, keepdim=True).values
     above, at_edge = rewards > edge, rewards == edge
@@ -185,28 +179,25 @@ def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
 
 
 def check_multiplier(multiplier: float) -> int | float:
-    """The multiplier as a plain number, once it is known to be finite and at least 1."""
+    """Return the multiplier as a plain number if it is finite and at least 1."""
     remedy = "Choose at least 1, which is plain sampling; 4 picks from the best quarter."
-    multiplier = check_positive("multiplier", multiplier, remedy)
-    if multiplier < 1:
-        raise ArgumentError(f"`multiplier` has to be at least 1, but is {multiplier}. {remedy}")
-    return multiplier
+    return check_number("multiplier", multiplier, remedy, "at least 1", lambda multiplier: multiplier >= 1)
 
 
 def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
     r"""
-    Law of best-of-n over the first \\( \min(N, 1 + \mathrm{Poisson}(\mu)) \\) candidates of the pool.
+    Return the law of best-of-n over the first \\( \min(N, 1 + \mathrm{Poisson}(\mu)) \\) candidates of the pool.
 
     Best-of-Poisson of [2506.19248](https://huggingface.co/papers/2506.19248), truncated at the pool. The sum over the
-    number of candidates is done exactly, in O(N log N): each number has one record reward, and a candidate wins for
-    exactly those numbers for which its reward is the record.
+    number of candidates is exact, in O(N log N): each number has one record reward, and a candidate wins for exactly
+    those numbers for which its reward is the record.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates, in the order drawn.
         rate (`float`): \\( \mu \\), the mean number of candidates beyond the first.
 
     Returns:
-        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1. They depend on the order drawn.
 
     Raises:
         `ValueError`: If `rate` is not positive.
@@ -221,9 +212,9 @@ def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
     ```
     """
     rewards = check_rewards(rewards)
-    rate = check_positive("rate", rate, "Choose about the number of candidates you would give best-of-n.")
+    rate = check_rate(rate)
     records = rewards.cummax(dim=-1).values  # of the first n candidates
-    sets_record = rewards == records  # it is the best, or among the best, of those up to itself
+    sets_record = rewards == records  # the best, or among the best, of those up to itself
     winners = sets_record.cumsum(dim=-1)
     first, last = _runs(records)  # of the n with the same record
     winners -= winners.gather(-1, first) - 1  # how many share the record of the first n
@@ -232,8 +223,13 @@ def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
     return up_to.gather(-1, last).sub_(up_to[..., :-1]).mul_(sets_record)
 
 
+def check_rate(rate: float) -> int | float:
+    """Return the rate as a plain number if it is positive."""
+    return check_positive("rate", rate, "Choose about the number of candidates you would give best-of-n.")
+
+
 def _runs(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each entry where its run of equal neighbours begins, and one past where it ends: `(..., N)` each."""
+    """Return where the run of equal neighbours of each entry begins, and one past where it ends: `(..., N)` each."""
     size = values.shape[-1]
     positions = torch.arange(size, device=values.device)
     begins = torch.nn.functional.pad(values[..., 1:] != values[..., :-1], (1, 0), value=True)
@@ -243,7 +239,7 @@ def _runs(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _truncated_poisson(size: int, rate: float) -> torch.Tensor:
-    """Probabilities that `min(size, 1 + Poisson(rate))` is 1, 2, ..., `size`."""
+    """Return the probabilities that `min(size, 1 + Poisson(rate))` is 1, 2, ..., `size`."""
     counts = torch.arange(size, dtype=torch.float64)
     mean = torch.tensor(rate, dtype=torch.float64)
     mass = (torch.xlogy(counts, mean) - mean - torch.lgamma(counts + 1)).exp()

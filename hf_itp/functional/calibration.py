@@ -1,21 +1,21 @@
 """
-Calibrated rewards: where a reward stands among those of reference responses to the same prompt. They mean the same for
-every prompt and reward model. Knows nothing of where the reference rewards come from.
+Calibrated rewards: the quantile of a reward among those of reference responses to the same prompt.
+
+They mean the same for every prompt and reward model. Knows nothing of where the reference rewards come from.
 """
 
 from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_rewards
-from hf_itp.errors import ArgumentError
+from hf_itp.checks import check_rewards, check_same_prompts
 
 
 def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:
     r"""
-    Quantile of each reward among the rewards of reference responses to the same prompt.
+    Return the quantile of each reward among the rewards of reference responses to the same prompt.
 
-    Empirical calibrated reward of [InfAlign](https://huggingface.co/papers/2412.19792), a tie counting one half:
+    Empirical calibrated reward of [InfAlign](https://huggingface.co/papers/2412.19792); a tie counts one half:
 
     $$ \hat{C}(x, y) = \frac{1}{K} \sum_k \mathbb{1}[r(x, y) > r(x, z_k)]
     + \tfrac{1}{2} \mathbb{1}[r(x, y) = r(x, z_k)] $$
@@ -30,7 +30,7 @@ def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) ->
 
     Returns:
         `torch.Tensor` of shape `(..., N)`: Quantiles in `[0, 1]`, unchanged by any strictly increasing map of the raw
-        reward; float64 for float64 rewards, float32 for all others. The standard error of each is at most
+        reward. float64 for float64 rewards, float32 for all others. The standard error of each is at most
         `0.5 / sqrt(K)`.
 
     Raises:
@@ -47,11 +47,7 @@ def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) ->
     """
     exact = check_rewards(rewards).contiguous()  # searchsorted warns otherwise
     reference = check_rewards(reference_rewards, "reference_rewards")
-    if exact.shape[:-1] != reference.shape[:-1]:
-        raise ArgumentError(
-            f"`reference_rewards` has to have the leading shape of `rewards` {tuple(exact.shape[:-1])}, but has "
-            f"{tuple(reference.shape[:-1])}, so some prompts have no references. Give each prompt its row."
-        )
+    check_same_prompts(exact, "reference_rewards", reference)
     reference = reference.sort(dim=-1).values.to(exact.device)
     below = torch.searchsorted(reference, exact)
     not_above = torch.searchsorted(reference, exact, right=True)

@@ -1,5 +1,5 @@
 """
-Which of the responses still in the race end early: the rule of speculative rejection.
+The rule of speculative rejection: which unfinished responses to give up.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import torch
 
 def num_rejected(num_racing: int, share: float, keep: int = 1) -> int:
     """
-    How many of `num_racing` responses one review rejects: the share rounded down, and never so many that fewer than
-    `keep` stay.
+    Return how many of `num_racing` responses one review rejects: the share rounded down, leaving at least `keep`.
 
     Examples:
 
@@ -28,16 +27,15 @@ def num_rejected(num_racing: int, share: float, keep: int = 1) -> int:
 
 def rejected(rewards: torch.Tensor, share: float, keep: int = 1) -> torch.Tensor:
     r"""
-    Which responses a review rejects: the $\lfloor \alpha n \rfloor$ of lowest reward, with $\alpha$ the `share`.
+    Return which responses a review rejects: the $\lfloor \alpha n \rfloor$ of lowest reward, $\alpha$ being the share.
 
-    The rule of [speculative rejection](https://huggingface.co/papers/2410.20290), applied to the rewards of responses
-    as far as they are written. Of equal rewards the later ones go; candidates are drawn alike, so which of them comes
-    later says nothing.
+    The rule of [speculative rejection](https://huggingface.co/papers/2410.20290), applied to the rewards of unfinished
+    responses. Of equal rewards the later ones go; candidates are drawn from one law, so their order is arbitrary.
 
     Args:
         rewards (`torch.Tensor` of shape `(n,)`): Rewards of the responses in the race.
         share (`float`): In `[0, 1)`.
-        keep (`int`, *optional*, defaults to 1): How many stay at least.
+        keep (`int`, *optional*, defaults to 1): Fewest responses left.
 
     Returns:
         `torch.BoolTensor` of shape `(n,)`.

@@ -1,5 +1,5 @@
 """
-One reward out of the rewards several reward models gave to the same responses.
+One reward per response out of the rewards of several reward models.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ AGGREGATIONS = ("mean", "minimum", "mean_minus_std")
 
 def aggregate_rewards(rewards: torch.Tensor, how: str = "mean", std_multiple: float = 1.0) -> torch.Tensor:
     r"""
-    Combines the rewards of an ensemble:
+    Combine the rewards of an ensemble:
 
     - `"mean"`: their mean.
     - `"minimum"`: the least favourable member, for each response.
     - `"mean_minus_std"`: \\( \mu - c \sigma \\) with the (population) standard deviation over the members:
       disagreement counts against a response.
 
-    Members have to be on one scale: a member with rewards ten times as large decides alone.
+    Members must be on one scale: one with rewards ten times as large decides by itself.
 
     Args:
         rewards (`torch.Tensor` of shape `(members, n)`): Finite rewards, one row per reward model.
         how (`str`, *optional*, defaults to `"mean"`): `"mean"`, `"minimum"` or `"mean_minus_std"`.
-        std_multiple (`float`, *optional*, defaults to 1.0): `c`, positive; used by `"mean_minus_std"` alone.
+        std_multiple (`float`, *optional*, defaults to 1.0): `c`, positive; only for `"mean_minus_std"`.
 
     Returns:
         `torch.Tensor` of shape `(n,)`, float64.
@@ -49,8 +49,8 @@ def aggregate_rewards(rewards: torch.Tensor, how: str = "mean", std_multiple: fl
     rewards = check_rewards(rewards)
     if rewards.dim() < 2 or rewards.shape[0] == 0:
         raise ArgumentError(
-            f"`rewards` has to have shape (members, n), but has shape {tuple(rewards.shape)}. Stack the rewards of "
-            "the members along a first dimension."
+            f"`rewards` must have shape (members, n), got shape {tuple(rewards.shape)}. Stack the rewards of the "
+            "members along a first dimension."
         )
     if how == "minimum":
         return rewards.amin(dim=0)

@@ -1,5 +1,5 @@
 """
-The trade-off of a transform where everything is known: finitely many responses, their probabilities and rewards.
+The trade-off of a transform in a world of finitely many responses, with known probabilities and rewards.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_positive, check_rewards
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms import Transform, get_transform
+from hf_itp.functional.transforms.base import check_beta
 
 
 @dataclass(frozen=True)
 class FiniteTradeoff:
     """
-    A policy against a reference policy over the same finitely many responses.
+    A policy and a reference policy over the same finitely many responses.
 
     Args:
         reference (`torch.Tensor` of shape `(R,)`): Probability of each response under the reference policy.
@@ -30,7 +31,7 @@ class FiniteTradeoff:
 
     @property
     def kl(self) -> float:
-        """Kullback-Leibler divergence of the policy from the reference policy, in nats."""
+        """Kullback-Leibler divergence from the reference policy, in nats."""
         seen = self.policy > 0
         return float((self.policy * (self.policy.log() - self.reference.log()))[seen].sum())
 
@@ -40,12 +41,12 @@ class FiniteTradeoff:
         return self.best_of_n_win_rate(1)
 
     def best_of_n_win_rate(self, n: int) -> float:
-        """The same for the best of `n` responses of each."""
+        """Return the same for the best of `n` responses of each."""
         return self._win_rate(n, self.rewards)
 
     def worst_of_n_win_rate(self, n: int) -> float:
-        """The same for the worst of `n` responses of each."""
-        # The worst of n wins where, with all signs turned, the best of n loses.
+        """Return the same for the worst of `n` responses of each."""
+        # With all signs turned, the worst of n wins where the best of n loses.
         return 1 - self._win_rate(n, -self.rewards)
 
     def _win_rate(self, n: int, rewards: torch.Tensor) -> float:
@@ -59,14 +60,19 @@ def finite_tradeoff(
     reference: torch.Tensor, rewards: torch.Tensor, transform: str | Transform, beta: float, **fields: float
 ) -> FiniteTradeoff:
     r"""
-    The exact optimum \\( \pi \propto \pi_{ref} e^{\Phi(C) / \beta} \\) over finitely many responses, `C` the mid-rank
-    calibrated reward, ties half.
+    Return the exact optimum \\( \pi \propto \pi_{ref} e^{\Phi(C) / \beta} \\) over finitely many responses.
+
+    `C` is the calibrated reward, a tie counting one half.
 
     Args:
         reference (`torch.Tensor` of shape `(R,)`): Probabilities under the reference policy, of sum 1.
         rewards (`torch.Tensor` of shape `(R,)`): Rewards.
         transform (`str` or [`~functional.transforms.Transform`]): What [`~functional.transforms.get_transform`] takes.
         beta (`float`): KL strength, in units of the transform.
+        fields: Of a transform given by name.
+
+    Raises:
+        `ArgumentError`: If `beta` is not positive, or `reference` is not one probability per reward.
 
     Examples:
 
@@ -79,16 +85,16 @@ def finite_tradeoff(
 
     ```
     """
-    beta = check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
+    beta = check_beta(beta)
     rewards, reference = check_rewards(rewards), torch.as_tensor(reference, dtype=torch.float64)
     if reference.shape != rewards.shape or rewards.dim() != 1 or not bool((reference >= 0).all()):
         raise ArgumentError(
-            f"`reference` has to hold one probability per reward ({tuple(rewards.shape)}), but has shape "
+            f"`reference` must hold one probability per reward ({tuple(rewards.shape)}), got shape "
             f"{tuple(reference.shape)} or a negative value. Pass the law the responses are drawn from."
         )
     if abs(float(reference.sum()) - 1) > 1e-6:
         raise ArgumentError(
-            f"`reference` has to sum to 1, but sums to {float(reference.sum())}. Give every response its probability."
+            f"`reference` must sum to 1, got a sum of {float(reference.sum())}. Give every response its probability."
         )
     exponents = get_transform(transform, **fields)(calibrated(reference, rewards)) / beta
     policy = (reference.log() + exponents).softmax(dim=-1)
@@ -96,7 +102,7 @@ def finite_tradeoff(
 
 
 def calibrated(reference: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-    """The calibrated reward of each of finitely many responses: reference mass below it and half of that at it."""
+    """Return the calibrated reward of each response: the reference mass below it and half of the mass at it."""
     levels, index = rewards.unique(return_inverse=True)
     mass = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, index, reference.double())
     return (mass.cumsum(0) - mass / 2)[index]

@@ -1,13 +1,12 @@
 """
-Putting the rewards of different prompts and reward models on one scale, from the pool alone.
+Rewards of different prompts and reward models on one scale, from the pool itself.
 """
 
 from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_choice, check_rewards
-from hf_itp.errors import ArgumentError
+from hf_itp.checks import check_choice, check_rewards, check_same_prompts
 from hf_itp.functional.calibration import calibrate_rewards
 
 NORMALIZATIONS = ("none", "zscore", "quantile")
@@ -17,18 +16,19 @@ def normalize_rewards(
     rewards: torch.Tensor, normalize: str = "none", reference: torch.Tensor | None = None
 ) -> torch.Tensor:
     r"""
-    Rewards on the scale that `normalize` names:
+    Return the rewards on the scale that `normalize` names:
 
-    - `"none"`: as they are.
-    - `"zscore"`: less the mean of the pool, over its (population) standard deviation. 0 where the pool is all equal.
-    - `"quantile"`: mid-rank \\( (i - 1/2) / N \\) in the pool, the average over tied ranks: the calibrated reward of
-      each candidate among the pool itself.
+    - `"none"`: unchanged.
+    - `"zscore"`: minus the mean of the pool, divided by its (population) standard deviation. 0 if the pool is all
+      equal.
+    - `"quantile"`: mid-rank \\( (i - 1/2) / N \\) in the pool, averaged over ties: the calibrated reward of each
+      candidate among the pool itself.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., M)`): Finite rewards.
         normalize (`str`, *optional*, defaults to `"none"`): `"none"`, `"zscore"` or `"quantile"`.
         reference (`torch.Tensor` of shape `(..., N)`, *optional*):
-            The pool whose mean, deviation or ranks are used; `rewards` itself without it.
+            The pool whose mean, deviation or ranks are used. Defaults to `rewards` itself.
 
     Returns:
         `torch.Tensor` of shape `(..., M)`, float64.
@@ -50,11 +50,7 @@ def normalize_rewards(
     check_choice("normalize", normalize, NORMALIZATIONS)
     rewards = check_rewards(rewards)
     pool = rewards if reference is None else check_rewards(reference, "reference")
-    if pool.shape[:-1] != rewards.shape[:-1]:
-        raise ArgumentError(
-            f"`reference` has to have the leading shape of `rewards` {tuple(rewards.shape[:-1])}, but has "
-            f"{tuple(pool.shape[:-1])}. Give one pool per prompt."
-        )
+    check_same_prompts(rewards, "reference", pool)
     if normalize == "quantile":
         return _mid_ranks(rewards) if reference is None else calibrate_rewards(rewards, pool)
     if normalize == "zscore":
@@ -63,7 +59,7 @@ def normalize_rewards(
 
 
 def _mid_ranks(rewards: torch.Tensor) -> torch.Tensor:
-    # calibrate_rewards(rewards, rewards), from one sort.
+    # calibrate_rewards(rewards, rewards) with a single sort.
     ascending, order = rewards.sort(dim=-1)
     size = rewards.shape[-1]
     twice = torch.arange(1, 2 * size, 2, device=rewards.device).expand_as(order)
@@ -73,8 +69,8 @@ def _mid_ranks(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def _zscore(rewards: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
-    # Relative to the lowest and in units of the range: no digits are lost to a large offset, and no square under- or
-    # overflows.
+    # Relative to the lowest and in units of the range, so that a large offset costs no digits and no square overflows
+    # or underflows.
     lowest, highest = pool.amin(dim=-1, keepdim=True), pool.amax(dim=-1, keepdim=True)
     span = highest - lowest
     unit = torch.where(span > 0, span, 1)

@@ -1,6 +1,6 @@
 """
-Pessimism: the law over a pool that maximises the mean reward less `beta` times its chi-squared distance from the
-policy, in closed form. Knows nothing of how a response is drawn from that law.
+Pessimism in closed form: the law over a pool that maximises the mean reward minus `beta` times its chi-squared
+divergence from the policy. Knows nothing of how a response is drawn from that law.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import torch
 from hf_itp.checks import check_positive, check_rewards
 from hf_itp.errors import ArgumentError
 
-BETA_REMEDY = "Choose a beta on the scale of the rewards, for example a tenth of their spread."
+
+def check_beta(beta: float) -> int | float:
+    """Return `beta` as a plain number if it is positive."""
+    remedy = "Pass e.g. beta=0.1. Choose a beta on the scale of the rewards, for example a tenth of their spread."
+    return check_positive("beta", beta, remedy)
 
 
 def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Weights of the candidates, relative to plain sampling, under pessimism.
+    Return the weights of the candidates under pessimism, relative to plain sampling, and the normalizer.
 
     [Is Best-of-N the Best of Them?](https://huggingface.co/papers/2503.21878), steps 1 and 2 of
     InferenceTimePessimism: the maximiser of \\( E_\pi[r] - \beta D_{\chi^2}(\pi \| \pi_{ref}) \\) over the pool is
@@ -23,15 +27,15 @@ def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.T
     $$ w_i = \max\left(\frac{r_i - \lambda}{\beta}, 0\right), \qquad \frac{1}{N} \sum_i w_i = 1, \qquad
     \lambda = \max_{1 \le k \le N} \frac{S_k - N \beta}{k} $$
 
-    with \\( S_k \\) the sum of the `k` largest rewards. A constant added to the rewards moves the normalizer
-    \\( \lambda \\) by as much and keeps the weights; so does scaling rewards and `beta` together.
+    with \\( S_k \\) the sum of the `k` largest rewards. Adding a constant to the rewards adds it to the normalizer
+    \\( \lambda \\) and keeps the weights. Scaling rewards and `beta` together keeps the weights too.
 
     Shapes: leading dimensions are prompts, the last one is the pool. Costs O(N log N) per pool.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
-        beta (`float`): Regularization strength, in units of reward. Towards 0 the weights become those of best-of-n,
-            and are exactly so from (best - second best reward) / N down; towards infinity all become 1.
+        beta (`float`): Regularization strength, in units of reward. For `beta` up to (best - second best reward) / N
+            the weights are those of best-of-n; as it grows to infinity all tend to 1.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor)`, both float64: `weights (..., N)`, nonnegative with mean 1, so that
@@ -52,25 +56,25 @@ def pessimism(rewards: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.T
     ```
     """
     rewards = check_rewards(rewards)
-    beta = check_positive("beta", beta, BETA_REMEDY)
+    beta = check_beta(beta)
     best = rewards.amax(dim=-1, keepdim=True)  # (..., 1)
-    # In units of beta below the best: exact under large offsets, and safe for every beta. A gap may overflow to -inf,
-    # which is what it stands for: out of reach.
+    # In units of beta below the best: exact under large offsets and safe for every beta. A gap may overflow to -inf,
+    # which rightly puts it out of reach.
     gaps = (rewards - best) / beta  # (..., N), at most 0
     threshold = _threshold(gaps)  # (..., 1)
     return (gaps - threshold).clamp_min(0), (best + beta * threshold).squeeze(-1)
 
 
 def _threshold(gaps: torch.Tensor) -> torch.Tensor:
-    """The root of `mean(relu(gaps - root)) = 1`, of shape `(..., 1)`."""
+    """Return the root of `mean(relu(gaps - root)) = 1`, of shape `(..., 1)`."""
     size = gaps.shape[-1]
-    # The support is usually a small part of the pool, and finding that part is several times faster than sorting.
+    # The support is usually a small part of the pool, which topk finds several times faster than a sort.
     part = size if size <= 64 else size // 4
     top = gaps.topk(part, dim=-1).values
     counts = torch.arange(1, part + 1, dtype=gaps.dtype, device=gaps.device)
     threshold = ((top.cumsum(dim=-1) - size) / counts).amax(dim=-1, keepdim=True)
     if part < size:
-        unsettled = (threshold < top[..., -1:]).squeeze(-1)  # the support may go on below the part
+        unsettled = (threshold < top[..., -1:]).squeeze(-1)  # the support may reach below the part
         if unsettled.any():
             threshold[unsettled] = _threshold_by_newton(gaps[unsettled], threshold[unsettled])
     return threshold
@@ -78,9 +82,10 @@ def _threshold(gaps: torch.Tensor) -> torch.Tensor:
 
 def _threshold_by_newton(gaps: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """
-    The same for large supports, from a `start` at or below the root. The mean is convex in the root, so steps from
-    below never overshoot and end, exactly, when the support no longer changes: a few passes over the pool, where
-    sorting would take many.
+    Return the same for large supports, from a `start` at or below the root.
+
+    The mean is convex in the root, so steps from below never overshoot, and the root is exact once the support no
+    longer changes: a few passes over the pool, fewer than a sort takes.
     """
     size = gaps.shape[-1]
     threshold = torch.maximum(start, gaps.mean(dim=-1, keepdim=True) - 1)  # the root if all are in the support
@@ -91,7 +96,7 @@ def _threshold_by_newton(gaps: torch.Tensor, start: torch.Tensor) -> torch.Tenso
         if previous is not None and torch.equal(count, previous):
             return threshold
         total = gaps.where(above, 0.0).sum(dim=-1, keepdim=True)
-        # Rounding may not take a step back, or two supports could follow each other for ever.
+        # Never step back by rounding, or two supports could alternate for ever.
         threshold, previous = torch.maximum(threshold, (total - size) / count), count
 
 
@@ -99,8 +104,7 @@ def weights_beyond_pool(
     new_rewards: torch.Tensor, rewards: torch.Tensor, weights: torch.Tensor, beta: float
 ) -> torch.Tensor:
     r"""
-    Weights of responses that were not in the pool the normalizer was solved on:
-    \\( \max((r - \lambda) / \beta, 0) \\).
+    Return the weights \\( \max((r - \lambda) / \beta, 0) \\) of responses outside the pool that gave the normalizer.
 
     Step 4 of InferenceTimePessimism ([paper](https://huggingface.co/papers/2503.21878)). Computed from the best of the
     pool, \\( \lambda = \max_i r_i - \beta \max_i w_i \\), which keeps all digits under a tiny `beta`.
@@ -109,7 +113,7 @@ def weights_beyond_pool(
         new_rewards (`torch.Tensor` of shape `(..., M)`): Rewards of the further responses.
         rewards (`torch.Tensor` of shape `(..., N)`): Rewards of the pool.
         weights (`torch.Tensor` of shape `(..., N)`): Its weights, from [`pessimism`].
-        beta (`float`): As for [`pessimism`].
+        beta (`float`): The one [`pessimism`] was solved with.
 
     Returns:
         `torch.Tensor` of shape `(..., M)`, float64: Weights from 0 up. Their mean is 1 only in expectation.
@@ -132,11 +136,11 @@ def weights_beyond_pool(
 
 def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Tensor) -> torch.Tensor:
     r"""
-    The `beta` at which pessimism's law on a pool has a given effective sample size; the inverse of
-    `effective_sample_size(pessimism(rewards, beta)[0] / N)`.
+    Return the `beta` at which pessimism's law on a pool has a given effective sample size.
 
-    While the `k` best are the support, \\( \sum_i p_i^2 = 1/k + V_k / (N \beta)^2 \\), where \\( V_k \\) sums their
-    squared deviations from their mean; this is solved for `beta` in the `k` that applies.
+    The inverse of `effective_sample_size(pessimism(rewards, beta)[0] / N)`. While the `k` best are the support,
+    \\( \sum_i p_i^2 = 1/k + V_k / (N \beta)^2 \\), where \\( V_k \\) sums their squared deviations from their mean.
+    This is solved for `beta` at the `k` that applies.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
@@ -164,7 +168,7 @@ def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Te
     size = torch.as_tensor(size, dtype=torch.float64, device=rewards.device).unsqueeze(-1)
     if not ((size >= 1) & (size < num_candidates)).all():
         raise ArgumentError(
-            f"`size` has to be at least 1 and below the number of candidates ({num_candidates}), but is "
+            f"`size` must be at least 1 and below the number of candidates ({num_candidates}), got "
             f"{size.squeeze(-1).tolist()}. Ask for a size that a finite beta gives."
         )
     gaps = rewards.sort(dim=-1, descending=True).values
@@ -175,7 +179,7 @@ def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Te
     entries = sums - counts * gaps  # N beta at which the k-th best enters the support
     tied = entries <= 0  # in the support from the start
     sizes = torch.where(tied, counts, (1 / counts + variations / entries.square()).reciprocal())
-    # The margin settles where rounding would: at the size of the ties for the best, which a range of beta gives.
+    # The margin decides, not rounding, at the size of the ties for the best, which a range of beta gives.
     in_reach = tied | (sizes <= size * (1 + 1e-12))
     applies = torch.where(in_reach, counts, 1).amax(dim=-1, keepdim=True)  # the k that applies
     variation = variations.gather(-1, applies.long() - 1)

@@ -1,5 +1,5 @@
 """
-Gauss-Legendre quadrature, exact for polynomials: the integrals over acceptance orders are such. Knows nothing else.
+Gauss-Legendre quadrature, exact for polynomials such as the integrals over acceptance orders.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 
 def gauss_legendre(num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Nodes and weights on `[0, 1]` that integrate every polynomial of degree up to `2 * num_nodes - 1` exactly.
+    Return nodes and weights on `[0, 1]` that integrate every polynomial of degree up to `2 * num_nodes - 1` exactly.
 
-    Newton's method on the Legendre polynomial of degree `m` from its asymptotic roots
+    Found by Newton's method on the Legendre polynomial of degree `m`, from its asymptotic roots
     \\( \cos(\pi(i - 1/4)/(m + 1/2)) \\).
 
     Args:
@@ -34,7 +34,7 @@ def gauss_legendre(num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
     index = torch.arange(num_nodes, 0, -1, dtype=torch.float64)
     roots = torch.cos(math.pi * (index - 0.25) / (num_nodes + 0.5))
     slope = torch.ones_like(roots)
-    # Four steps reach full precision from these starts; the fifth costs little and is the margin.
+    # Four steps reach full precision from these starts; the fifth is a cheap margin.
     for _ in range(5):
         before, value = torch.ones_like(roots), roots
         for degree in range(2, num_nodes + 1):

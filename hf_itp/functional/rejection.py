@@ -1,7 +1,7 @@
 """
-The laws of rejection sampling: which candidate comes out when each is accepted with its own probability.
+Laws of rejection sampling: which candidate is returned when each is accepted with its own probability.
 
-Weights are relative to the law the proposals come from, as [`pessimism`] returns them.
+Weights are relative to the law that proposals are drawn from, as [`pessimism`] returns them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.quadrature import gauss_legendre
 
-# Entries of the largest intermediate tensor: 32 MB in float64.
+# Entries of the largest intermediate tensor, 32 MB in float64.
 _CHUNK = 2**22
 
 
@@ -20,16 +20,16 @@ def rejection_bound(
     rewards: torch.Tensor, weights: torch.Tensor, beta: float, reward_bound: float | None = None
 ) -> torch.Tensor:
     r"""
-    The bound \\( M = (R_{max} - \lambda) / \beta \\) on the weights that rejection sampling divides by.
+    Return the bound \\( M = (R_{max} - \lambda) / \beta \\) on the weights, by which rejection sampling divides them.
 
     Step 3 of InferenceTimePessimism ([paper](https://huggingface.co/papers/2503.21878)). Without `reward_bound` it is
-    the largest weight in the pool: a departure from the paper after which some candidate is accepted for certain.
+    the largest weight in the pool, a departure from the paper: the best candidate is then accepted for certain.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Rewards of the pool.
         weights (`torch.Tensor` of shape `(..., N)`): Its weights, from [`pessimism`].
         beta (`float`): As for [`pessimism`].
-        reward_bound (`float`, *optional*): The largest reward there can be, \\( R_{max} \\).
+        reward_bound (`float`, *optional*): The largest possible reward, \\( R_{max} \\).
 
     Returns:
         `torch.Tensor` of shape `(...)`, float64: Positive. A proposal from the policy is accepted with probability
@@ -59,20 +59,19 @@ def rejection_bound(
     if not (bound > 0).all():
         normalizer = (best - beta * largest).max().item()
         raise ArgumentError(
-            f"`reward_bound` has to exceed the normalizer of every pool (up to {normalizer:.6g}), but is "
-            f"{reward_bound}, so no candidate could be accepted. Set it to the largest reward the reward model can "
-            "give, or leave it out."
+            f"`reward_bound` must exceed the normalizer of every pool (up to {normalizer:.6g}), got {reward_bound}, "
+            "so none can be accepted. Set it to the largest reward the reward model can give, or leave it out."
         )
     return bound
 
 
 def acceptance_probabilities(weights: torch.Tensor, bound: torch.Tensor | None = None) -> torch.Tensor:
     r"""
-    Probability \\( \min(w_i / M, 1) \\) of accepting each candidate when it is proposed.
+    Return the probability \\( \min(w_i / M, 1) \\) of accepting each candidate when it is proposed.
 
     Args:
         weights (`torch.Tensor` of shape `(..., N)`): Nonnegative weights.
-        bound (`torch.Tensor` of shape `(...)`, *optional*): \\( M \\), positive; the largest weight without it.
+        bound (`torch.Tensor` of shape `(...)`, *optional*): \\( M \\), positive. Defaults to the largest weight.
 
     Returns:
         `torch.Tensor` of shape `(..., N)`, float64, in `[0, 1]`. Their mean over a pool is the acceptance rate.
@@ -88,22 +87,22 @@ def acceptance_probabilities(weights: torch.Tensor, bound: torch.Tensor | None =
     """
     weights = check_rewards(weights, "weights")
     limit = (weights.amax(dim=-1) if bound is None else bound.to(weights)).unsqueeze(-1)
-    # Compared first: an infinite weight under an infinite bound is accepted, not NaN.
+    # Compared first, so that an infinite weight under an infinite bound is accepted, not NaN.
     return torch.where(weights >= limit, 1.0, weights / limit)
 
 
 def rejection_law(weights: torch.Tensor, bound: torch.Tensor | None = None) -> torch.Tensor:
     r"""
-    Law of the candidate accepted when proposals are drawn from the pool with replacement until one is.
+    Return the law of the accepted candidate when proposals are drawn from the pool with replacement until one is.
 
     \\( p_i = \min(w_i, M) / \sum_j \min(w_j, M) \\): exactly `weights / N` unless the bound clips a weight.
 
     Args:
         weights (`torch.Tensor` of shape `(..., N)`): Nonnegative weights, not all zero.
-        bound (`torch.Tensor` of shape `(...)`, *optional*): \\( M \\), positive; no clipping without it.
+        bound (`torch.Tensor` of shape `(...)`, *optional*): \\( M \\), positive. By default nothing is clipped.
 
     Returns:
-        `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
+        `torch.Tensor` of shape `(..., N)`, float64: Probabilities of sum 1.
 
     Examples:
 
@@ -124,7 +123,7 @@ def rejection_law(weights: torch.Tensor, bound: torch.Tensor | None = None) -> t
 
 def first_accept_law(acceptance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Law of the first accepted proposal when each is looked at once, in the given order:
+    Return the law of the first accepted proposal when each is tried once, in the given order:
     \\( P_i = p_i \prod_{j<i} (1 - p_j) \\).
 
     Steps 4 and 5 of InferenceTimePessimism ([paper](https://huggingface.co/papers/2503.21878)).
@@ -145,7 +144,7 @@ def first_accept_law(acceptance: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
     ```
     """
-    acceptance = _checked_acceptance(acceptance)
+    acceptance = _check_acceptance(acceptance)
     start = acceptance.new_ones((*acceptance.shape[:-1], 1))
     reached = torch.cat([start, (1 - acceptance).cumprod(dim=-1)], dim=-1)  # (..., N + 1)
     return acceptance * reached[..., :-1], reached[..., -1]
@@ -153,18 +152,11 @@ def first_accept_law(acceptance: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def average_first_accept_law(acceptance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Law of the first accepted proposal, averaged over all orders in which each may be looked at once.
+    Return the law of [`first_accept_law`] averaged over all orders of the proposals, in the same form.
 
     \\( P_i = p_i \int_0^1 \prod_{j \ne i} (1 - p_j s) ds \\). With `m` candidates of positive acceptance probability
-    the integrand is a polynomial of degree `m - 1`, so Gauss-Legendre on `ceil(m / 2)` nodes is exact. This is what
-    the paper's loop gives on one shared pool; it leans further to the top than `weights / N`.
-
-    Args:
-        acceptance (`torch.Tensor` of shape `(..., N)`): Acceptance probabilities of the proposals.
-
-    Returns:
-        `tuple(torch.Tensor, torch.Tensor)`, float64: `law (..., N)`, and the probability `fallback (...)` that none is
-        accepted; together they sum to 1.
+    the integrand is a polynomial of degree `m - 1`, so Gauss-Legendre quadrature on `ceil(m / 2)` nodes is exact. This
+    is the law of the paper's loop on one shared pool; it puts more mass on the top than `weights / N`.
 
     Examples:
 
@@ -176,7 +168,7 @@ def average_first_accept_law(acceptance: torch.Tensor) -> tuple[torch.Tensor, to
 
     ```
     """
-    acceptance = _checked_acceptance(acceptance)
+    acceptance = _check_acceptance(acceptance)
     size = acceptance.shape[-1]
     rows = acceptance.reshape(-1, size)
     degree = int((rows > 0).sum(dim=-1).max()) if rows.numel() else 0
@@ -194,7 +186,7 @@ def average_first_accept_law(acceptance: torch.Tensor) -> tuple[torch.Tensor, to
 
 def no_acceptance_probability(acceptance_rate: torch.Tensor, num_proposals: int) -> torch.Tensor:
     r"""
-    Probability \\( (1 - a)^n \\) that none of `n` independent proposals is accepted.
+    Return the probability \\( (1 - a)^n \\) that none of `n` independent proposals is accepted.
 
     Args:
         acceptance_rate (`torch.Tensor` of shape `(...)`): Mean acceptance probability `a` of one proposal.
@@ -215,13 +207,13 @@ def no_acceptance_probability(acceptance_rate: torch.Tensor, num_proposals: int)
     return (1 - acceptance_rate).pow(num_proposals)
 
 
-def _checked_acceptance(acceptance: torch.Tensor) -> torch.Tensor:
+def _check_acceptance(acceptance: torch.Tensor) -> torch.Tensor:
     if isinstance(acceptance, torch.Tensor) and acceptance.dim() > 0 and acceptance.shape[-1] == 0:
         return acceptance.to(torch.float64)  # no proposals: the fallback has all the mass
     acceptance = check_rewards(acceptance, "acceptance")
     if not ((acceptance >= 0) & (acceptance <= 1)).all():
         raise ArgumentError(
-            f"`acceptance` has to lie in [0, 1], but reaches from {acceptance.min().item():.6g} to "
-            f"{acceptance.max().item():.6g}. Divide the weights by their bound with `acceptance_probabilities`."
+            f"`acceptance` must lie in [0, 1], got {acceptance.min().item():.6g} to {acceptance.max().item():.6g}. "
+            "Divide the weights by their bound with `acceptance_probabilities`."
         )
     return acceptance

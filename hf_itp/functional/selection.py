@@ -1,21 +1,22 @@
 """
-Drawing indices from a law over a pool, and measuring how concentrated such a law is.
+Draws of indices from a law over a pool, and a measure of how concentrated the law is.
 
-Knows nothing of rewards or of the rule the law came from.
+Knows nothing of rewards or of the rule that gave the law.
 """
 
 from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 
 
 def effective_sample_size(probabilities: torch.Tensor) -> torch.Tensor:
     r"""
-    How many candidates a law really chooses among: \\( 1 / \sum_i p_i^2 \\).
+    Return how many candidates a law effectively chooses among: \\( 1 / \sum_i p_i^2 \\).
 
-    1 where one candidate has all the mass, `N` where all have the same.
+    1 if one candidate has all the mass, `N` if all have the same.
 
     Args:
         probabilities (`torch.Tensor` of shape `(..., N)`): Laws that sum to 1.
@@ -42,28 +43,27 @@ def sample_without_replacement(
     then_by: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
-    Draws `k` different indices per row, in order: the first from `probabilities`, each further one from the same law
-    restricted to what is left.
+    Draw `k` different indices per row, in order: the first from `probabilities`, each further one from the same law
+    restricted to the rest.
 
-    An exponential race, which has exactly this law: entry `i` arrives at time \\( E_i / p_i \\) with independent
-    standard exponential \\( E_i \\), and the first `k` arrivals are returned. Entries of probability zero never
-    arrive; they follow once all others are taken, the highest `then_by` first, ties in `then_by` in random order.
+    An exponential race has exactly this law: entry `i` arrives at time \\( E_i / p_i \\) with independent standard
+    exponential \\( E_i \\), and the first `k` arrivals are returned. Entries of probability zero never arrive; they
+    follow after all others, the highest `then_by` first, ties in `then_by` in random order.
 
     Args:
         probabilities (`torch.Tensor` of shape `(..., N)`):
             Nonnegative, with some mass in every row. Rows need not sum to 1.
-        k (`int`): How many indices per row, between 1 and `N`.
+        k (`int`): How many indices per row, from 1 to `N`.
         generator (`torch.Generator`, *optional*):
-            Source of randomness, asked for one uniform number per entry on its own device; torch's global one
-            without it.
+            Source of randomness, by default torch's global one. Gives one uniform number per entry, on its own device.
         then_by (`torch.Tensor` of shape `(..., N)`, *optional*):
-            Order of the entries of probability zero; random without it.
+            Order of the entries of probability zero, by default random.
 
     Returns:
         `torch.LongTensor` of shape `(..., k)`, on the device of `probabilities`.
 
     Raises:
-        `ValueError`: If `k` is not between 1 and `N`, or a row is no law.
+        `ValueError`: If `k` is not an integer from 1 to `N`, or a row is negative or without mass.
 
     Examples:
 
@@ -78,25 +78,22 @@ def sample_without_replacement(
     """
     if not isinstance(probabilities, torch.Tensor):
         raise ArgumentTypeError(
-            f"`probabilities` has to be a torch.Tensor, but is a {type(probabilities).__name__}. Wrap it in "
+            f"`probabilities` must be a torch.Tensor, got a {type(probabilities).__name__}. Wrap it in "
             "torch.tensor(...)."
         )
-    if probabilities.dim() == 0 or not 1 <= k <= probabilities.shape[-1]:
-        raise ArgumentError(
-            f"`k` has to be between 1 and the number of entries, but is {k} for `probabilities` of shape "
-            f"{tuple(probabilities.shape)}. Ask for fewer indices."
-        )
+    size = probabilities.shape[-1] if probabilities.dim() else 0
+    k = check_count("k", k, 1, "Ask for fewer indices.", size, "entries per row")
     probabilities = probabilities.detach().to(torch.float64)
     # Written so that a NaN fails both comparisons.
     if not ((probabilities >= 0).all() and (probabilities.sum(dim=-1) > 0).all()):
         raise ArgumentError(
-            "`probabilities` has to be nonnegative with some mass in every row. Return a law from "
+            "`probabilities` must be nonnegative with some mass in every row. Return a law from "
             "`Strategy.probabilities`."
         )
     device = generator.device if generator is not None else probabilities.device
     uniforms = torch.rand(probabilities.shape, dtype=torch.float64, device=device, generator=generator)
     uniforms = uniforms.to(probabilities.device)
-    # A uniform number can be exactly 0, and an arrival at time 0 / 0 is none.
+    # A uniform number can be exactly 0, and 0 / 0 is not an arrival time.
     times = (-uniforms).log1p_().neg_().clamp_min_(2.0**-60).div_(probabilities)  # (..., N)
     if k == 1:
         return times.argmin(dim=-1, keepdim=True)
@@ -111,7 +108,7 @@ def sample_without_replacement(
 
 
 def _highest(values: torch.Tensor, k: int, uniforms: torch.Tensor) -> torch.Tensor:
-    """Indices `(..., k)` of the highest values in descending order, with ties broken by the uniform numbers."""
+    """Return indices `(..., k)` of the highest values in descending order, ties broken by the uniform numbers."""
     edge = values.topk(k, dim=-1).values[..., -1:]
     places = torch.where(values > edge, 2.0, torch.where(values == edge, uniforms, -1.0)).topk(k, dim=-1).indices
     shuffled = places.gather(-1, uniforms.gather(-1, places).argsort(dim=-1))

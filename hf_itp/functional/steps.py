@@ -1,5 +1,5 @@
 """
-One reward out of the probabilities that the steps of a response are good.
+One reward per response out of the probabilities that its steps are good.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ STEP_AGGREGATIONS = ("min", "product", "last", "mean")
 
 def aggregate_steps(probabilities: torch.Tensor, how: str = "min") -> torch.Tensor:
     r"""
-    With step probabilities \\( p_1, \ldots, p_m \\): their minimum, \\( \prod_i p_i \\), \\( p_m \\) or their mean.
+    Combine step probabilities \\( p_1, \ldots, p_m \\): their minimum, \\( \prod_i p_i \\), \\( p_m \\) or mean.
 
     Args:
         probabilities (`torch.Tensor` of shape `(..., m)`): In `[0, 1]`, at least one step.

@@ -1,6 +1,6 @@
 r"""
-What a transform buys: KL against win rates of the policy \\( \pi \propto \pi_{ref} e^{\Phi(u) / \beta} \\), plainly
-decoded or by any procedure that ranks its own draws. One-dimensional integrals, no model.
+The trade-off of a transform: KL and win rates of the policy \\( \pi \propto \pi_{ref} e^{\Phi(u) / \beta} \\), decoded
+plainly or by any procedure that ranks its own draws. One-dimensional integrals, no model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_count, check_positive
+from hf_itp.checks import check_count, check_number
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms import Transform, get_transform
+from hf_itp.functional.transforms.base import check_beta
 from hf_itp.functional.unit_grid import unit_grid
 
 Ranks = Callable[[torch.Tensor], torch.Tensor]
@@ -23,10 +24,10 @@ _KL_TOLERANCE = 1e-12
 @dataclass(frozen=True)
 class AlignmentTradeoff:
     """
-    The policy tilted by a transform, against the reference policy.
+    A policy tilted by a transform, and the reference policy.
 
     Args:
-        log_density (`torch.Tensor`): Of calibrated rewards under the policy, at the grid's nodes.
+        log_density (`torch.Tensor`): Log-density of calibrated rewards under the policy, at the grid's nodes.
     """
 
     log_density: torch.Tensor
@@ -43,22 +44,22 @@ class AlignmentTradeoff:
         return float(grid.integrate(self.log_density.exp() * grid.nodes))
 
     def best_of_n_win_rate(self, n: int) -> float:
-        """The same for the best of `n` responses of each."""
+        """Return the same for the best of `n` responses of each."""
         _check_n(n)
         return self.procedure_win_rate(lambda v: n * v ** (n - 1), lambda v: v**n)
 
     def worst_of_n_win_rate(self, n: int) -> float:
-        """The same for the worst of `n` responses of each."""
+        """Return the same for the worst of `n` responses of each."""
         _check_n(n)
         return self.procedure_win_rate(lambda v: n * (1 - v) ** (n - 1), lambda v: 1 - (1 - v) ** n)
 
     def procedure_win_rate(self, density: Ranks, distribution: Ranks) -> float:
         r"""
-        The same for any procedure that returns a response by its rank among the policy's own:
+        Return the same for a procedure that picks a response of each by its rank:
         \\( 1 - \int_0^1 g(u) G(F(u)) du \\).
 
         Args:
-            density (`Callable`): `g`, of the rank in `[0, 1]` of what the procedure returns.
+            density (`Callable`): `g`, the density of the rank in `[0, 1]` of the response picked.
             distribution (`Callable`): `G`, its integral from 0.
         """
         grid = unit_grid()
@@ -68,10 +69,11 @@ class AlignmentTradeoff:
 
 def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float) -> AlignmentTradeoff:
     r"""
-    KL and win rates of the optimum of \\( E_\pi[\Phi(C)] - \beta KL(\pi \| \pi_{ref}) \\), for rewards without ties.
+    Return KL and win rates of the optimum of \\( E_\pi[\Phi(C)] - \beta KL(\pi \| \pi_{ref}) \\), for rewards without
+    ties.
 
-    Calibrated rewards are uniform under the reference policy, so the policy's have density
-    \\( f(u) = e^{\Phi(u) / \beta} / Z \\) whatever the task. [InfAlign](https://huggingface.co/papers/2412.19792),
+    Calibrated rewards are uniform under the reference policy, so under the optimum they have density
+    \\( f(u) = e^{\Phi(u) / \beta} / Z \\) whatever the task. From [InfAlign](https://huggingface.co/papers/2412.19792),
     theorem on calibrated rewards; the integrals are derived.
 
     Args:
@@ -80,7 +82,10 @@ def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float)
         fields: Of a transform given by name.
 
     Returns:
-        [`AlignmentTradeoff`]: With `kl`, `win_rate`, `best_of_n_win_rate(n)` and `worst_of_n_win_rate(n)`.
+        [`AlignmentTradeoff`]: With `kl` in nats, `win_rate`, `best_of_n_win_rate(n)` and `worst_of_n_win_rate(n)`.
+
+    Raises:
+        `ArgumentError`: If `beta` is not positive, or the transform is unknown.
 
     Examples:
 
@@ -91,7 +96,7 @@ def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float)
 
     ```
     """
-    beta = check_positive("beta", beta, "Pass the strength of the KL regularization, in units of the transform.")
+    beta = check_beta(beta)
     grid = unit_grid()
     exponents = get_transform(transform, **fields)(grid.nodes) / beta
     return AlignmentTradeoff(exponents - (exponents + grid.weights.log()).logsumexp(dim=0))
@@ -99,15 +104,18 @@ def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float)
 
 def beta_for_kl(transform: str | Transform, kl: float, **fields: float) -> float:
     """
-    The `beta` at which a transform's optimum is `kl` nats away from the reference policy.
+    Return the `beta` at which a transform's optimum is `kl` nats from the reference policy.
 
-    `beta` is in units of the transform, which differ by orders of magnitude between transforms; `kl` means the same
-    for all. An optimal transform is solved anew at each `beta`.
+    The units of `beta` are those of the transform and differ by orders of magnitude; `kl` means the same for all. An
+    optimal transform is solved again at each `beta`.
 
     Args:
         transform (`str` or [`~functional.transforms.Transform`]): What [`~functional.transforms.get_transform`] takes.
         kl (`float`): In nats, above 0 and at most 10.
         fields: Of a transform given by name; an optimal one needs no `beta`.
+
+    Returns:
+        `float`: In units of the transform.
 
     Raises:
         `ArgumentError`: If `kl` is out of range, or no `beta` gives it.
@@ -120,9 +128,8 @@ def beta_for_kl(transform: str | Transform, kl: float, **fields: float) -> float
 
     ```
     """
-    kl = check_positive("kl", kl, "Pass a divergence in nats, such as 0.5.")
-    if kl > 10:
-        raise ArgumentError(f"`kl` has to be at most 10 nats, but is {kl}. Choose a smaller divergence.")
+    remedy = "Pass a divergence in nats, e.g. 0.5."
+    kl = check_number("kl", kl, remedy, "positive and at most 10", lambda kl: 0 < kl <= 10)
     if isinstance(transform, str) and transform.endswith("_optimal"):
         fields = {"beta": 1.0, **fields}
     form = get_transform(transform, **fields)
@@ -135,7 +142,7 @@ def beta_for_kl(transform: str | Transform, kl: float, **fields: float) -> float
 
 
 def _root(function: Callable[[float], float], start: float) -> float:
-    """The root of a decreasing function: bracketed in steps that double, then by the Illinois method."""
+    """Return the root of a decreasing function: bracket it in doubling steps, then use the Illinois method."""
     low = high = start
     at_low = at_high = function(start)
     step = 1.0
@@ -148,7 +155,7 @@ def _root(function: Callable[[float], float], start: float) -> float:
             at_low = function(low)
         step *= 2
         if step > 1e4:
-            raise ArgumentError("`kl` has to be one that some `beta` gives, but none does. Choose another value.")
+            raise ArgumentError("`kl` must be one that some `beta` gives, but none does. Choose another value.")
     for _ in range(200):
         middle = high - at_high * (high - low) / (at_high - at_low) if at_high != at_low else (low + high) / 2
         value = function(middle)

@@ -1,5 +1,5 @@
 r"""
-Functions on `[0, 1]` known at fixed nodes: integrals, running integrals and values between the nodes, to about 1e-12.
+Functions on `[0, 1]` by their values at fixed nodes: integrals, running integrals and interpolation, to about 1e-12.
 
 Panels of 16 Gauss-Legendre nodes, finer towards both ends: the law tilted by \\( e^{\Phi(u) / \beta} \\) crowds there.
 """
@@ -19,6 +19,8 @@ _SMALLEST_PANEL = -44  # as a power of two
 
 class UnitGrid:
     """
+    A grid of nodes that carries functions.
+
     Args:
         nodes, weights (`torch.Tensor` of shape `(M,)`): Ascending nodes in `(0, 1)` and their weights, of sum 1.
     """
@@ -32,8 +34,8 @@ class UnitGrid:
         self.nodes = (self._edges[:-1, None] + widths[:, None] * self._unit_nodes).flatten()
         self.weights = (widths[:, None] * unit_weights).flatten()
         self._widths = widths
-        # Integrals from a panel's left edge to its nodes, exact for polynomials through the nodes: monomials in
-        # [-1, 1] are well enough conditioned at this degree.
+        # Integrals from a panel's left edge to its nodes, exact for polynomials through the nodes. At this degree
+        # monomials in [-1, 1] are conditioned well enough.
         x = 2 * self._unit_nodes - 1
         powers = torch.arange(_NODES, dtype=torch.float64)
         values = x[:, None] ** powers
@@ -44,11 +46,11 @@ class UnitGrid:
         self._barycentric = 1 / differences.prod(dim=1)
 
     def integrate(self, values: torch.Tensor) -> torch.Tensor:
-        """The integral over `[0, 1]` of a function with these values at the nodes."""
+        """Return the integral over `[0, 1]` of a function with these values at the nodes."""
         return (self.weights * values).sum()
 
     def running_integral(self, values: torch.Tensor) -> torch.Tensor:
-        """At each node the integral from 0 to it."""
+        """Return the integral from 0 to each node."""
         panels = values.view(-1, _NODES)
         inside = (panels @ self._running.T) * self._widths[:, None]
         whole = (self.weights * values).view(-1, _NODES).sum(dim=1)
@@ -56,7 +58,7 @@ class UnitGrid:
         return (before[:, None] + inside).flatten()
 
     def interpolate(self, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """The function at any places in `[0, 1]`, of any shape."""
+        """Return the function at any places in `[0, 1]`, of any shape."""
         flat = places.flatten().to(torch.float64).contiguous()
         panel = (torch.searchsorted(self._edges, flat, right=True) - 1).clamp(0, len(self._widths) - 1)
         unit = (flat - self._edges[panel]) / self._widths[panel]
@@ -71,5 +73,5 @@ class UnitGrid:
 
 @functools.cache
 def unit_grid() -> UnitGrid:
-    """The one grid, built on first use."""
+    """Return the one grid, built on first use."""
     return UnitGrid()

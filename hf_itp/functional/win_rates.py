@@ -1,5 +1,5 @@
 """
-Win rates from samples, with standard errors: a policy's rewards against the reference policy's, prompt by prompt.
+Win rates of a policy against the reference policy from sampled rewards, prompt by prompt, with standard errors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_rewards
+from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.best_of_n import best_of_n_subsample_law
 
@@ -21,8 +21,8 @@ class Estimate:
 
     Args:
         mean (`float`): The estimate.
-        standard_error (`float`): Of the mean, prompts being independent; NaN for one prompt.
-        num_prompts (`int`): How many.
+        standard_error (`float`): Of the mean over independent prompts; NaN for one prompt.
+        num_prompts (`int`): Number of prompts.
     """
 
     mean: float
@@ -31,20 +31,20 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval by Student's law, since the spread is estimated too: from few prompts, badly."""
+        """95 % confidence interval by Student's law, which allows for a spread estimated from few prompts."""
         reach = math.nan if self.num_prompts < 2 else student_quantile(self.num_prompts - 1) * self.standard_error
         return self.mean - reach, self.mean + reach
 
     @classmethod
     def over_prompts(cls, values: torch.Tensor) -> Estimate:
-        """The mean of one value per prompt `(P,)`."""
+        """Return the estimate from one value per prompt `(P,)`."""
         error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(values.mean()), error, len(values))
 
 
 def student_quantile(degrees: int) -> float:
     """
-    The number that Student's variable of that many degrees of freedom exceeds in absolute value with a chance of 5 %.
+    Return the number that a Student variable of so many degrees of freedom exceeds in absolute value 5 % of the time.
 
     Examples:
 
@@ -65,7 +65,7 @@ def student_quantile(degrees: int) -> float:
 
 
 def _student_mass(angle: float, degrees: int) -> float:
-    """Chance of less than that in absolute value: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """Return the chance of a smaller absolute value: Abramowitz and Stegun 26.7.3 and 26.7.4."""
     cosine, odd = math.cos(angle), degrees % 2
     term, total = (cosine if odd else 1.0), 0.0
     for power in range(2 + odd, degrees + 1, 2):
@@ -76,14 +76,17 @@ def _student_mass(angle: float, degrees: int) -> float:
 
 def win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> Estimate:
     """
-    Chance that a response of the policy beats one of the reference policy, a tie counting half.
+    Estimate the chance that a response of the policy beats one of the reference policy, a tie counting one half.
 
-    Unbiased; responses to one prompt are not independent, so the standard error is that over prompts.
+    Unbiased. Responses to one prompt are not independent, so the standard error is that over prompts. From
     [InfAlign](https://huggingface.co/papers/2412.19792), definition of the win rate.
 
     Args:
         rewards (`torch.Tensor` of shape `(P, G)`): Of the policy's responses.
         reference_rewards (`torch.Tensor` of shape `(P, K)`): Of the reference policy's, drawn independently.
+
+    Raises:
+        `ValueError`: If the numbers of prompts differ or are 0, or a reward is not finite.
 
     Examples:
 
@@ -99,9 +102,9 @@ def win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> Estimate
 
 def best_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> Estimate:
     """
-    Chance that the best of `n` responses of the policy beats the best of `n` of the reference policy, ties half.
+    Estimate the chance that the best of `n` responses of the policy beats the best of `n` of the reference policy.
 
-    The average over all subsets of `n` of both samples, so unbiased whatever `G` and `K`.
+    A tie counts one half. Unbiased for any `G` and `K`: the average over all subsets of `n` of both samples.
 
     Args:
         rewards (`torch.Tensor` of shape `(P, G)`): Of the policy's responses, `G >= n`.
@@ -109,31 +112,27 @@ def best_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n
         n (`int`): Of best-of-n.
 
     Raises:
-        `ArgumentError`: If a prompt has fewer than `n` responses of either.
+        `ArgumentError`: If a prompt has fewer than `n` responses of either, or the numbers of prompts differ.
     """
     return Estimate.over_prompts(prompt_win_rates(rewards, reference_rewards, n))
 
 
 def worst_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> Estimate:
-    """The same as [`best_of_n_win_rate`] for the worst of `n` responses of each."""
+    """Estimate the same as [`best_of_n_win_rate`] for the worst of `n` responses of each."""
     return Estimate.over_prompts(1 - prompt_win_rates(-rewards, -reference_rewards, n))
 
 
 def prompt_win_rates(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> torch.Tensor:
-    """The estimate of [`best_of_n_win_rate`] for each prompt `(P,)`, float64."""
+    """Return the estimate of [`best_of_n_win_rate`] for each prompt `(P,)`, float64."""
     ours, theirs = check_rewards(rewards), check_rewards(reference_rewards, "reference_rewards")
     if ours.dim() != 2 or theirs.dim() != 2 or len(ours) != len(theirs) or len(ours) == 0:
         raise ArgumentError(
-            f"`rewards` and `reference_rewards` have to have shapes (P, G) and (P, K), but have {tuple(ours.shape)} "
-            f"and {tuple(theirs.shape)}. Give each prompt its row in both."
+            f"`rewards` and `reference_rewards` must have shapes (P, G) and (P, K), got {tuple(ours.shape)} and "
+            f"{tuple(theirs.shape)}. Give each prompt its row in both."
         )
     fewest = min(ours.shape[1], theirs.shape[1])
-    if not 1 <= n <= fewest:
-        raise ArgumentError(
-            f"`n` has to be between 1 and the number of responses per prompt ({fewest}), but is {n}. Draw more "
-            "responses, or compare smaller n."
-        )
-    # A law over subsamples is a pure function of the order, so the n-subsets of both samples never have to be listed.
+    n = check_count("n", n, 1, "Draw more responses or compare a smaller n.", fewest, "responses per prompt")
+    # The law over subsamples depends only on the order, so the n-subsets of both samples need no enumeration.
     mine = best_of_n_subsample_law(ours, n)
     theirs = theirs.sort(dim=-1).values
     law = best_of_n_subsample_law(theirs, n)

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.logits_process import LogitsProcessorList, TopKLogitsWarper
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from hf_itp.checks import check_choice, check_count, check_indices, check_law
+from hf_itp.checks import check_choice, check_count, check_indices, check_law, check_num_return_sequences
 from hf_itp.distributed.sharding import SHARDS, Sharding
 from hf_itp.errors import ArgumentError, ItpWarning, StrategyError
 from hf_itp.generation.candidates import CandidatePools
@@ -37,9 +37,9 @@ from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import checked_reward
 from hf_itp.sampling import CandidateSampler
-from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.row_calls import RowCalls, rows_are_independent
+from hf_itp.sampling.settings import without_default_top_k
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
 from hf_itp.strategies import Strategy, get_strategy
 
@@ -94,14 +94,7 @@ class StrategyDecoding(Keywords):
         self.strategy = get_strategy(self.strategy)
         self.reward = checked_reward(self.reward)
         self.num_candidates = check_count("num_candidates", self.num_candidates, 1, "Draw at least one candidate.")
-        self.num_return_sequences = check_count(
-            "num_return_sequences", self.num_return_sequences, 1, "Return at least one sequence."
-        )
-        if self.num_candidates < self.num_return_sequences:
-            raise ArgumentError(
-                f"`num_candidates` has to be at least `num_return_sequences` ({self.num_return_sequences}), but is "
-                f"{self.num_candidates}. Draw more candidates or return fewer sequences."
-            )
+        self.num_return_sequences = check_num_return_sequences(self.num_return_sequences, self.num_candidates)
         if self.batch_size is not None:
             remedy = "Leave it out to let the free memory decide."
             self.batch_size = check_count("batch_size", self.batch_size, 1, remedy)
@@ -151,7 +144,7 @@ class StrategyDecoding(Keywords):
         mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
         continued = unpadded(input_ids, mask) if input_ids.shape[1] > 0 else [[] for _ in prompts]
         if not self.keep_top_k_50:
-            logits_processor = _without_default_top_k(model, logits_processor)
+            logits_processor = without_default_top_k(model, logits_processor)
         sharding = Sharding(
             self.shard, model, len(input_ids), rows_are_independent(logits_processor, stopping_criteria)
         )
@@ -330,25 +323,6 @@ class StrategyDecoding(Keywords):
                 **pools.diagnostics(selected),
             },
         )
-
-
-def _without_default_top_k(model: PreTrainedModel, logits_processor: LogitsProcessorList) -> LogitsProcessorList:
-    if "top_k" not in unset_is_off(model, {}):
-        return logits_processor
-    kept = [
-        processor
-        for processor in logits_processor
-        if not (type(processor) is TopKLogitsWarper and processor.top_k == 50)
-    ]
-    if len(kept) < len(logits_processor):
-        warnings.warn(
-            "`top_k` is 50, which transformers sets where nobody does, and is taken for that and switched off: "
-            "candidates are to be drawn from the policy itself. Pass top_k=0 to say so, or keep_top_k_50=True to "
-            "StrategyDecoding to keep it.",
-            ItpWarning,
-            stacklevel=2,
-        )
-    return LogitsProcessorList(kept)
 
 
 def _sequences(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_itp.checks import as_number, check_count
+from hf_itp.checks import check_count, check_number
 from hf_itp.errors import ArgumentError
 
 
@@ -48,19 +48,13 @@ class EarlyRejection:
     audit: float = 0.0
 
     def __post_init__(self) -> None:
-        share = as_number(self.share)
-        if share is None or not 0 <= share < 1:
-            raise ArgumentError(
-                f"`early_rejection` has to be a share of at least 0 and below 1, but is {self.share!r}. Pass e.g. "
-                "early_rejection=0.5 to give up half of the candidates at each review."
-            )
+        remedy = "Pass e.g. early_rejection=0.5 to give up half of the candidates at each review."
+        share = check_number("early_rejection", self.share, remedy, "in [0, 1)", lambda share: 0 <= share < 1)
         interval = check_count("interval", self.interval, 1, "Pass e.g. interval=32 to EarlyRejection.")
-        audit = self.audit if isinstance(self.audit, bool) else as_number(self.audit)
-        if audit is None or not 0 <= audit <= 1:
-            raise ArgumentError(
-                f"`audit` of EarlyRejection has to be a share between 0 and 1, but is {self.audit!r}. Pass e.g. "
-                "audit=0.1 to draw a tenth of the prompts in full."
-            )
+        audit: float = self.audit
+        if not isinstance(audit, bool):
+            remedy = "Pass e.g. audit=0.1 to EarlyRejection to draw a tenth of the prompts in full."
+            audit = check_number("audit", audit, remedy, "in [0, 1]", lambda audit: 0 <= audit <= 1)
         for name, value in (("share", share), ("interval", interval), ("audit", audit)):
             object.__setattr__(self, name, value)
 

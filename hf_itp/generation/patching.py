@@ -13,14 +13,12 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 from hf_itp.errors import ArgumentError, ItpError, ItpWarning
 from hf_itp.generation.keywords import KEYWORDS, documentation
+from hf_itp.models.import_hook import ImportHook
 from hf_itp.models.origins import record_origins, stop_recording
 
 _GENERATION_MODULE = "transformers.generation.utils"
@@ -37,7 +35,7 @@ def enable() -> None:
     Doing it twice changes nothing; models made before and after know the keyword alike.
     """
     record_origins()
-    _watch()
+    _hook.install()
     _wrap(_generation_mixin())
 
 
@@ -56,7 +54,7 @@ def disable() -> None:
             "restored alone. Undo the other wrapper first."
         )
     # Or a reload of the module would put the wrapper on again.
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _GenerationFinder)]
+    _hook.remove()
     if _is_ours(mixin.generate):
         mixin.generate = mixin.generate._hf_itp_original
 
@@ -64,57 +62,8 @@ def disable() -> None:
 def enable_with_transformers() -> None:
     """Does [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
     record_origins()
-    _watch()
+    _hook.install()
     _wrap_if_loaded()
-
-
-def _watch() -> None:
-    if not any(isinstance(finder, _GenerationFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _GenerationFinder())
-
-
-class _GenerationFinder(MetaPathFinder):
-    """
-    Finds transformers' generation module where it is, and has it wrapped whenever it is loaded.
-
-    It stays: who asks for the module's spec need not import it, and who imports it may reload it.
-    """
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _GENERATION_MODULE:
-            # Another package's finder may have come before this one and found the module itself.
-            _wrap_if_loaded()
-            return None
-        for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            if finder is self or find is None:
-                continue
-            spec = find(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _WrappingLoader(spec.loader)
-                return spec
-        return None
-
-
-class _WrappingLoader(Loader):
-    def __init__(self, loader: Loader):
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        # Source look-ups and resource readers ask the loader for more than the two methods below.
-        if name == "_loader":  # of a copy that is being made
-            raise AttributeError(name)
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        _wrap(module.GenerationMixin)
 
 
 def _generation_mixin() -> Any:
@@ -137,6 +86,10 @@ def _wrap_if_loaded() -> None:
     mixin = getattr(sys.modules.get(_GENERATION_MODULE), "GenerationMixin", None)
     if mixin is not None and mixin is not _wrapped:
         _wrap(mixin)
+
+
+# Another package's finder may come before the hook and find the generation module itself: the next look-up tells.
+_hook = ImportHook([_GENERATION_MODULE], lambda module: _wrap(module.GenerationMixin), on_other=_wrap_if_loaded)
 
 
 def _is_ours(generate: Callable) -> bool:

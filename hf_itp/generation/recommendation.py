@@ -1,8 +1,8 @@
 """
-What a checkpoint says about how it wants to be decoded: one `hf_itp` entry in its `generation_config.json`.
+How a checkpoint recommends to be decoded: the `hf_itp` entry in its `generation_config.json`, written and read here.
 
-The entry comes from whoever pushed the checkpoint. It is data: it fills what the caller left open, and can neither run
-code, nor change what the caller asked for, nor ask for more than a server would want to give.
+An entry comes from whoever pushed the checkpoint. It is data: it fills in what the caller left open. It cannot run
+code, change what the caller asked for, or ask for more than a server would want to give.
 """
 
 from __future__ import annotations
@@ -13,147 +13,177 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from hf_itp.checks import as_number
+from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.generation.recommended_reward import RecommendedReward
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
 
-ENTRY = "hf_itp"
 MAX_RECOMMENDED_CANDIDATES = 1024
-"""More than this a caller has to ask for himself."""
+"""The largest `num_candidates` an entry may hold; only a caller can ask for more."""
 
-_OWN_KEYS = ("strategy", "reward_model", "reward_model_revision", "num_candidates")
+_ENTRY = "hf_itp"
+# The keys of an entry; those of its strategy's fields stand beside them.
+_STRATEGY, _COUNT, _REWARD, _REVISION = _KEYS = "strategy", "num_candidates", "reward_model", "reward_model_revision"
+_IN_THE_CONFIG = f"The {_ENTRY!r} entry of the generation config"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_REVISION = re.compile(r"[\w][\w./-]{0,199}")
+_COMMIT = re.compile(r"[\w][\w./-]{0,199}")
+
+
+def decoding_entry(
+    strategy: str | None,
+    num_candidates: int,
+    reward_model: str | None,
+    reward_model_revision: str | None = None,
+    fields: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Build the entry that `generate(strategy="auto")` follows; empty without a strategy.
+
+    Raises:
+        `ArgumentError`: If there is no such strategy, or it does not take these fields.
+    """
+    if strategy in (None, "none"):
+        return {}
+    settings = get_strategy(str(strategy), **(fields or {})).settings()  # plain numbers, as JSON needs them
+    count = check_count("num_candidates", num_candidates, 1, "Recommend e.g. 16.")
+    entry = {_STRATEGY: strategy, _COUNT: count, _REWARD: reward_model, _REVISION: reward_model_revision}
+    return {key: value for key, value in entry.items() if value is not None} | {
+        name: settings[name] for name in fields or {}
+    }
+
+
+def at_commit(entry: dict[str, Any], commit: str | None) -> dict[str, Any]:
+    """Return the entry with the commit its reward model is at."""
+    return {**entry, _REVISION: commit}
+
+
+def with_entry(config: GenerationConfig, entry: dict[str, Any]) -> GenerationConfig:
+    """Return a copy of a generation config that holds the entry, ready to be saved."""
+    config = GenerationConfig.from_dict(config.to_dict())
+    if entry:
+        setattr(config, _ENTRY, entry)
+    # Saved as derived from the model's config, the file would lose unknown keys such as ours when it is read.
+    config._from_model_config = False
+    return config
+
+
+def entry_of(model: Any) -> Any:
+    """Return the entry of a policy's generation config, unchecked; `None` if there is none."""
+    return getattr(model.generation_config, _ENTRY, None)
 
 
 def recommended_arguments(
     model: Any, ours: dict[str, Any], arguments: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    The arguments of a call with `strategy="auto"`, filled up from the checkpoint's entry. What the caller gave stays.
+    Fill in the arguments of a call with `strategy="auto"` from the checkpoint's entry. What the caller gave stays.
 
     Args:
         model (`PreTrainedModel`): The policy.
         ours (`dict`): Keywords of `hf_itp`, `strategy="auto"` among them.
-        arguments (`dict`): All others, the strategy's own fields among them.
+        arguments (`dict`): All other arguments, the strategy's own fields among them.
 
     Returns:
-        `tuple`: `ours` with a strategy object, and with a [`RecommendedReward`] where the caller gave no reward model;
+        `tuple`: `ours` with a strategy object, and with a [`RecommendedReward`] if the caller gave no reward model;
         `arguments` without the strategy's own fields.
 
     Raises:
         `ArgumentError`: If the checkpoint has no entry, or one with unknown keys or values out of range.
     """
-    entry = _checked(entry_of(model), model)
-    strategy, arguments = _strategy(entry, arguments)
-    return _filled(entry, ours, strategy), arguments
+    entry = _checked_entry(model)
+    # A name that sampling has too, such as temperature, is sampling's where the caller uses it.
+    own = [name for name in _field_names(entry) if not hasattr(GenerationConfig(), name)]
+    fields = {name: arguments[name] for name in own if name in arguments}
+    rest = {name: value for name, value in arguments.items() if name not in own}
+    return _filled(entry, ours, fields), rest
 
 
 def recommended_with_fields(model: Any, ours: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """
-    As [`recommended_arguments`], where the strategy's own fields stand apart from sampling's keywords, so that a name
-    both have, such as `temperature`, is the strategy's.
+    Fill in like [`recommended_arguments`], with the strategy's own fields given apart from sampling's keywords.
+
+    A name that both have, such as `temperature`, is then the strategy's.
 
     Args:
         model (`PreTrainedModel`): The policy.
-        ours (`dict`): Keywords of `hf_itp`; a `None` among them is left to the checkpoint.
-        fields (`dict`): The strategy's own, in place of what the checkpoint says of them.
+        ours (`dict`): Keywords of `hf_itp`; `None` leaves one to the checkpoint.
+        fields (`dict`): The strategy's own, in place of the checkpoint's.
 
     Raises:
         `ArgumentError`: If the checkpoint has no valid entry, or its strategy does not take one of the fields.
     """
-    entry = _checked(entry_of(model), model)
-    names = strategy_class(entry["strategy"]).field_names()
-    recommended = {name: entry[name] for name in names if name in entry}
-    return _filled(entry, ours, get_strategy(entry["strategy"], **(recommended | fields)))
+    return _filled(_checked_entry(model), ours, fields)
 
 
-def _filled(entry: dict[str, Any], ours: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
+def _filled(entry: dict[str, Any], ours: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     filled: dict[str, Any] = {}
-    if "num_candidates" in entry:
-        filled["num_candidates"] = entry["num_candidates"]
-    if "reward_model" in entry:
-        filled["reward_model"] = RecommendedReward(entry["reward_model"], entry.get("reward_model_revision"))
+    if _COUNT in entry:
+        filled["num_candidates"] = entry[_COUNT]
+    if _REWARD in entry:
+        filled["reward_model"] = RecommendedReward(entry[_REWARD], entry.get(_REVISION))
+    recommended = {name: entry[name] for name in _field_names(entry) if name in entry}
+    strategy: Strategy = get_strategy(entry[_STRATEGY], **(recommended | fields))
     given = {key: value for key, value in ours.items() if value is not None}
     return {**filled, **given, "strategy": strategy}
 
 
-def entry_of(model: Any) -> Any:
-    """
-    The entry of a policy's generation config, unchecked.
+def _field_names(entry: dict[str, Any]) -> tuple[str, ...]:
+    return strategy_class(entry[_STRATEGY]).field_names()
 
-    Raises:
-        `ArgumentError`: If there is none.
-    """
-    entry = getattr(model.generation_config, ENTRY, None)
-    if entry is not None:
-        return entry
+
+def is_repo_id(name: str) -> bool:
+    """Return whether a name has the form of a Hub repository's, so that it cannot be a path."""
+    return bool(_REPO_ID.fullmatch(name)) and ".." not in name
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether others can load a model by this name: a Hub repository's, not a folder of this machine."""
+    return is_repo_id(name) and not Path(name).is_dir()
+
+
+def _checked_entry(model: Any) -> dict[str, Any]:
+    """Return the policy's entry if it is harmless."""
+    entry = entry_of(model)
+    if entry is None:
+        raise _missing(model)
+    if not isinstance(entry, dict) or not isinstance(entry.get(_STRATEGY), str):
+        raise ArgumentTypeError(
+            f"{_IN_THE_CONFIG} must be a dict with a {_STRATEGY!r}, got {entry!r:.80}. Pass a strategy by name, e.g. "
+            "strategy='pessimism'."
+        )
+    known = (*_KEYS, *_field_names(entry))
+    if unknown := sorted(set(entry) - set(known)):
+        raise ArgumentError(
+            f"{_IN_THE_CONFIG} has unknown keys: {', '.join(unknown)}. Known for strategy {entry[_STRATEGY]!r}: "
+            f"{', '.join(known)}. Pass a strategy by name instead of 'auto'."
+        )
+    remedy = f"{_IN_THE_CONFIG} says so: pass num_candidates=... and a strategy by name."
+    check_count("num_candidates", entry.get(_COUNT, 1), 1, remedy, MAX_RECOMMENDED_CANDIDATES)
+    reward, revision = entry.get(_REWARD), entry.get(_REVISION)
+    # A checkpoint in a folder of the user's own may name another folder; a downloaded one may not reach for files.
+    is_local = Path(str(getattr(model, "name_or_path", "") or "/nowhere")).is_dir() or not model.name_or_path
+    if reward is not None and not (isinstance(reward, str) and (is_repo_id(reward) or is_local)):
+        raise ArgumentError(
+            f"{_IN_THE_CONFIG} names the reward model {reward!r:.80}, which is no Hub id. Pass reward_model=... "
+            "yourself."
+        )
+    if revision is not None and (reward is None or not isinstance(revision, str) or not _COMMIT.fullmatch(revision)):
+        raise ArgumentError(
+            f"{_IN_THE_CONFIG} names the revision {revision!r:.80}, which is none of a reward model's. Pass "
+            "reward_model=... yourself."
+        )
+    return entry
+
+
+def _missing(model: Any) -> ArgumentError:
     remedy = "Pass a strategy by name, e.g. strategy='pessimism'."
     if getattr(model, "peft_config", None):
         remedy += (
             " If the adapter's repository recommends one, load it too: policy.generation_config = "
             "GenerationConfig.from_pretrained('org/adapter'); transformers takes the base model's."
         )
-    raise ArgumentError(
-        f"`strategy` is 'auto', but the generation config of {type(model).__name__} has no {ENTRY!r} entry that "
+    return ArgumentError(
+        f"`strategy` is 'auto', but the generation config of {type(model).__name__} has no {_ENTRY!r} entry that "
         f"recommends one. {remedy}"
     )
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether a name has the form of a Hub repository's, so that no path can be meant."""
-    return bool(_REPO_ID.fullmatch(name)) and ".." not in name
-
-
-def _strategy(entry: dict[str, Any], arguments: dict[str, Any]) -> tuple[Strategy, dict[str, Any]]:
-    # A name that sampling has too, such as temperature, is sampling's where the caller uses it.
-    names = strategy_class(entry["strategy"]).field_names()
-    own = [name for name in names if not hasattr(GenerationConfig(), name)]
-    fields = {name: entry[name] for name in names if name in entry}
-    fields |= {name: arguments[name] for name in own if name in arguments}
-    rest = {name: value for name, value in arguments.items() if name not in own}
-    return get_strategy(entry["strategy"], **fields), rest
-
-
-def _checked(entry: Any, model: Any) -> dict[str, Any]:
-    """The entry, once it is known to be harmless."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), str):
-        raise ArgumentTypeError(
-            f"The {ENTRY!r} entry of the generation config has to be a dict with a 'strategy', but is {entry!r:.80}."
-            " Pass a strategy by name, e.g. strategy='pessimism'."
-        )
-    name = entry["strategy"]
-    fields = strategy_class(name).field_names()
-    unknown = sorted(set(entry) - set(_OWN_KEYS) - set(fields))
-    if unknown:
-        raise ArgumentError(
-            f"The {ENTRY!r} entry of the generation config has unknown keys: {', '.join(unknown)}. Known for strategy "
-            f"{name!r}: {', '.join([*_OWN_KEYS, *fields])}. Pass a strategy by name instead of 'auto'."
-        )
-    count = entry.get("num_candidates", 1)
-    number = as_number(count)
-    if not isinstance(number, int) or not 1 <= number <= MAX_RECOMMENDED_CANDIDATES:
-        raise ArgumentError(
-            f"The {ENTRY!r} entry of the generation config recommends num_candidates={count!r:.40}, which has to be "
-            f"an integer from 1 to {MAX_RECOMMENDED_CANDIDATES}. Pass num_candidates=... and a strategy by name."
-        )
-    _check_reward_model(entry, model)
-    return entry
-
-
-def _check_reward_model(entry: dict[str, Any], model: Any) -> None:
-    reward, revision = entry.get("reward_model"), entry.get("reward_model_revision")
-    # A checkpoint in a folder of the user's own may name another one; one that was downloaded may not reach for files.
-    is_local = Path(str(getattr(model, "name_or_path", "") or "/nowhere")).is_dir() or not model.name_or_path
-    if reward is not None and not (isinstance(reward, str) and (is_repo_id(reward) or is_local)):
-        raise ArgumentError(
-            f"The {ENTRY!r} entry of the generation config names the reward model {reward!r:.80}, which is no Hub id. "
-            "Pass reward_model=... yourself."
-        )
-    if revision is not None and (reward is None or not isinstance(revision, str) or not _REVISION.fullmatch(revision)):
-        raise ArgumentError(
-            f"The {ENTRY!r} entry of the generation config names the revision {revision!r:.80}, which is none of a "
-            "reward model's. Pass reward_model=... yourself."
-        )

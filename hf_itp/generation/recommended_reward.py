@@ -1,5 +1,5 @@
 """
-The reward model a checkpoint recommends: loaded at the commit it names, and never silently another one.
+The reward model a checkpoint recommends: loaded at the commit it names, never silently another one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 from hf_itp.errors import ItpWarning, LoadError, RewardModelError
 from hf_itp.rewards import RewardFunction, as_reward_function
 
-# Beside the one question that loading it asks.
+# For the one request beside those of loading.
 _SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class RecommendedReward:
     """
+    A reward model by its name, not loaded yet.
+
     Args:
-        name (`str`): Hub id, `"embedded"`, or a folder where the checkpoint is in one.
-        revision (`str`, *optional*): The commit it was at when the checkpoint was pushed.
+        name (`str`): Hub id, `"embedded"`, or a folder if the checkpoint is in one.
+        revision (`str`, *optional*): Its commit when the checkpoint was pushed.
     """
 
     name: str
@@ -32,17 +34,17 @@ class RecommendedReward:
 
     def load(self, device: Any) -> RewardFunction:
         """
-        The reward model, as [`as_reward_function`] keeps it. Code that its repository brings is not run.
+        Load the reward model, without running code from its repository; [`as_reward_function`] caches it.
 
         Raises:
-            `LoadError`: If it is missing, gated, changed beyond finding or cannot be read; says which.
-            `RewardModelError`: If it is no reward model, or one that brings its own code.
+            `LoadError`: If it is missing, gated, rewritten or cannot be read; says which.
+            `RewardModelError`: If it is not a reward model, or brings its own code.
         """
         options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
         remedy = "Pass reward_model=... to score with another one."
         where = self.name if self.revision is None else f"{self.name} at revision {self.revision:.40}"
         try:
-            # Safetensors alone: who recommends a file nobody asked for should not choose one that is unpickled.
+            # Only safetensors: a stranger who recommends a file must not choose one that is unpickled.
             reward = as_reward_function(self.name, device=device, use_safetensors=True, **options)
         except RewardModelError as error:
             raise RewardModelError(
@@ -54,7 +56,7 @@ class RecommendedReward:
         if self.revision is not None and (now := _current_commit(self.name)) not in (None, self.revision):
             warnings.warn(
                 f"The reward model {self.name} has changed since the checkpoint was pushed: it is at {now:.7} now, "
-                f"and is used as it was, at {self.revision:.7}. Pass reward_model={self.name!r} for the newer one.",
+                f"but is used at {self.revision:.7}, as it was. Pass reward_model={self.name!r} for the newer one.",
                 ItpWarning,
                 stacklevel=2,
             )
@@ -69,8 +71,8 @@ def _reason(error: BaseException, name: str) -> str:
         cause = cause.__cause__ or cause.__context__
     kinds = {
         GatedRepoError: f"is gated. Ask for access at https://huggingface.co/{name} and log in with `hf auth login`.",
-        RevisionNotFoundError: "is there no more: it was changed since, and its history rewritten.",
-        RepositoryNotFoundError: "is missing, or private to others.",
+        RevisionNotFoundError: "is no longer there: its history was rewritten.",
+        RepositoryNotFoundError: "is missing, or private.",
     }
     for kind, reason in kinds.items():
         if any(isinstance(found, kind) for found in seen):
@@ -78,11 +80,11 @@ def _reason(error: BaseException, name: str) -> str:
     return f"could not be loaded: {error}"
 
 
-# Once per process is enough, and costs one request.
+# One request per process is enough.
 @lru_cache(maxsize=32)
 def _current_commit(name: str) -> str | None:
     try:
         return model_info(name, timeout=_SECONDS).sha
     except (HTTPError, OSError, ValueError):
-        # Offline, or no access any more to what the cache still holds: there is nothing to compare with.
+        # Offline, or the access was withdrawn while the cache still holds the files: nothing to compare with.
         return None

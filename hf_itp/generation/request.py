@@ -24,8 +24,8 @@ from hf_itp.generation.recommended_reward import RecommendedReward
 from hf_itp.generation.tokenizer_arguments import without_need_of_tokenizer
 from hf_itp.policies.checks import check_cache_implementation, check_generation_config, check_model
 from hf_itp.rewards import as_reward_function
-from hf_itp.sampling.description import unset_is_off
 from hf_itp.sampling.padding import unpadded
+from hf_itp.sampling.settings import first_set, sources_of, unset_is_off
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import strategy_class
 
@@ -146,9 +146,8 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
     """
     arguments = dict(arguments)
     config = arguments.get("generation_config")
-    sources = [arguments, {} if config is None else config.to_dict(), model.generation_config.to_dict()]
-    asked = [source["num_return_sequences"] for source in sources if source.get("num_return_sequences") is not None]
-    num_return_sequences = asked[0] if asked else 1
+    num_return_sequences = first_set("num_return_sequences", sources_of(model, arguments, config))
+    num_return_sequences = 1 if num_return_sequences is None else num_return_sequences
     settings = {"num_return_sequences": 1, **unset_is_off(model, arguments, config)}
     if config is None:
         arguments.update(settings)

@@ -1,5 +1,5 @@
 """
-Aligned checkpoints on the Hub: what is pushed, in one commit, and the cards that say what it is.
+Aligned checkpoints on the Hub: everything in one commit, with a card.
 """
 
 from hf_itp.hub.artefacts import write_artefacts

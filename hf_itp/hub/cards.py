@@ -1,5 +1,5 @@
 """
-Model cards out of the templates in `model_cards/`: what a reader has to know before trusting a checkpoint.
+Model cards from the templates in `model_cards/`: what a reader must know before trusting a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _UNKNOWN = "not recorded"
 @dataclass
 class CardFacts:
     """
-    What only the one who pushes can know.
+    What only the person who pushes can know.
 
     Args:
-        repo_id (`str`): Where it is pushed.
-        base_model, license, language (`str`, *optional*): For the Hub's metadata. A local folder is no base model.
-        datasets (`list[str]`): Ids of what it was trained on.
-        training (`dict[str, str]`): Rows of the table of how it was trained: transform, KL, steps, compute, ...
-        results (`list[dict]`): Rows `name`, `value`, `low`, `high`: win rates with the ends of their intervals.
+        repo_id (`str`): The repository it is pushed to.
+        base_model, license, language (`str`, *optional*): For the Hub's metadata. A local folder is left out of it.
+        datasets (`list[str]`): Ids of the data it was trained on.
+        training (`dict[str, str]`): Rows of the table on training: transform, KL, steps, compute, ...
+        results (`list[dict]`): Rows `name`, `value`, `low`, `high`: win rates and the ends of their intervals.
         results_on (`str`, *optional*): The prompts they were measured on.
-        picture (`str`, *optional*): A picture's file, such as a scaling curve; it is copied beside the card.
-        auto_class (`str`): Which of transformers' classes loads it.
-        adapter (`bool`): Whether the repository holds an adapter, which is used by a line more.
-        limits (`list[str]`): Sentences.
-        extra_tags (`list[str]`): Beside those every card has.
+        picture (`str`, *optional*): File of a picture, such as a scaling curve, to copy beside the card.
+        auto_class (`str`): The transformers class that loads it.
+        adapter (`bool`): Whether the repository holds a PEFT adapter, which takes one extra line to load.
+        limits (`list[str]`): Sentences on what it is not for.
+        extra_tags (`list[str]`): Tags beside those of every card.
     """
 
     repo_id: str
@@ -55,12 +55,12 @@ class CardFacts:
 
 def policy_card(facts: CardFacts, entry: dict[str, Any], calibrator: RewardCalibrator | None = None) -> ModelCard:
     """
-    The card of a policy.
+    Build the card of a policy.
 
     Args:
         facts ([`CardFacts`]): What is known of it.
-        entry (`dict`): How it wants to be decoded; empty for plainly.
-        calibrator ([`RewardCalibrator`], *optional*): What it carries.
+        entry (`dict`): Its recommended decoding; empty for plain decoding.
+        calibrator ([`RewardCalibrator`], *optional*): The calibration it carries.
     """
     tags = ["hf-itp", *(["custom_generate"] if entry else []), *facts.extra_tags]
     return _card(
@@ -86,7 +86,7 @@ def policy_card(facts: CardFacts, entry: dict[str, Any], calibrator: RewardCalib
 
 
 def calibrator_card(facts: CardFacts, calibrator: RewardCalibrator) -> ModelCard:
-    """The card of a calibration pushed by itself."""
+    """Build the card of a calibration pushed by itself."""
     return _card(
         "calibrator.md",
         _metadata(facts, ["hf-itp", "reward-calibration", *facts.extra_tags], None),
@@ -101,10 +101,11 @@ def calibrator_card(facts: CardFacts, calibrator: RewardCalibrator) -> ModelCard
 
 def reward_model_card(facts: CardFacts, *, accuracy: dict[str, Any] | None = None) -> ModelCard:
     """
-    The card of a reward model.
+    Build the card of a reward model.
 
     Args:
-        accuracy (`dict`, *optional*): `value`, `low`, `high` and `on`: how often it prefers the better of two.
+        facts ([`CardFacts`]): What is known of it.
+        accuracy (`dict`, *optional*): `value`, `low`, `high` and `on`: how often it prefers the better response.
     """
     return _card(
         "reward_model.md",
@@ -122,7 +123,7 @@ def reward_model_card(facts: CardFacts, *, accuracy: dict[str, Any] | None = Non
 
 
 def templates_folder() -> Path:
-    """Where the templates are: in an installed package inside it, in a checkout beside it."""
+    """Return the folder of the templates: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "model_cards", package.parent / "model_cards"):
         if (folder / "policy.md").is_file():

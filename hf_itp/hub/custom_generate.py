@@ -1,6 +1,6 @@
 """
-The `custom_generate/` folder of a pushed policy: with it, transformers decodes as recommended wherever remote code is
-allowed, without the caller knowing of `hf_itp`.
+The `custom_generate/` folder of a pushed policy. With it, transformers decodes as recommended wherever remote code is
+allowed, even if the caller does not know `hf_itp`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def generate(*inputs, model, strategy="auto", **arguments):
         import hf_itp
     except ImportError as error:
         raise ImportError("This checkpoint is decoded by hf-itp. Install it with `pip install hf-itp`.") from error
-    # transformers passes every argument of `generate`, those nobody gave as None.
+    # transformers passes every argument of `generate`, as None if nobody gave it.
     given = {name: value for name, value in arguments.items() if value is not None}
     for name in ("custom_generate", "trust_remote_code"):
         given.pop(name, None)
@@ -30,7 +30,7 @@ def generate(*inputs, model, strategy="auto", **arguments):
 
 
 def write_custom_generate(folder: Path) -> None:
-    """Writes `custom_generate/generate.py` and `custom_generate/requirements.txt` into a checkpoint's folder."""
+    """Write `custom_generate/generate.py` and `custom_generate/requirements.txt` into a checkpoint's folder."""
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     (place / "generate.py").write_text(_GENERATE, encoding="utf-8")

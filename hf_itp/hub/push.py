@@ -1,5 +1,5 @@
 """
-A policy to the Hub, in one commit: weights, tokenizer, calibration, how to decode it, and a card.
+Push a policy to the Hub in one commit: weights, tokenizer, calibration, recommended decoding and a card.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError, ArgumentTypeError
-from hf_itp.generation.recommendation import is_repo_id
-from hf_itp.hub.artefacts import decoding_entry, write_artefacts
+from hf_itp.generation.recommendation import at_commit, decoding_entry, is_hub_id
+from hf_itp.hub.artefacts import write_artefacts
 from hf_itp.hub.cards import CardFacts
 from hf_itp.hub.reward_reference import current_commit, reward_reference
 from hf_itp.hub.upload import prepare_repository, upload_in_one_commit
@@ -40,34 +40,35 @@ def push_to_hub(
     **strategy_fields: Any,
 ) -> CommitInfo:
     """
-    Pushes a policy with how it wants to be decoded, so that `generate(strategy="auto")` does that anywhere.
+    Push a policy with its recommended decoding, so that anyone can decode it with `generate(strategy="auto")`.
 
-    One commit: a repository that is half pushed cannot exist, and pushing the same content again makes none. The card
-    is written anew, so say in `facts` what it has to keep saying.
+    All in one commit: a repository is never half pushed, and pushing the same content again makes no commit. The card
+    is written again each time, from `facts`.
 
     Args:
-        policy (`PreTrainedModel` or `PeftModel`): Weights go as safetensors; of a PEFT model the adapters.
-        repo_id (`str`): `name` or `org/name`; created if it is not there.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Loaded from beside the policy if absent.
-        strategy (`str`, *optional*): What to recommend, with `strategy_fields` such as `beta`. Nothing if absent.
-        reward_model (*optional*): What the strategy is to score with: a Hub id, `"embedded"`, or a reward model loaded
-            from the Hub. The commit it is at is recorded, and is what `strategy="auto"` loads.
+        policy (`PreTrainedModel` or `PeftModel`): Its weights are saved as safetensors; only the adapters of a PEFT
+            model.
+        repo_id (`str`): `name` or `org/name`; created if missing.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Loaded from the policy's repository by default.
+        strategy (`str`, *optional*): The strategy to recommend, with `strategy_fields` such as `beta`.
+        reward_model (*optional*): What the strategy scores with: a Hub id, `"embedded"`, or a reward model loaded from
+            the Hub. Its current commit is recorded, and `strategy="auto"` loads that one.
         num_candidates (`int`, *optional*, defaults to 16): N to recommend.
-        calibrator ([`RewardCalibrator`], *optional*): Carried along.
-        private (`bool`, *optional*): Of a repository that is created. `True` for one that is public is an error.
-        gated (`str`, *optional*): `"auto"` or `"manual"`: readers have to ask for access.
-        revision (`str`, *optional*): Branch; created if it is not there.
+        calibrator ([`RewardCalibrator`], *optional*): A calibration to push along.
+        private (`bool`, *optional*): Make a new repository private. An error if it exists and is public.
+        gated (`str`, *optional*): `"auto"` or `"manual"`: readers must ask for access.
+        revision (`str`, *optional*): Branch; created if missing.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
-        token (`str` or `bool`, *optional*): Hub token. It is sent to the Hub and written nowhere.
+        token (`str` or `bool`, *optional*): Hub token. It is only sent to the Hub, and written nowhere.
         facts ([`CardFacts`], *optional*): For the card.
 
     Returns:
-        `CommitInfo`: Of the commit; where nothing changed, of the one that was there.
+        `CommitInfo`: Of the new commit, or of the existing one if nothing changed.
 
     Raises:
         `ArgumentError`: If the strategy, its fields or the reward model cannot be recommended, or an adapter's base
-            model is on this machine alone; nothing is sent then.
-        `HubError`: If the Hub refuses or cannot be reached, after three attempts; nothing is pushed then.
+            model is not on the Hub. Nothing is sent then.
+        `HubError`: If the Hub refuses or cannot be reached, after three attempts. Nothing is pushed then.
 
     Examples:
 
@@ -81,7 +82,7 @@ def push_to_hub(
     """
     if getattr(policy, "generation_config", None) is None:
         raise ArgumentTypeError(
-            f"`policy` has to be a model that generates, but is a {type(policy).__name__}. Pass a policy."
+            f"`policy` must be a model that generates, got a {type(policy).__name__}. Pass a policy."
         )
     name, reward_revision = reward_reference(reward_model)
     entry = decoding_entry(strategy, num_candidates, name, reward_revision, strategy_fields)
@@ -92,7 +93,7 @@ def push_to_hub(
     tokenizer = tokenizer or policy_tokenizer(policy)
     api = HfApi(token=token)
     if name is not None and reward_revision is None and name != "embedded":
-        entry["reward_model_revision"] = current_commit(api, name)
+        entry = at_commit(entry, current_commit(api, name))
     repo_id = prepare_repository(api, repo_id, private=private, gated=gated, revision=revision)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -109,7 +110,7 @@ def push_to_hub(
 
 
 def known_facts(policy: Any, repo_id: str) -> CardFacts:
-    """What the policy itself says, for its card; complete it with `dataclasses.replace`."""
+    """Return what the policy itself tells for its card; complete it with `dataclasses.replace`."""
     seq2seq = getattr(policy.config, "is_encoder_decoder", False)
     return CardFacts(
         repo_id,
@@ -121,16 +122,16 @@ def known_facts(policy: Any, repo_id: str) -> CardFacts:
 
 def base_model(policy: Any) -> str | None:
     """
-    The Hub id a policy was loaded from, if it was.
+    Return the Hub id a policy was loaded from; `None` if it was not.
 
     Raises:
-        `ArgumentError`: If the policy is an adapter and there is none: nobody else could load it.
+        `ArgumentError`: If the policy is an adapter without one: nobody else could load it.
     """
     base = getattr(policy.config, "_name_or_path", "") or ""
-    found = base if is_repo_id(base) and not Path(base).is_dir() else None
+    found = base if is_hub_id(base) else None
     if found is None and getattr(policy, "peft_config", None):
         raise ArgumentError(
-            f"`policy` is an adapter, whose base model has to be on the Hub, but that is {base!r}. Push the base "
-            "model first and load it from there, or push policy.merge_and_unload()."
+            f"`policy` is an adapter, whose base model must be on the Hub, got {base!r}. Push the base model first "
+            "and load it from there, or push policy.merge_and_unload()."
         )
     return found

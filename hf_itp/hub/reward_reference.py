@@ -1,5 +1,5 @@
 """
-By what a reward model can be named to others: a Hub id and a commit.
+The name by which others can load a reward model: a Hub id and a commit.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from huggingface_hub.errors import HTTPError
 
 from hf_itp.embedded import reward_model_path
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.generation.recommendation import is_repo_id
+from hf_itp.generation.recommendation import is_hub_id
 from hf_itp.models.origins import origin_of
 from hf_itp.rewards import RewardFunction, RewardModel
 
 
 def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
     """
-    Id and commit by which others can load a reward model; the commit only where it is known already.
+    Return the id and, if known, the commit by which others can load a reward model.
 
     Raises:
-        `ArgumentError`: If there is none: a function, an ensemble, a folder on this machine.
+        `ArgumentError`: If there is no such id: of a function, an ensemble, a folder on this machine.
     """
     if reward_model is None:
         return None, None
     if isinstance(reward_model, str):
         name, revision = reward_model, None
     else:
-        # A classifier has a `model` too, which is its body.
+        # A classifier has a `model` too: its body.
         scored_by = getattr(reward_model, "model", None) if isinstance(reward_model, RewardFunction) else reward_model
         origin = origin_of(scored_by)
         name = str(getattr(reward_model, "name", None) or ("" if origin is None else origin.name))
@@ -38,16 +38,16 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
             revision = origin.commit
     if name == "embedded" or _is_embedded(name):
         return "embedded", None
-    if not is_repo_id(name) or Path(name).is_dir():
+    if not is_hub_id(name):
         raise ArgumentError(
-            f"`reward_model` has to be one that others can load, a Hub id or 'embedded', but is {name!r}. Push it "
-            "first, or leave `reward_model` out."
+            f"`reward_model` must be one that others can load, a Hub id or 'embedded', got {name!r}. Push it first, "
+            "or leave `reward_model` out."
         )
     return name, revision
 
 
 def published_reward(reward: RewardFunction) -> tuple[str | None, str | None]:
-    """Id and commit of a reward model that others can load; none of a function, an ensemble or a local folder."""
+    """Return the same, `(None, None)` for a function, an ensemble or a local folder."""
     try:
         return reward_reference(reward) if isinstance(reward, RewardModel) else (None, None)
     except ArgumentError:
@@ -55,21 +55,19 @@ def published_reward(reward: RewardFunction) -> tuple[str | None, str | None]:
 
 
 def current_commit(api: HfApi, name: str) -> str | None:
-    """
-    Raises:
-        `ArgumentError`: If there is no such model on the Hub, or it cannot be seen.
-    """
+    """Return the commit a model on the Hub is at; raise `ArgumentError` if there is none or it cannot be seen."""
     try:
-        return api.model_info(name).sha
+        info = api.model_info(name)
     except HTTPError as error:
         raise ArgumentError(
-            f"`reward_model` has to be on the Hub, but {name!r} cannot be found there ({type(error).__name__}). "
-            "Correct the id, push it first, or leave `reward_model` out."
+            f"`reward_model` must be on the Hub, but {name!r} cannot be found there ({type(error).__name__}). Correct "
+            "the id, push it first, or leave `reward_model` out."
         ) from error
+    return info.sha
 
 
 def _is_embedded(name: str) -> bool:
     try:
         return Path(name).is_dir() and Path(name).resolve() == Path(reward_model_path()).resolve()
-    except ItpError:  # the packages it is made of are not installed
+    except ItpError:  # its packages are not installed
         return False

@@ -1,7 +1,8 @@
 """
-A folder as one commit of a repository: all of it or nothing, and nothing where it is there already.
+Upload a folder in one commit: all of it or nothing, and no commit if nothing changed.
 
-Not `upload_folder`: with Xet it sends large folders in several commits. Knows nothing of what is in the folder.
+Does not use `upload_folder`, which with Xet sends large folders in several commits. Knows nothing of what is in the
+folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hf_itp.errors import ArgumentError, HubError
 
 _WAITS = (1.0, 4.0)  # seconds before the second and third attempt
 _PASSING = (408, 429, 500, 502, 503, 504)
-# What a checkpoint's earlier form may have left behind, and whoever loads it would read in place of the new one.
+# Files of an earlier version of the checkpoint, which would be loaded in place of the new ones.
 _REPLACED = (
     "*.safetensors",
     "*.index.json",
@@ -36,7 +37,7 @@ _REPLACED = (
     "vocab.*",
     "merges.txt",
 )
-# Weights that run code when they are read.
+# Weights that run code when they are loaded.
 _NEVER = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 _T = TypeVar("_T")
@@ -51,10 +52,10 @@ def prepare_repository(
     revision: str | None = None,
 ) -> str:
     """
-    Sees to it that the repository and the branch are there; returns the repository's full id.
+    Create the repository and the branch if they are missing; return the repository's full id.
 
     Raises:
-        `ArgumentError`: If `private` is asked for and the repository is there and public.
+        `ArgumentError`: If `private` is True and the repository exists and is public.
         `HubError`: If the Hub refuses or cannot be reached.
     """
     repo_id = _asked(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, repo_id)
@@ -74,10 +75,10 @@ def upload_in_one_commit(
     api: HfApi, repo_id: str, folder: Path, message: str, *, revision: str | None = None, create_pr: bool = False
 ) -> CommitInfo:
     """
-    Commits the folder's files, and with them the removal of what an earlier form of the checkpoint left.
+    Commit the folder's files, and remove those an earlier version of the checkpoint left.
 
-    Tried again where the Hub stumbles: a commit that arrived although its answer was lost is found to hold everything,
-    and the next attempt changes nothing. Pull requests are not tried again, of which there would be two.
+    Retries when the Hub fails. If the first commit arrived and only its answer was lost, the next attempt finds
+    everything in place and changes nothing. Pull requests are not retried, or there could be two.
 
     Raises:
         `HubError`: If the Hub refuses or cannot be reached. Nothing has changed then.
@@ -103,7 +104,7 @@ def upload_in_one_commit(
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    # A pattern without a folder is of the root alone: what else a repository holds is its owner's.
+    # A pattern without a folder only matches in the root: other folders belong to the repository's owner.
     return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
 
 
@@ -112,7 +113,7 @@ def _asked(request: Callable[[], _T], repo_id: str, *, retried: bool = True) -> 
         try:
             return request()
         except (HTTPError, RuntimeError) as raised:
-            # What goes wrong with a large file comes wrapped.
+            # Errors of large files come wrapped.
             error = raised if isinstance(raised, HTTPError) else raised.__cause__
             if not isinstance(error, HTTPError):
                 raise

@@ -13,13 +13,12 @@ import functools
 import re
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from hf_itp.models.import_hook import ImportHook
 
 _ORIGIN, _ADAPTERS = "_hf_itp_origin", "_hf_itp_adapter_origins"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -107,13 +106,12 @@ def record_origins() -> None:
     """Has models note where they come from, from now on. Doing it twice changes nothing."""
     for module in _WRAPPED:
         _wrap(module)
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    _hook.install()
 
 
 def stop_recording() -> None:
     """Puts the libraries' own methods back, except where another package has wrapped them since."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
+    _hook.remove()
     for (owner, method), (wrapper, original) in list(_wrappers.items()):
         if vars(owner)[method] is wrapper:
             setattr(owner, method, original)
@@ -260,36 +258,4 @@ def _wrap(module: str) -> None:
             setattr(owner, method, wrapper)
 
 
-class _Finder(MetaPathFinder):
-    """Finds the modules to be wrapped where they are, and has them wrapped whenever they are loaded."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in _WRAPPED:
-            return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _WrappingLoader(spec.loader)
-                return spec
-        return None
-
-
-class _WrappingLoader(Loader):
-    def __init__(self, loader: Loader):
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        # Source look-ups and resource readers ask the loader for more than the two methods below.
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        _wrap(module.__name__)
+_hook = ImportHook(_WRAPPED, lambda module: _wrap(module.__name__))

@@ -1,5 +1,5 @@
 """
-What a policy has to be before a strategy can decode with it.
+What a policy and its settings must be before a strategy can decode with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_itp.policies.tokenizers import policy_tokenizer
 
 __all__ = ["check_generation_config", "check_model", "check_model_kwargs", "policy_tokenizer"]
 
-# `GenerationConfig` fields that ask for a way of decoding other than sampling, with the values that do not.
+# `GenerationConfig` fields that select another way of decoding than sampling, with the values that do not.
 _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
@@ -32,17 +32,19 @@ _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
     "use_mtp": (None, False),
 }
 _PER_STEP_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-# Arguments of peft's `generate` that it keeps in hooks, one entry per row of the batch.
+# Arguments of peft's `generate` that it stores in hooks, one entry per row of the batch.
 _PER_ROW_ADAPTERS = {"adapter_names", "alora_offsets"}
 FIXED_CACHES = ("static", "offloaded_static", "sliding_window", "paged")
 
 
 def check_model(model: Any) -> None:
     """
+    Raise unless a strategy can decode with the model.
+
     Raises:
-        `UnsupportedModelError`: If the model has a decoding loop of its own, which a strategy would bypass.
-        `ArgumentError`: If peft has been told an adapter for each row, or the checkpoint's generation config names
-            what is no number or no token.
+        `UnsupportedModelError`: If the model has its own decoding loop, which a strategy would bypass.
+        `ArgumentError`: If peft was given an adapter for each row, or the checkpoint's generation config holds a NaN
+            or a token that does not exist.
     """
     name = type(model).__name__
     if type(model)._sample is not GenerationMixin._sample:
@@ -68,53 +70,52 @@ def _check_adapters(model: Any) -> None:
         for key, hook in list(module._forward_pre_hooks.items()):
             if found := _PER_ROW_ADAPTERS & set(getattr(hook, "keywords", {})):
                 given |= found
-                # peft leaves its hooks in the model when the call it made them for fails, as this one will.
+                # peft leaves its hooks in the model when their call fails, as this one will.
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
     if given:
         names = ", ".join(f"`{name}`" for name in sorted(given))
         raise ArgumentError(
-            f"{names} has to be absent with `strategy`, but was given: peft counts the rows of the batch by it, and a "
-            "pool has other rows than the batch. Call `generate` once per adapter, after model.set_adapter(...)."
+            f"{names} must be absent with `strategy`: peft expects one entry per row of the batch, and a pool has "
+            "other rows. Call `generate` once per adapter, after model.set_adapter(...)."
         )
 
 
 def check_generation_config(config: GenerationConfig, num_candidates: int) -> None:
     """
-    Raises:
-        `ArgumentError`: If the settings ask for something other than independent samples, or are no numbers.
+    Raise `ArgumentError` if the settings ask for something other than independent samples, or hold a NaN.
     """
     check_settings(config)
     for name, off in _OTHER_DECODING.items():
         value = getattr(config, name, None)
         if value not in off:
             raise ArgumentError(
-                f"`{name}` has to be off with `strategy`, but is {value!r}: candidates are independent samples of the "
+                f"`{name}` must be off with `strategy`, got {value!r}: candidates are independent samples of the "
                 f"policy. Remove `{name}`, or pass strategy=None for that way of decoding."
             )
     if config.cache_implementation in FIXED_CACHES:
         raise ArgumentError(
-            f"`cache_implementation` has to be a growing cache with `strategy`, but is "
-            f"{config.cache_implementation!r}: rows are copied and dropped. Remove `cache_implementation`."
+            f"`cache_implementation` must be a growing cache with `strategy`, got {config.cache_implementation!r}: "
+            "rows are copied and dropped. Remove `cache_implementation`."
         )
     for name in _PER_STEP_OUTPUTS:
         if getattr(config, name, None):
             raise ArgumentError(
-                f"`{name}` has to be off with `strategy`, but is True: what each step computed is not kept for "
+                f"`{name}` must be off with `strategy`, got True: the results of each step are not kept for "
                 f"{num_candidates} candidates. Remove `{name}`, or run the model once on the returned sequences."
             )
     if not config.do_sample and num_candidates > 1:
         raise ArgumentError(
-            f"`do_sample` has to be True with num_candidates={num_candidates}, but is False: all candidates would be "
+            f"`do_sample` must be True with num_candidates={num_candidates}, got False: all candidates would be "
             "equal. Pass do_sample=True."
         )
 
 
 def check_cache_implementation(model: Any, config: GenerationConfig) -> None:
     """
-    Raises:
-        `ArgumentError`: If a cache is asked for by name that [`check_model_kwargs`] would refuse once transformers has
-            made it, which fails in its own words where a backend or a device is missing.
+    Raise `ArgumentError` for a cache, by its name, that [`check_model_kwargs`] would refuse.
+
+    Before transformers makes it, which without the backend or device fails with another message.
     """
     if config.cache_implementation == "quantized":
         raise _quantised("QuantizedCache")
@@ -125,14 +126,16 @@ def check_cache_implementation(model: Any, config: GenerationConfig) -> None:
 
 def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
     """
+    Raise unless a pool can be drawn for the inputs.
+
     Raises:
-        `ArgumentError`: If the inputs are not ones a pool can be drawn for.
+        `ArgumentError`: If an input does not allow it.
         `UnsupportedModelError`: If the host libraries would leave out a part of the policy.
     """
     if forgets_virtual_tokens(model, model_kwargs):
         raise UnsupportedModelError(
             f"`strategy` needs the policy as it was trained, but the installed peft loses its virtual tokens under "
-            f"transformers {transformers.__version__}, which plain `generate` does not say. Install "
+            f"transformers {transformers.__version__}, which plain `generate` does not report. Install "
             "transformers<5.24, or a peft that asks for `cache` where this one asks for `past_key_values`."
         )
     for name, value in model_kwargs.items():
@@ -142,7 +145,7 @@ def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
     if mask is not None and not model.config.is_encoder_decoder and bool((mask[:, -1] == 0).any()):
         row = int((mask[:, -1] == 0).nonzero()[0])
         raise ArgumentError(
-            f"`attention_mask` has to end in 1 in every row, but row {row} ends in 0: a response would continue "
+            f"`attention_mask` must end in 1 in every row, but row {row} ends in 0: a response would continue "
             "padding. Tokenize with padding_side='left'."
         )
 
@@ -150,7 +153,7 @@ def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
 def _check_cache(name: str, cache: Cache, device: torch.device) -> None:
     if is_filled(cache):
         raise ArgumentError(
-            f"`{name}` has to be absent or empty with `strategy`, but holds tokens, which copying rows would "
+            f"`{name}` must be absent or empty with `strategy`, but it holds tokens, which copying rows would "
             "overwrite. Pass the whole prompt instead."
         )
     if is_quantized(cache):
@@ -161,14 +164,13 @@ def _check_cache(name: str, cache: Cache, device: torch.device) -> None:
 
 def _quantised(cache: str) -> ArgumentError:
     return ArgumentError(
-        f"`cache_implementation` has to keep numbers as they are with `strategy`, but the cache is a {cache}: one "
-        "response would round another's. Remove `cache_implementation`: a prompt's keys and values are kept once for "
-        "all its candidates."
+        f"`cache_implementation` must keep full precision with `strategy`, got a {cache}: one response would round "
+        "another's. Remove `cache_implementation`: a prompt's keys and values are kept once for all its candidates."
     )
 
 
 def _offloaded(device: torch.device) -> ArgumentError:
     return ArgumentError(
-        "`cache_implementation` has to stay on the device with `strategy` here, but is offloaded, which transformers "
-        f"does for CUDA devices alone and the policy is on {device.type!r}. Remove `cache_implementation`."
+        "`cache_implementation` must stay on the device with `strategy`, got an offloaded cache, which transformers "
+        f"only has for CUDA devices, and the policy is on {device.type!r}. Remove `cache_implementation`."
     )

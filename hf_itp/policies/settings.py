@@ -1,20 +1,19 @@
 """
-What a checkpoint's or a caller's generation config may say: numbers that are numbers, end tokens that exist.
+Checks of a checkpoint's or a caller's generation config: no NaN, and end tokens that exist.
 
-transformers takes these as they come: a top_p that is NaN filters nothing, an end token that does not exist ends
-nothing.
+transformers does not check these: a top_p of NaN filters nothing, and an end token that does not exist ends nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from hf_itp.checks import as_number
 from hf_itp.errors import ArgumentError
 
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
@@ -22,38 +21,40 @@ _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_
 
 def check_settings(config: GenerationConfig, vocabulary: int | None = None) -> None:
     """
+    Raise if a number is NaN, a token id is not an integer, or an end token does not exist.
+
+    -1 stands for no token, as in many checkpoints.
+
     Args:
         config (`GenerationConfig`): A checkpoint's, a caller's, or both.
-        vocabulary (`int`, *optional*): How many tokens the model tells apart; not looked at if absent.
+        vocabulary (`int`, *optional*): Number of tokens of the model. By default end tokens have no upper bound.
 
     Raises:
-        `ArgumentError`: If a number is NaN, a token id is no integer, or an end token does not exist. -1 stands for no
-            token, as many checkpoints write it.
+        `ArgumentError`: Names the setting.
     """
     for name, value in config.to_dict().items():
         if any(math.isnan(number) for number in _floats(value)):
             raise ArgumentError(
-                f"`{name}` has to be a number, but the generation config says NaN. Pass {name}=... to `generate`, or "
+                f"`{name}` must be a number, got NaN from the generation config. Pass {name}=... to `generate`, or "
                 "correct the checkpoint's generation_config.json."
             )
     for name in _TOKENS:
         value = getattr(config, name, None)
         tokens = value.tolist() if isinstance(value, torch.Tensor) else value
         for token in tokens if isinstance(tokens, (list, tuple)) else [tokens]:
-            # Only an end token has to be one the model can say: some checkpoints pad with an id of their own.
+            # Only an end token must be in the vocabulary: some checkpoints pad with an id beyond it.
             below = vocabulary if name == "eos_token_id" else None
             if token is not None and not _is_id(token, below):
                 bound = "" if below is None else f" below {below}, the size of the vocabulary"
                 raise ArgumentError(
-                    f"`{name}` has to be a token's id{bound}, but the generation config says {token!r:.40}. Pass "
+                    f"`{name}` must be a token's id{bound}, got {token!r:.40} from the generation config. Pass "
                     f"{name}=... to `generate`, or correct the checkpoint's generation_config.json."
                 )
 
 
 def _is_id(token: Any, below: int | None) -> bool:
-    if isinstance(token, bool) or not isinstance(token, Integral):
-        return False
-    return int(token) >= -1 and (below is None or int(token) < below)
+    token = as_number(token)
+    return isinstance(token, int) and token >= -1 and (below is None or token < below)
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -29,6 +29,7 @@ from hf_itp.sampling.recorded import (
     text_tokenizer,
     tokenizer_identity,
 )
+from hf_itp.sampling.settings import unset_is_off
 
 # Settings that decide what is drawn, with what they are where they are off. `do_sample` is True in every draw, and
 # what asks for another way of decoding is refused.
@@ -73,31 +74,6 @@ _REFUSED = {
     "max_time": "a response would depend on the clock. Remove it and bound the length with `max_new_tokens`",
     "token_healing": "it rewrites the prompt. Remove it",
 }
-
-
-def unset_is_off(
-    policy: PreTrainedModel, arguments: Mapping[str, Any], config: GenerationConfig | None = None
-) -> dict[str, Any]:
-    """
-    The keywords of `generate` that sample from the policy itself: on is sampling, off what neither the caller nor the
-    policy's generation config sets. transformers would decode greedily, and cut every distribution at `top_k=50`.
-
-    Args:
-        arguments (`dict`): Keywords the caller passes.
-        config (`GenerationConfig`, *optional*): The one the caller passes.
-    """
-    by_caller = [arguments, {} if config is None else config.to_dict()]
-    added: dict[str, Any] = {}
-    do_sample = _first("do_sample", by_caller)
-    if do_sample is None:
-        added["do_sample"] = True
-    if do_sample is not False and _first("top_k", [*by_caller, policy.generation_config.to_dict()]) is None:
-        added["top_k"] = 0
-    return added
-
-
-def _first(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
-    return next((source[name] for source in sources if source.get(name) is not None), None)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ What decides a draw, as JSON: settings, tokenizers, chat templates, and objects 
 from __future__ import annotations
 
 import json
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
+from hf_itp.checks import as_number, check_number
 from hf_itp.errors import ArgumentError
 
 # Of a processor or criterion, what says the same as another attribute, or takes part in no draw.
@@ -33,12 +32,8 @@ def as_json(name: str, value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        if not math.isfinite(value):
-            raise ArgumentError(f"`{name}` must be a finite number, got {value!r}. Correct or remove it.")
-        return float(value)
+    if as_number(value) is not None:
+        return check_number(name, value, "Correct or remove it.")
     if isinstance(value, torch.Tensor):
         return as_json(name, value.tolist())
     if isinstance(value, Mapping):

@@ -1,24 +1,22 @@
 """
-The rules that pick among candidates, one per file, and the registry of their names.
+Selection strategies: one published rule per file, found by name through the registry.
 """
 
-from hf_itp.strategies.base import Strategy
-from hf_itp.strategies.best_of_n import BestOfN
-from hf_itp.strategies.best_of_poisson import BestOfPoisson
-from hf_itp.strategies.pessimism import Pessimism
-from hf_itp.strategies.registry import get_strategy, list_strategies
-from hf_itp.strategies.soft_best_of_n import SoftBestOfN
-from hf_itp.strategies.top_quantile import TopQuantile
-from hf_itp.strategies.worst_of_n import WorstOfN
+from typing import Any
 
-__all__ = [
-    "Strategy",
-    "get_strategy",
-    "list_strategies",
-    "BestOfN",
-    "Pessimism",
-    "SoftBestOfN",
-    "TopQuantile",
-    "BestOfPoisson",
-    "WorstOfN",
-]
+from hf_itp.strategies.base import Strategy
+from hf_itp.strategies.registry import OURS, get_strategy, list_strategies
+
+_CLASSES = {entry.attr: entry for entry in OURS.values()}
+
+__all__ = ["Strategy", "get_strategy", "list_strategies", *_CLASSES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'hf_itp.strategies' has no attribute {name!r}")
+    return _CLASSES[name].load()
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

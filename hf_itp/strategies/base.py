@@ -1,42 +1,54 @@
 """
-The contract of a selection strategy: rewards of a pool in, indices of the responses to return out.
+The contract of a selection strategy: the rewards of a pool in, the indices of the responses to return out.
 
-A strategy knows nothing of models, tokenizers or text, and no strategy knows another.
+Knows nothing of models, tokenizers or text; no strategy knows another.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
+from torch import Generator, Tensor
 
 from hf_itp.checks import as_number, check_finite, check_law, check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
 
-# Rewards worked on at once by a CPU, so that what is computed on the way (float64, several times as much) stays in its
-# cache: 2 to 4 times as fast as all of 10,000 x 1,000 at once, and nearly the same from half to four times this size.
+# Rewards a CPU works on at once. Intermediate results then stay in its cache: 2 to 4 times as fast as all of
+# 10,000 x 1,000 rewards at once, and nearly the same from half to four times this size.
 _BLOCK = 2**17
+
+
+def checked(check: Callable[[Any], Any]) -> Any:
+    """Declare a required field that holds what `check` returns for the value given."""
+    return field(metadata={"check": check})
 
 
 @dataclass(frozen=True)
 class Strategy(ABC):
     """
-    Picks `num_return_sequences` of the `N` candidates drawn for a prompt, given their rewards.
+    Pick `num_return_sequences` of the `N` candidates drawn for a prompt, given their rewards.
 
-    A subclass is a frozen dataclass whose fields are the strategy's own keywords of `generate`. It has to define
-    [`probabilities`]; [`select`] follows from it.
+    A subclass is a frozen dataclass whose fields are the strategy's own keywords of `generate`. It must define
+    [`probabilities`]; everything else has a default that follows from it.
 
-    Shapes: leading dimensions `...` are prompts, the last one is the pool.
+    Shapes: the last dimension is the pool, those before it are prompts.
     """
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if check := part.metadata.get("check"):
+                object.__setattr__(self, part.name, check(getattr(self, part.name)))
+
     @abstractmethod
-    def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, rewards: Tensor) -> Tensor:
         """
-        Exact law of the first returned index given the pool.
+        Return the exact law of the first returned index given the pool.
 
         Args:
             rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
@@ -45,17 +57,15 @@ class Strategy(ABC):
             `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
         """
 
-    def select(
-        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def select(self, rewards: Tensor, num_return_sequences: int = 1, generator: Generator | None = None) -> Tensor:
         """
-        Draws the indices to return, all different: the first from [`probabilities`], each further one from the same
-        law restricted to what is left. Where that law has no mass left, the highest remaining rewards follow.
+        Draw different indices to return: the first from [`probabilities`], each further one from the same law
+        restricted to the rest. Once that law has no mass left, the rest follows by [`preference`].
 
         Args:
             rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
-            num_return_sequences (`int`, *optional*, defaults to 1): How many indices per pool, between 1 and `N`.
-            generator (`torch.Generator`, *optional*): Source of randomness; torch's global one without it.
+            num_return_sequences (`int`, *optional*, defaults to 1): Indices per pool, from 1 to `N`.
+            generator (`torch.Generator`, *optional*): Source of randomness; by default torch's global one.
 
         Returns:
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
@@ -64,34 +74,30 @@ class Strategy(ABC):
         num_return_sequences = check_num_return_sequences(num_return_sequences, rewards.shape[-1])
         size = rewards.shape[-1]
         pools = rewards.reshape(-1, size)
-        # Prompts do not matter to one another, so the work may be done in any portions.
+        # Prompts are independent, so they can be processed in portions of any size.
         block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
-        indices: list[torch.Tensor] = []
+        indices: list[Tensor] = []
         for part in map(check_rewards, pools.split(block)):
             first_row = len(indices) * block if rewards.dim() > 1 else None
             law = check_law(self.probabilities(part), part, self.name, first_row)
             indices.append(sample_without_replacement(law, num_return_sequences, generator, self.preference(part)))
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
 
-    def preference(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Of the candidates `(..., N)` without any probability, the highest of these are returned first."""
+    def preference(self, rewards: Tensor) -> Tensor:
+        """Return the order `(..., N)`, highest first, in which candidates of probability 0 are returned."""
         return rewards
 
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
-        """How many candidates beyond `num_candidates` [`decide`] may ask for. 0 for all that select from one pool."""
+        """Return how many candidates beyond `num_candidates` [`decide`] may need: 0 when it selects from one pool."""
         return 0
 
     def decide(
-        self,
-        rewards: torch.Tensor,
-        num_candidates: int,
-        num_return_sequences: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor | None:
+        self, rewards: Tensor, num_candidates: int, num_return_sequences: int = 1, generator: Generator | None = None
+    ) -> Tensor | None:
         """
-        The indices to return for one prompt, or `None` while more candidates have to be drawn first.
+        Return the indices to return for one prompt, or `None` if more candidates must be drawn first.
 
-        Called again with a longer `rewards` and an identically seeded `generator` after each further draw.
+        Called again after each further draw, with the longer `rewards` and an identically seeded `generator`.
 
         Args:
             rewards (`torch.Tensor` of shape `(P,)`): Rewards of all candidates drawn so far, in the order drawn.
@@ -101,26 +107,26 @@ class Strategy(ABC):
         """
         return self.select(rewards, num_return_sequences, generator)
 
-    def diagnostics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the rule found in each pool `(..., N)`: tensors of shape `(...)`, by name."""
+    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
+        """Return diagnostics of each pool `(..., N)`: tensors of shape `(...)`, by name."""
         law = check_law(self.probabilities(rewards), rewards, self.name)
         return {"effective_sample_size": effective_sample_size(law)}
 
-    def selection_diagnostics(self, indices: torch.Tensor, num_candidates: int) -> dict[str, torch.Tensor]:
-        """What the indices `(..., k)` from [`decide`] say beyond the pool: tensors of shape `(...)`, by name."""
+    def selection_diagnostics(self, indices: Tensor, num_candidates: int) -> dict[str, Tensor]:
+        """Return diagnostics of the indices `(..., k)` from [`decide`]: tensors of shape `(...)`, by name."""
         return {}
 
-    def advice(self, rewards: torch.Tensor) -> str | None:
-        """One sentence for the user when the settings make this another strategy on these pools, or `None`."""
+    def advice(self, rewards: Tensor) -> str | None:
+        """Return one sentence for the user if the settings turn this into another strategy on these pools."""
         return None
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
-        """Names of the strategy's own fields: the keywords of `generate` that are its."""
-        return tuple(field.name for field in fields(cls))
+        """Return the names of the strategy's fields, its own keywords of `generate`."""
+        return tuple(part.name for part in fields(cls))
 
     def settings(self) -> dict[str, Any]:
-        """The strategy's own fields, as plain JSON values."""
+        """Return the strategy's fields as plain JSON values."""
         values = {name: getattr(self, name) for name in self.field_names()}
-        # A subclass may hold a number as it was given: numpy's are none that JSON takes.
+        # A subclass may keep a number as it was given, such as numpy's, which JSON refuses.
         return {name: value if (number := as_number(value)) is None else number for name, value in values.items()}

@@ -19,7 +19,7 @@ class BestOfN(Strategy):
     Returns the candidate of highest reward, ties broken at random; further sequences are the next highest.
 
     *When to use*: The reward can be trusted where it is highest (a verifier, unit tests), or N is small. With a
-    learned reward and large N the highest reward finds its errors: see [`Pessimism`].
+    learned reward and a large N, the highest reward is often one of its errors: see [`Pessimism`].
 
     *Cost*: N responses and N rewards per prompt.
 
@@ -29,8 +29,10 @@ class BestOfN(Strategy):
 
     ```python
     >>> import torch
-    >>> BestOfN().select(torch.tensor([[0.1, 0.9, 0.5]]), num_return_sequences=2)
-    tensor([[1, 2]])
+    >>> BestOfN().probabilities(torch.tensor([0.1, 0.9, 0.9]))
+    tensor([0.0000, 0.5000, 0.5000], dtype=torch.float64)
+    >>> BestOfN().select(torch.tensor([0.1, 0.9, 0.5]), num_return_sequences=2).tolist()
+    [1, 2]
 
     ```
     """

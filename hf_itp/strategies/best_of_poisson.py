@@ -9,9 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import check_positive
-from hf_itp.functional.best_of_n import best_of_poisson_law
-from hf_itp.strategies.base import Strategy
+from hf_itp.functional.best_of_n import best_of_poisson_law, check_rate
+from hf_itp.strategies.base import Strategy, checked
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,11 @@ class BestOfPoisson(Strategy):
     """
     Returns the best of the first `min(N, 1 + Poisson(rate))` candidates, in the order drawn.
 
-    *When to use*: To follow the optimal trade-off between reward and KL closely by a continuous knob in place of the
-    whole number n, for example when `rate` is tuned against gold rewards.
+    *When to use*: To stay close to the optimal trade-off between reward and KL with a continuous setting in place of
+    the integer n, for example when `rate` is tuned against gold rewards.
 
-    *Cost*: N responses and N rewards per prompt; draw N of at least `rate + 4 * sqrt(rate)`, or the truncation at N
-    shows.
+    *Cost*: N responses and N rewards per prompt. Draw at least `rate + 4 * sqrt(rate)` candidates, or the truncation
+    at N changes the law.
 
     *Paper*: [2506.19248](https://huggingface.co/papers/2506.19248).
 
@@ -34,7 +33,8 @@ class BestOfPoisson(Strategy):
 
     ```python
     >>> import torch
-    >>> BestOfPoisson(rate=1.0).probabilities(torch.tensor([0.2, 0.9]))
+    >>> rewards = torch.tensor([0.2, 0.9])  # only the first one is looked at with probability exp(-1)
+    >>> BestOfPoisson(rate=1.0).probabilities(rewards)
     tensor([0.3679, 0.6321], dtype=torch.float64)
 
     ```
@@ -42,11 +42,7 @@ class BestOfPoisson(Strategy):
 
     name: ClassVar[str] = "best_of_poisson"
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        rate = check_positive("rate", self.rate, "Choose about the number of candidates you would give best-of-n.")
-        object.__setattr__(self, "rate", rate)
+    rate: float = checked(check_rate)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return best_of_poisson_law(rewards, self.rate)

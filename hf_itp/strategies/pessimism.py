@@ -1,5 +1,7 @@
 """
-Pessimism: rewards count only as far as the policy itself supports them, so that a reward model is not over-trusted.
+Pessimism: trusts rewards only as far as the policy supports them, so that a reward model is not over-trusted.
+
+One strategy with two rules, chosen by `pool`: each is a small class below it.
 """
 
 from __future__ import annotations
@@ -8,19 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Generator, Tensor
 
-from hf_itp.checks import (
-    check_choice,
-    check_num_return_sequences,
-    check_number,
-    check_positive,
-    check_rewards,
-)
+from hf_itp.checks import check_choice, check_num_return_sequences, check_number, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.normalization import NORMALIZATIONS, normalize_rewards
 from hf_itp.functional.pessimism import (
-    BETA_REMEDY,
     beta_for_effective_sample_size,
+    check_beta,
     pessimism,
     weights_beyond_pool,
 )
@@ -34,7 +31,7 @@ from hf_itp.functional.rejection import (
 from hf_itp.functional.selection import effective_sample_size
 from hf_itp.strategies.base import Strategy
 
-# `advice` speaks up when at least this part of the pools is at one extreme.
+# `advice` warns when at least this share of the pools is at one extreme.
 _NEARLY_ALL = 0.95
 
 
@@ -42,8 +39,8 @@ _NEARLY_ALL = 0.95
 class Pessimism(Strategy):
     r"""
     Returns a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
-    normalizer \\( \lambda \\), zero below it. This maximises the mean reward less `beta` times the chi-squared
-    distance from the policy.
+    normalizer \\( \lambda \\), zero below it. This law maximises the mean reward minus `beta` times the chi-squared
+    divergence from the policy.
 
     *When to use*: With a learned reward model, which is wrong somewhere: as N grows best-of-n finds those errors,
     while pessimism keeps its quality. The default choice.
@@ -51,23 +48,23 @@ class Pessimism(Strategy):
     *Cost*: N responses and N rewards per prompt; with `pool="fresh"` up to 2N + 1, drawn only as far as needed.
 
     *Paper*: InferenceTimePessimism of [Is Best-of-N the Best of Them?](https://huggingface.co/papers/2503.21878).
-    `pool="shared"` proposes from the one pool, with replacement, until a candidate is accepted: the law is the solved
-    weights themselves. `pool="fresh"` is the paper's Algorithm 1: the normalizer from the first N responses, N further
-    ones proposed in order, and if none is accepted one more returned as it comes.
+    `pool="shared"` proposes from the one pool, with replacement, until a candidate is accepted: its law is the solved
+    weights. `pool="fresh"` is the paper's Algorithm 1: it solves the normalizer on the first N responses, proposes N
+    further ones in order and, if none is accepted, returns one more as it comes.
 
     Args:
         beta (`float`, *optional*, defaults to 0.1):
-            Regularization strength, in units of (normalized) reward. Near 0 this is best-of-n, far above the spread of
-            the rewards plain sampling. No value fits every reward scale: 0.1 is the middle of the values tried in the
-            paper's replications, on z-scored rewards, and [`advice`] warns when it does not fit and says what would.
+            Regularization strength, in units of (normalized) reward. Near 0 this is best-of-n; far above the spread of
+            the rewards it is plain sampling. No value fits every reward scale: 0.1 is the middle of the values tried
+            in the paper's replications, on z-scored rewards. [`advice`] warns if it does not fit and suggests others.
         pool (`str`, *optional*, defaults to `"shared"`): `"shared"` or `"fresh"`.
         reward_bound (`float`, *optional*):
-            Largest (normalized) reward there can be, the paper's \\( R_{max} \\). Without it the highest reward of the
-            (first) pool serves, and 1 for quantiles; for `pool="fresh"` that departs from the paper, which takes the
-            bound as known.
+            Largest possible (normalized) reward, the paper's \\( R_{max} \\). Defaults to the highest reward of the
+            (first) pool, and to 1 for quantiles. For `pool="fresh"` this default departs from the paper, where the
+            bound is known.
         normalize (`str`, *optional*, defaults to `"none"`):
-            `"none"`, `"zscore"` or `"quantile"` within the (first) pool: gives `beta` one meaning for every prompt and
-            reward model. `reward_bound` and the reported normalizer are on the normalized scale.
+            `"none"`, `"zscore"` or `"quantile"` within the (first) pool, which gives `beta` one meaning for every
+            prompt and reward model. `reward_bound` and the reported normalizer are on the normalized scale.
 
     Example: `model.generate(**inputs, strategy="pessimism", beta=0.1, reward_model=reward_model, num_candidates=32)`
 
@@ -87,115 +84,66 @@ class Pessimism(Strategy):
     normalize: str = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", check_positive("beta", self.beta, BETA_REMEDY))
-        check_choice("pool", self.pool, ("shared", "fresh"))
+        object.__setattr__(self, "beta", check_beta(self.beta))
+        check_choice("pool", self.pool, tuple(_RULES))
         check_choice("normalize", self.normalize, NORMALIZATIONS)
         if self.reward_bound is not None:
             remedy = "Set it to the largest reward the reward model can give, or leave it out."
             object.__setattr__(self, "reward_bound", check_number("reward_bound", self.reward_bound, remedy))
 
-    def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
+    @property
+    def _rule(self) -> _SharedPool:
+        return _RULES[self.pool](self.beta, self.reward_bound, self.normalize)
+
+    def probabilities(self, rewards: Tensor) -> Tensor:
         """
-        Exact law of the first returned index given the pool.
+        Return the exact law of the first returned index given the pool.
 
         With `pool="fresh"` the `P` rewards are read as a finished run: the first `(P - 1) // 2` are the first pool,
-        the last is the fallback, and those between are the proposals in order: `P = 2 * N + 1` is Algorithm 1.
+        the last is the fallback, those between are the proposals in order. `P = 2 * N + 1` is Algorithm 1.
         """
-        rewards = check_rewards(rewards)
-        if self.pool == "fresh":
-            size = _first_pool_size(rewards.shape[-1], 1)
-            law, fallback = first_accept_law(self._acceptance(rewards[..., :size], rewards[..., size:-1]))
-            return torch.cat([torch.zeros_like(rewards[..., :size]), law, fallback.unsqueeze(-1)], dim=-1)
-        weights, _, bound = self._solve(rewards)
-        return rejection_law(weights, bound)
+        return self._rule.probabilities(rewards)
 
-    def select(
-        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def select(self, rewards: Tensor, num_return_sequences: int = 1, generator: Generator | None = None) -> Tensor:
         """
-        Draws the indices to return, all different; see [`Strategy.select`].
+        Draw different indices to return; see [`Strategy.select`].
 
         With `pool="fresh"` and `k = num_return_sequences` the `P` rewards are read as a finished run: the first
-        `(P - k) // 2` are the first pool, the last `k` are the fallbacks, and those between are the proposals. The
-        first `k` accepted are returned in order, then fallbacks in order.
+        `(P - k) // 2` are the first pool, the last `k` are the fallbacks, those between are the proposals. Returns the
+        first `k` accepted in order, then fallbacks in order.
         """
-        if self.pool == "shared":
-            return super().select(rewards, num_return_sequences, generator)
-        rewards = check_rewards(rewards)
-        num_rewards = rewards.shape[-1]
-        num_return_sequences = check_num_return_sequences(num_return_sequences, num_rewards)
-        size = _first_pool_size(num_rewards, num_return_sequences)
-        proposals = rewards[..., size : num_rewards - num_return_sequences]
-        accepted = _uniforms(proposals, generator) < self._acceptance(rewards[..., :size], proposals)
-        # Accepted proposals and then fallbacks, each in the order drawn: what was rejected sorts behind them all.
-        places = torch.arange(size, num_rewards, device=rewards.device)  # (P - size,)
-        fallbacks = accepted.new_ones((*accepted.shape[:-1], num_return_sequences))
-        keys = torch.where(torch.cat([accepted, fallbacks], dim=-1), places, places + num_rewards)
-        return keys.sort(dim=-1).values[..., :num_return_sequences]
+        return self._rule.select(rewards, num_return_sequences, generator)
 
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
-        return num_candidates + num_return_sequences if self.pool == "fresh" else 0
+        return self._rule.num_extra_candidates(num_candidates, num_return_sequences)
 
     def decide(
-        self,
-        rewards: torch.Tensor,
-        num_candidates: int,
-        num_return_sequences: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor | None:
+        self, rewards: Tensor, num_candidates: int, num_return_sequences: int = 1, generator: Generator | None = None
+    ) -> Tensor | None:
         """
-        The indices to return for one prompt, or `None` while more candidates have to be drawn first.
+        Return the indices to return for one prompt, or `None` if more candidates must be drawn first.
 
-        With `pool="fresh"`: candidates from `num_candidates` on are proposals, in order, and from `2 * num_candidates`
-        on fallbacks. The first `num_return_sequences` accepted are returned; fallbacks fill up what is missing.
+        With `pool="fresh"` candidates from `num_candidates` on are proposals, in order, and from `2 * num_candidates`
+        on fallbacks. Returns the first `num_return_sequences` accepted; fallbacks fill up the rest.
         """
-        if self.pool == "shared":
-            return super().decide(rewards, num_candidates, num_return_sequences, generator)
-        rewards = check_rewards(rewards)
-        if rewards.dim() != 1 or len(rewards) < num_candidates:
-            raise ArgumentError(
-                f"`rewards` has to hold the {num_candidates} rewards of the first pool, but has shape "
-                f"{tuple(rewards.shape)}. Score `num_candidates` responses first."
-            )
-        check_num_return_sequences(num_return_sequences, num_candidates)
-        first, proposals = rewards[:num_candidates], rewards[num_candidates : 2 * num_candidates]
-        # One number for every proposal there will be, so that a call with more of them decides the same.
-        uniforms = _uniforms(first, generator)[: len(proposals)]
-        accepted = (uniforms < self._acceptance(first, proposals)).nonzero().squeeze(-1) + num_candidates
-        drawn = torch.arange(len(rewards), device=rewards.device)
-        indices = torch.cat([accepted, drawn[2 * num_candidates :]])[:num_return_sequences]
-        return indices if len(indices) == num_return_sequences else None
+        return self._rule.decide(rewards, num_candidates, num_return_sequences, generator)
 
-    def diagnostics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
         """
-        What the rule found in each pool `(..., N)`, the first pool with `pool="fresh"`: tensors of shape `(...)`.
+        Return diagnostics of each pool `(..., N)`, the first pool with `pool="fresh"`: tensors of shape `(...)`.
 
         `normalizer` lambda, `bound` M, `acceptance_rate` of one proposal, `effective_sample_size` of the law, and
-        `support_size`, the number of candidates with any probability. With `pool="fresh"` the rate and the sizes are
-        estimates for proposals to come, and `no_acceptance_probability` says how likely a fallback is.
+        `support_size`, the number of candidates of positive probability. With `pool="fresh"` the rate and the sizes
+        are estimates for the proposals to come, and `no_acceptance_probability` is the chance of a fallback.
         """
-        rewards = check_rewards(rewards)
-        weights, normalizer, bound = self._solve(rewards)
-        acceptance_rate = acceptance_probabilities(weights, bound).mean(dim=-1)
-        found = {
-            "normalizer": normalizer,
-            "bound": bound,
-            "acceptance_rate": acceptance_rate,
-            "effective_sample_size": effective_sample_size(rejection_law(weights, bound)),
-            "support_size": (weights > 0).sum(dim=-1),
-        }
-        if self.pool == "fresh":
-            found["no_acceptance_probability"] = no_acceptance_probability(acceptance_rate, rewards.shape[-1])
-        return found
+        return self._rule.diagnostics(rewards)
 
-    def selection_diagnostics(self, indices: torch.Tensor, num_candidates: int) -> dict[str, torch.Tensor]:
-        """`fallbacks`: how many of the indices `(..., k)` from [`decide`] were returned without being accepted."""
-        if self.pool == "shared":
-            return {}
-        return {"fallbacks": (indices >= 2 * num_candidates).sum(dim=-1)}
+    def selection_diagnostics(self, indices: Tensor, num_candidates: int) -> dict[str, Tensor]:
+        """Return, with `pool="fresh"`, `fallbacks`: how many of the indices `(..., k)` were not accepted."""
+        return self._rule.selection_diagnostics(indices, num_candidates)
 
-    def advice(self, rewards: torch.Tensor) -> str | None:
-        """One sentence when `beta` makes this best-of-n, or plain sampling, on nearly all pools; else `None`."""
+    def advice(self, rewards: Tensor) -> str | None:
+        """Return one sentence if `beta` makes this best-of-n, or plain sampling, on nearly all pools."""
         rewards = check_rewards(rewards)
         num_candidates = rewards.shape[-1]
         rewards = rewards.reshape(-1, num_candidates)
@@ -204,7 +152,7 @@ class Pessimism(Strategy):
             return None
         rewards = normalize_rewards(rewards, self.normalize)
         sizes = effective_sample_size(rejection_law(pessimism(rewards, self.beta)[0]))
-        smallest = (rewards == rewards.amax(dim=-1, keepdim=True)).sum(dim=-1)  # of best-of-n itself, ties counted
+        smallest = (rewards == rewards.amax(dim=-1, keepdim=True)).sum(dim=-1)  # best-of-n's own size, ties counted
         # A twentieth of the way from one extreme to the other, and never more than 1.05 times the smallest.
         near_best = sizes < torch.minimum(1.05 * smallest, 0.95 * smallest + 0.05 * num_candidates)
         near_plain = sizes > 0.05 * smallest + 0.95 * num_candidates
@@ -224,8 +172,19 @@ class Pessimism(Strategy):
             f"pools). Choose a beta between {lowest:.2g} and {highest:.2g}."
         )
 
-    def _solve(self, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Steps 2 and 3: weights `(..., N)`, normalizer `(...)` and bound `(...)` of a pool."""
+
+@dataclass(frozen=True)
+class _SharedPool(Strategy):
+    """Proposes from the one pool, with replacement, until a candidate is accepted."""
+
+    name: ClassVar[str] = Pessimism.name
+
+    beta: float
+    reward_bound: float | None
+    normalize: str
+
+    def solve(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights `(..., N)`, normalizer `(...)` and bound `(...)` of a pool: steps 2 and 3 of the paper."""
         rewards = normalize_rewards(rewards, self.normalize)
         weights, normalizer = pessimism(rewards, self.beta)
         reward_bound = self.reward_bound
@@ -233,22 +192,92 @@ class Pessimism(Strategy):
             reward_bound = 1.0
         return weights, normalizer, rejection_bound(rewards, weights, self.beta, reward_bound)
 
-    def _acceptance(self, first: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
-        """Step 4: acceptance probabilities of the proposals `(..., M)` under the weights solved on the first pool."""
+    def probabilities(self, rewards: Tensor) -> Tensor:
+        weights, _, bound = self.solve(check_rewards(rewards))
+        return rejection_law(weights, bound)
+
+    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
+        weights, normalizer, bound = self.solve(check_rewards(rewards))
+        return {
+            "normalizer": normalizer,
+            "bound": bound,
+            "acceptance_rate": acceptance_probabilities(weights, bound).mean(dim=-1),
+            "effective_sample_size": effective_sample_size(rejection_law(weights, bound)),
+            "support_size": (weights > 0).sum(dim=-1),
+        }
+
+
+@dataclass(frozen=True)
+class _FreshPool(_SharedPool):
+    """Solves the weights on a first pool, then looks at each fresh proposal once, in order: Algorithm 1."""
+
+    def acceptance(self, first: Tensor, proposals: Tensor) -> Tensor:
+        """Return acceptance probabilities of the proposals `(..., M)` under the first pool's weights: step 4."""
         if proposals.shape[-1] == 0:
             return proposals
-        weights, _, bound = self._solve(first)
+        weights, _, bound = self.solve(first)
         pool = normalize_rewards(first, self.normalize)
         proposals = normalize_rewards(proposals, self.normalize, reference=first)
         return acceptance_probabilities(weights_beyond_pool(proposals, pool, weights, self.beta), bound)
 
+    def probabilities(self, rewards: Tensor) -> Tensor:
+        rewards = check_rewards(rewards)
+        size = _first_pool_size(rewards.shape[-1], 1)
+        law, fallback = first_accept_law(self.acceptance(rewards[..., :size], rewards[..., size:-1]))
+        return torch.cat([torch.zeros_like(rewards[..., :size]), law, fallback.unsqueeze(-1)], dim=-1)
+
+    def select(self, rewards: Tensor, num_return_sequences: int = 1, generator: Generator | None = None) -> Tensor:
+        rewards = check_rewards(rewards)
+        num_rewards = rewards.shape[-1]
+        num_return_sequences = check_num_return_sequences(num_return_sequences, num_rewards)
+        size = _first_pool_size(num_rewards, num_return_sequences)
+        proposals = rewards[..., size : num_rewards - num_return_sequences]
+        accepted = _uniforms(proposals, generator) < self.acceptance(rewards[..., :size], proposals)
+        # Accepted proposals and then fallbacks, each in the order drawn: rejected ones sort behind them all.
+        places = torch.arange(size, num_rewards, device=rewards.device)  # (P - size,)
+        fallbacks = accepted.new_ones((*accepted.shape[:-1], num_return_sequences))
+        keys = torch.where(torch.cat([accepted, fallbacks], dim=-1), places, places + num_rewards)
+        return keys.sort(dim=-1).values[..., :num_return_sequences]
+
+    def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
+        return num_candidates + num_return_sequences
+
+    def decide(
+        self, rewards: Tensor, num_candidates: int, num_return_sequences: int = 1, generator: Generator | None = None
+    ) -> Tensor | None:
+        rewards = check_rewards(rewards)
+        if rewards.dim() != 1 or len(rewards) < num_candidates:
+            raise ArgumentError(
+                f"`rewards` must hold the {num_candidates} rewards of the first pool, got shape "
+                f"{tuple(rewards.shape)}. Score `num_candidates` responses first."
+            )
+        check_num_return_sequences(num_return_sequences, num_candidates)
+        first, proposals = rewards[:num_candidates], rewards[num_candidates : 2 * num_candidates]
+        # One number for every proposal to come, so that a call with more of them decides the same.
+        uniforms = _uniforms(first, generator)[: len(proposals)]
+        accepted = (uniforms < self.acceptance(first, proposals)).nonzero().squeeze(-1) + num_candidates
+        drawn = torch.arange(len(rewards), device=rewards.device)
+        indices = torch.cat([accepted, drawn[2 * num_candidates :]])[:num_return_sequences]
+        return indices if len(indices) == num_return_sequences else None
+
+    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
+        found = super().diagnostics(rewards)
+        none = no_acceptance_probability(found["acceptance_rate"], rewards.shape[-1])
+        return {**found, "no_acceptance_probability": none}
+
+    def selection_diagnostics(self, indices: Tensor, num_candidates: int) -> dict[str, Tensor]:
+        return {"fallbacks": (indices >= 2 * num_candidates).sum(dim=-1)}
+
+
+_RULES = {"shared": _SharedPool, "fresh": _FreshPool}
+
 
 def _first_pool_size(num_rewards: int, num_fallbacks: int) -> int:
-    """How many of the rewards of a finished run are the first pool: at least one where anything is left for it."""
+    """Return the size of the first pool in a finished run: at least one if any reward is left for it."""
     left = num_rewards - num_fallbacks
     return max(left // 2, min(left, 1))
 
 
-def _uniforms(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def _uniforms(like: Tensor, generator: Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     return torch.rand(like.shape, dtype=torch.float64, device=device, generator=generator).to(like.device)

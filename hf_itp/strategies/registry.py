@@ -1,5 +1,7 @@
 """
-Strategies by name: those of this package, and those other packages list under the entry points `hf_itp.strategies`.
+Strategies by name: this package's own, and those of other packages under the entry points `hf_itp.strategies`.
+
+A strategy's module is imported when its name is used.
 """
 
 from __future__ import annotations
@@ -12,25 +14,26 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from hf_itp.checks import must_be
 from hf_itp.errors import ArgumentError, ArgumentTypeError, MissingDependencyError
 from hf_itp.strategies.base import Strategy
-from hf_itp.strategies.best_of_n import BestOfN
-from hf_itp.strategies.best_of_poisson import BestOfPoisson
-from hf_itp.strategies.pessimism import Pessimism
-from hf_itp.strategies.soft_best_of_n import SoftBestOfN
-from hf_itp.strategies.top_quantile import TopQuantile
-from hf_itp.strategies.worst_of_n import WorstOfN
 
 ENTRY_POINT_GROUP = "hf_itp.strategies"
 
-_OURS: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (BestOfN, Pessimism, SoftBestOfN, TopQuantile, BestOfPoisson, WorstOfN)
+_MODULES = {
+    "best_of_n": "hf_itp.strategies.best_of_n:BestOfN",
+    "pessimism": "hf_itp.strategies.pessimism:Pessimism",
+    "soft_best_of_n": "hf_itp.strategies.soft_best_of_n:SoftBestOfN",
+    "top_quantile": "hf_itp.strategies.top_quantile:TopQuantile",
+    "best_of_poisson": "hf_itp.strategies.best_of_poisson:BestOfPoisson",
+    "worst_of_n": "hf_itp.strategies.worst_of_n:WorstOfN",
 }
+OURS = {name: EntryPoint(name, module, ENTRY_POINT_GROUP) for name, module in _MODULES.items()}
 
 
 def list_strategies() -> list[str]:
     """
-    Names [`get_strategy`] knows: ours, then those of installed packages by alphabet. Imports none of the latter.
+    Return the names [`get_strategy`] accepts: this package's own, then those of installed packages, sorted.
 
     Examples:
 
@@ -40,16 +43,16 @@ def list_strategies() -> list[str]:
 
     ```
     """
-    return [*_OURS, *sorted(_entry_points(tuple(sys.path)))]
+    return [*OURS, *sorted(_entry_points(tuple(sys.path)))]
 
 
 def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Strategy:
     """
-    The strategy of a name, with its fields set; a strategy object is returned as it is.
+    Build the strategy of a name from its fields; return a strategy object unchanged.
 
     Args:
         name_or_object (`str` or [`Strategy`]): One of [`list_strategies`], or an object.
-        strategy_fields: The strategy's own fields, such as `beta`. None where an object is given: it has its own.
+        strategy_fields: The strategy's own fields, such as `beta`. Not accepted beside an object, which has its own.
 
     Raises:
         `ValueError`: If the name or a field is unknown, a field is missing or breaks its rule, or two packages claim a
@@ -68,14 +71,18 @@ def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Stra
     if isinstance(name_or_object, Strategy):
         if strategy_fields:
             raise ArgumentError(
-                f"`strategy` is an object, {name_or_object!r}, which has its own fields, but "
-                f"{_quoted(strategy_fields)} came beside it. Set the fields where the object is created."
+                f"`strategy` must be a name to take fields, got the object {name_or_object!r} and "
+                f"{_quoted(strategy_fields)}. Set the fields where the object is created."
             )
         return name_or_object
     if not isinstance(name_or_object, str):
         raise ArgumentTypeError(
-            f"`strategy` has to be a name or a Strategy object, but is {name_or_object!r}. Pass one of: "
-            f"{', '.join(list_strategies())}."
+            must_be(
+                "strategy",
+                "a name or a Strategy object",
+                name_or_object,
+                f"Pass one of: {', '.join(list_strategies())}.",
+            )
         )
     found = strategy_class(name_or_object)
     _check_fields(name_or_object, fields(found), strategy_fields)
@@ -84,7 +91,7 @@ def get_strategy(name_or_object: str | Strategy, **strategy_fields: Any) -> Stra
 
 def strategy_class(name: str) -> type[Strategy]:
     """
-    The class registered under a name, importing the package that provides it if need be.
+    Import and return the class registered under a name.
 
     Raises:
         `ValueError`: If the name is unknown, or two packages claim it.
@@ -99,25 +106,25 @@ def strategy_class(name: str) -> type[Strategy]:
     ```
     """
     installed = _entry_points(tuple(sys.path))
-    if name in _OURS:
-        return _OURS[name]
+    if name in OURS:
+        return OURS[name].load()
     if name in installed:
         return _load(installed[name])
-    names = [*_OURS, *sorted(installed)]
+    names = [*OURS, *sorted(installed)]
     raise ArgumentError(
         f"Unknown strategy {name!r}.{_did_you_mean(name, names)} Available: {', '.join(names)}. Correct the name or "
         "install the package that provides it."
     )
 
 
-# Reading the metadata of every installed package takes milliseconds, too much for each call of `generate`; a path
-# added later is still seen.
+# Reading the metadata of every installed package takes milliseconds, too much for each call of `generate`. The path is
+# the key, so that a folder added to it later is seen.
 @lru_cache(maxsize=1)
 def _entry_points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         known = found.get(entry_point.name)
-        if entry_point.name in _OURS or (known is not None and known.value != entry_point.value):
+        if entry_point.name in OURS or (known is not None and known.value != entry_point.value):
             owner = "hf_itp" if known is None else _package(known)
             raise ArgumentError(
                 f"The strategy name {entry_point.name!r} of the package {_package(entry_point)!r} is already taken by "
@@ -137,14 +144,14 @@ def _load(entry_point: EntryPoint) -> type[Strategy]:
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ArgumentTypeError(
-            f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} has to be a subclass of "
-            f"hf_itp.Strategy, but is {loaded!r}. Point it at the class."
+            f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} must be a subclass of "
+            f"hf_itp.Strategy, got {loaded!r}. Point it at the class."
         )
     name = getattr(loaded, "name", None)
     if name != entry_point.name:
         raise ArgumentError(
-            f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} has to have the name of its "
-            f"strategy, but that is {name!r}, so a saved configuration would not find it. Give both the same name."
+            f"Entry point {entry_point.name!r} of the package {_package(entry_point)!r} must have the name of its "
+            f"strategy, got {name!r}, so a saved configuration would not find it. Give both the same name."
         )
     return loaded
 

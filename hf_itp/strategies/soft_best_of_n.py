@@ -1,5 +1,5 @@
 """
-Soft best-of-n: a softmax over the rewards picks.
+Soft best-of-n: picks from a softmax over the rewards.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import check_positive
-from hf_itp.functional.best_of_n import soft_best_of_n_law
-from hf_itp.strategies.base import Strategy
+from hf_itp.functional.best_of_n import check_temperature, soft_best_of_n_law
+from hf_itp.strategies.base import Strategy, checked
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,9 @@ class SoftBestOfN(Strategy):
     """
     Returns a candidate with probability proportional to `exp(reward / temperature)`.
 
-    *When to use*: To approach the policy that KL-regularised RL would reach with `beta = temperature`, without
-    training, or to keep variety among good responses. Every candidate keeps some probability, bad ones too;
-    [`Pessimism`] cuts them off.
+    *When to use*: To approach, without training, the policy that KL-regularised RL reaches with `beta = temperature`,
+    or to keep variety among good responses. Every candidate keeps some probability, bad ones too; [`Pessimism`] cuts
+    those off.
 
     *Cost*: N responses and N rewards per prompt.
 
@@ -29,29 +28,24 @@ class SoftBestOfN(Strategy):
     rate O(1/N) in KL.
 
     Args:
-        temperature (`float`): In units of reward, positive. Small is best-of-n, large is plain sampling. It has no
-            default because no value suits every reward scale.
+        temperature (`float`): In units of reward, positive. Small is best-of-n, large is plain sampling. No value
+            suits every reward scale, so there is no default.
 
     Example: `model.generate(**inputs, strategy=SoftBestOfN(temperature=0.5), reward_model=reward_model)`: an object,
     because `temperature=` beside a name can be read as the policy's own.
 
     ```python
     >>> import torch
-    >>> SoftBestOfN(temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
-    tensor([0.1192, 0.8808], dtype=torch.float64)
+    >>> law = SoftBestOfN(temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
+    >>> law[1] / law[0]  # exp(1 / 0.5)
+    tensor(7.3891, dtype=torch.float64)
 
     ```
     """
 
     name: ClassVar[str] = "soft_best_of_n"
 
-    temperature: float
-
-    def __post_init__(self) -> None:
-        temperature = check_positive(
-            "temperature", self.temperature, "Choose a temperature on the scale of the rewards."
-        )
-        object.__setattr__(self, "temperature", temperature)
+    temperature: float = checked(check_temperature)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return soft_best_of_n_law(rewards, self.temperature)

@@ -1,5 +1,5 @@
 """
-Top-quantile best-of-n: a uniform pick among the best part of the pool.
+Top-quantile best-of-n: picks uniformly among the best part of the pool.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import check_multiplier, top_quantile_law
-from hf_itp.strategies.base import Strategy
+from hf_itp.strategies.base import Strategy, checked
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class TopQuantile(Strategy):
     """
     Returns a uniform pick among the best `ceil(N / multiplier)` candidates, ties at the edge broken at random.
 
-    *When to use*: The order of the rewards means something but their size does not, for example across prompts or
-    reward models. Like pessimism it does not degrade as N grows, and its one setting has no units.
+    *When to use*: The order of the rewards is meaningful but their size is not, for example across prompts or reward
+    models. Like pessimism it does not degrade as N grows, and its one setting has no units.
 
     *Cost*: N responses and N rewards per prompt.
 
     *Paper*: [2603.05739](https://huggingface.co/papers/2603.05739): the policy conditioned on its top 1 / multiplier.
 
     Args:
-        multiplier (`float`): At least 1: how many times likelier than under the policy a response may become. 1 is
+        multiplier (`float`): At least 1: how many times likelier than under the policy a response can become. 1 is
             plain sampling, `N` and above is best-of-n.
 
     Example: `model.generate(**inputs, strategy="top_quantile", multiplier=8, num_candidates=32, ...)`
@@ -41,10 +41,7 @@ class TopQuantile(Strategy):
 
     name: ClassVar[str] = "top_quantile"
 
-    multiplier: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "multiplier", check_multiplier(self.multiplier))
+    multiplier: float = checked(check_multiplier)
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return top_quantile_law(rewards, self.multiplier)

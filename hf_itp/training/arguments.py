@@ -10,7 +10,7 @@ from accelerate.state import PartialState
 from transformers import TrainingArguments
 from trl import RLOOConfig
 
-from hf_itp.errors import ArgumentError
+from hf_itp.checks import check_choice
 from hf_itp.training.objective import ObjectiveArguments
 
 
@@ -107,11 +107,7 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
     def __post_init__(self) -> None:
         super().__post_init__()
         self.remove_unused_columns = False  # the columns are the trainer's own
-        if self.partition not in ("exact", "empirical"):
-            raise ArgumentError(
-                f"`partition` has to be exact or empirical, but is {self.partition!r}. Choose empirical where rewards "
-                "tie."
-            )
+        check_choice("partition", self.partition, ("exact", "empirical"), "Choose empirical where rewards tie.")
 
 
 def _settle_precision(args: CTRLArguments) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.generation.recommendation import is_repo_id
-from hf_itp.hub.artefacts import decoding_entry, files_put_at_once, write_artefacts
+from hf_itp.generation.recommendation import decoding_entry, is_hub_id
+from hf_itp.hub.artefacts import files_put_at_once, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.reward_reference import published_reward
 from hf_itp.rewards import RewardFunction
@@ -77,7 +77,7 @@ class CarriesCalibration(_Base):
         base = self.reference_identity["name"]
         return CardFacts(
             repo_id=args.hub_model_id or Path(args.output_dir).resolve().name,
-            base_model=base if is_repo_id(base) and not Path(base).is_dir() else None,
+            base_model=base if is_hub_id(base) else None,
             training={
                 "method": f"CTRL, {type(self).__name__}",
                 "transform of the calibrated reward": str(self.objective.transform),

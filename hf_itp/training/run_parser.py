@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from hf_itp.checks import check_choice
 from hf_itp.errors import ArgumentError, ItpError
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.run_arguments import RunArguments
@@ -36,8 +37,7 @@ class RunParser(TrlParser):
     """
 
     def __init__(self, solver: str):
-        if solver not in SOLVERS:
-            raise ArgumentError(f"`solver` has to be one of {', '.join(SOLVERS)}, but is {solver!r}. Choose one.")
+        check_choice("solver", solver, tuple(SOLVERS))
         self.solver = solver
         kinds: Any = (RunArguments, SOLVERS[solver])
         super().__init__(kinds, allow_abbrev=False)

@@ -99,8 +99,8 @@ def test_full_scale_recipe_holds(run):
     ("arguments", "told"),
     [
         (["--output_dir", "x"], "One of `train_file` and `dataset_name`"),
-        (["--output_dir", "x", "--train_file", "y", "--solver", "magic"], "`solver` has to be one of rl"),
-        (["--output_dir", "x", "--train_file", "y", "--target_kl", "-1"], "`kl` has to be"),
+        (["--output_dir", "x", "--train_file", "y", "--solver", "magic"], "`solver` must be one of 'rl'"),
+        (["--output_dir", "x", "--train_file", "y", "--target_kl", "-1"], "`kl` must be positive"),
         (["--output_dir", "x", "--train_file", "y", "--strategy", "nonsense"], "Unknown strategy"),
         (["--config", "/does/not/exist.yaml"], "there is none at"),
         (["--output_dir", "x", "--train_file", "y", "--betta", "1"], "`--betta` is no name of an option"),

@@ -133,7 +133,7 @@ def test_launch_that_nothing_joined_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("shard", ["rows", 2, ""])
 def test_unknown_way_to_split_is_an_error_that_lists_the_known(shard):
-    with pytest.raises(ValueError, match="'candidates', 'prompts', but is") as raised:
+    with pytest.raises(ValueError, match="'candidates', 'prompts', got") as raised:
         generated(tiny_model("llama"), "three prompts", shard)
     assert isinstance(raised.value, ItpError)
 

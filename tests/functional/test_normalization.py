@@ -60,10 +60,10 @@ def test_reference_gives_the_scale():
 
 
 def test_unknown_scale_is_refused():
-    with pytest.raises(ArgumentError, match=r"'none', 'zscore', 'quantile', but is 'rank'\. Choose one of them"):
+    with pytest.raises(ArgumentError, match=r"'none', 'zscore', 'quantile', got 'rank'\. Choose one of them"):
         normalize_rewards(torch.tensor([1.0]), "rank")
 
 
 def test_reference_of_other_prompts_is_refused():
-    with pytest.raises(ArgumentError, match="Give one pool per prompt"):
+    with pytest.raises(ArgumentError, match="Give each prompt its row"):
         normalize_rewards(torch.zeros(2, 3), "zscore", reference=torch.zeros(3, 3))

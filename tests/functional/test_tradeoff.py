@@ -110,10 +110,10 @@ def test_finite_world_by_hand():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: alignment_tradeoff("identity", 0.0), "`beta` has to be"),
-        (lambda: beta_for_kl("identity", 0.0), "`kl` has to be"),
-        (lambda: beta_for_kl("identity", 11.0), "at most 10 nats"),
-        (lambda: alignment_tradeoff("identity", 1.0).best_of_n_win_rate(0), "`n` has to be"),
+        (lambda: alignment_tradeoff("identity", 0.0), "`beta` must be positive, got 0.0"),
+        (lambda: beta_for_kl("identity", 0.0), "`kl` must be positive"),
+        (lambda: beta_for_kl("identity", 11.0), "at most 10, got 11"),
+        (lambda: alignment_tradeoff("identity", 1.0).best_of_n_win_rate(0), "`n` must be"),
         (lambda: finite_tradeoff(torch.tensor([0.5, 0.4]), torch.tensor([0.0, 1.0]), "log", 1.0), "sum to 1"),
         (lambda: finite_tradeoff(torch.tensor([1.0]), torch.tensor([0.0, 1.0]), "log", 1.0), "one probability per"),
     ],

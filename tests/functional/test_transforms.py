@@ -136,7 +136,7 @@ def test_optimum_of_one_is_the_identity():
 
 
 def test_too_few_references_are_refused_with_the_number_that_would_do():
-    with pytest.raises(ArgumentError, match=r"at least 32 for exponential\(t=-10\).*Draw 32"):
+    with pytest.raises(ArgumentError, match=r"at least 32, got 16. Draw 32 .* exponential\(t=-10\)"):
         Exponential(-10).estimate(torch.tensor([1]), 16)
 
 
@@ -158,13 +158,13 @@ def test_transforms_are_values_with_names():
 @pytest.mark.parametrize(
     ("arguments", "fields", "message"),
     [
-        (["exp"], {}, "one of identity, log"),
+        (["exp"], {}, "one of 'identity', 'log'"),
         (["exponential"], {}, "`t` is missing"),
         (["identity"], {"t": 1}, "`t` is unknown"),
-        (["exponential"], {"t": 0}, "number other than 0"),
-        (["exponential"], {"t": math.nan}, "number other than 0"),
-        (["best_of_n_optimal"], {"n": 0, "beta": 1.0}, "`n` has to be an integer"),
-        (["best_of_n_optimal"], {"n": 2, "beta": -1.0}, "`beta` has to be"),
+        (["exponential"], {"t": 0}, "not 0, got 0"),
+        (["exponential"], {"t": math.nan}, "`t` must be finite"),
+        (["best_of_n_optimal"], {"n": 0, "beta": 1.0}, "`n` must be an integer"),
+        (["best_of_n_optimal"], {"n": 2, "beta": -1.0}, "`beta` must be positive"),
         ([Identity()], {"t": 1}, "is an object"),
         ([lambda u: -u], {}, "nondecreasing"),
         ([lambda u: u / 0], {}, "finite values"),

@@ -64,7 +64,7 @@ def test_interval_covers_the_truth_of_a_finite_world(seed=0):
 
 
 def test_more_than_was_drawn_is_refused():
-    with pytest.raises(ArgumentError, match=r"`n` has to be between 1 and .* \(2\), but is 3"):
+    with pytest.raises(ArgumentError, match=r"`n` must be an integer from 1 to 2 .*, got 3"):
         best_of_n_win_rate(torch.zeros(1, 2), torch.zeros(1, 4), 3)
 
 

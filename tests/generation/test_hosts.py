@@ -134,7 +134,7 @@ def test_adapters_per_row_are_refused_by_name_and_one_at_a_time_they_work():
     settings = {"max_new_tokens": 8, "do_sample": False}
     arguments = ARGUMENTS | settings | {"num_candidates": 1, "reward_model": PromptBoundReward()}
     arguments |= {"tokenizer": tiny_tokenizer()}
-    with pytest.raises(ValueError, match=r"`adapter_names` has to be absent.*Call `generate` once per adapter"):
+    with pytest.raises(ValueError, match=r"`adapter_names` must be absent.*Call `generate` once per adapter"):
         wrapped.generate(**batch, prompts=list("ab"), adapter_names=names, **arguments)
     plain = wrapped.generate(**batch, adapter_names=names, **settings)
     for row, name in enumerate(names):

@@ -49,7 +49,7 @@ def test_nothing_returned_is_no_default(where):
         del arguments["max_new_tokens"]
     else:
         policy.model.generation_config.num_return_sequences = 0
-    with pytest.raises(ArgumentError, match="`num_return_sequences` has to be an integer of at least 1, but is 0"):
+    with pytest.raises(ArgumentError, match=r"`num_return_sequences` must be an integer from 1 to .*, got 0"):
         policy.model.generate(**left_padded_batch([5]), **arguments)
     assert policy.calls == 0
 

@@ -20,7 +20,7 @@ from hf_itp.checks import as_list, as_number
 from hf_itp.functional import tradeoff
 from hf_itp.functional.best_of_n import best_of_n_subsample_law
 from hf_itp.functional.transforms import get_transform
-from hf_itp.hub.artefacts import decoding_entry
+from hf_itp.generation.recommendation import decoding_entry
 from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer
 
@@ -111,7 +111,7 @@ def test_whole_numbers_are_taken_and_become_plain_ones(where, value):
 @pytest.mark.parametrize("value", NO_WHOLE, ids=described)
 @pytest.mark.parametrize("where", COUNTS)
 def test_what_is_no_whole_number_is_refused(where, value):
-    with pytest.raises(ItpError, match="integer of at least"):
+    with pytest.raises(ItpError, match="must be an integer"):
         COUNTS[where](value)
 
 
@@ -173,7 +173,7 @@ def test_reward_models_options_are_numbers():
 
 def test_calibrators_count_is_a_number():
     assert calibrated(np.int64(4)).reference_rewards.equal(calibrated(4).reference_rewards)
-    with pytest.raises(ItpError, match="`num_reference` has to be an integer of at least 2"):
+    with pytest.raises(ItpError, match="`num_reference` must be an integer of at least 2"):
         calibrated(True)
 
 

@@ -342,10 +342,10 @@ _ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", rf"{_MODELS}/commit/{_REVISION}", _Handler.commit),
     ("POST", rf"{_MODELS}/branch/(?P<name>[^/]+)", _Handler.branch),
     ("GET", rf"{_MODELS}/refs", _Handler.refs),
+    ("GET", _MODELS, _Handler.info),
     ("GET", rf"{_MODELS}/tree/{_REVISION}(?P<folder>/.*)?", _Handler.tree),
     ("POST", rf"{_MODELS}/paths-info/{_REVISION}", _Handler.paths),
     ("PUT", rf"{_MODELS}/settings", _Handler.settings),
-    ("GET", _MODELS, _Handler.info),
     ("GET", rf"{_MODELS}/revision/{_REVISION}", _Handler.info),
     ("GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
 ]

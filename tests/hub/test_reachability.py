@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,21 +127,10 @@ def test_several_that_cannot_be_reached_fail_at_the_first(hub_here):
 
 
 def test_threads_of_one_name_wait_no_longer_than_one(hub_here):
-    errors = []
-
-    def load():
-        try:
-            RewardModel.from_pretrained("org/model")
-        except LoadError as error:
-            errors.append(error)
-
-    with address("refuses") as where, hub_at(where), within(15):
-        threads = [threading.Thread(target=load) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(errors) == 4
+    with address("refuses") as where, hub_at(where), within(15), ThreadPoolExecutor(4) as pool:
+        loads = [pool.submit(RewardModel.from_pretrained, "org/model") for _ in range(4)]
+        errors = [load.exception() for load in loads]
+    assert all(isinstance(error, LoadError) for error in errors)
 
 
 class TestPoliciesOfTheHub:

@@ -40,7 +40,7 @@ def test_what_the_caller_asked_for_stays():
         ({"strategy": "best_of_n", "reward_model": "org/r", "reward_model_revision": "x; rm"}, "revision"),
         ({"strategy": "best_of_n", "reward_model_revision": "main"}, "revision"),
         ({"strategy": "os.system"}, "Unknown strategy"),
-        ({"strategy": "pessimism", "beta": "__import__('os')"}, "`beta` has to be"),
+        ({"strategy": "pessimism", "beta": "__import__('os')"}, "`beta` must be a number"),
         (["best_of_n"], "dict with a 'strategy'"),
     ],
 )

@@ -1,23 +1,24 @@
-"""The strategies every promise of the contract is checked on. A new strategy is one line here."""
+"""
+The strategies on which every promise of the contract is checked: all that are registered, and variants of some.
+
+A new strategy is here by its line in the registry. One with required fields is built with 2.5 for each.
+"""
 
 from __future__ import annotations
 
-from hf_itp.strategies import (
-    BestOfN,
-    BestOfPoisson,
-    Pessimism,
-    SoftBestOfN,
-    Strategy,
-    TopQuantile,
-    WorstOfN,
-)
+from dataclasses import MISSING, fields
+
+from hf_itp.strategies import Pessimism, Strategy, list_strategies
+from hf_itp.strategies.registry import strategy_class
+
+
+def instance_of(name: str) -> Strategy:
+    cls = strategy_class(name)
+    return cls(**{field.name: 2.5 for field in fields(cls) if field.default is MISSING})
+
 
 STRATEGIES: dict[str, Strategy] = {
-    "best_of_n": BestOfN(),
-    "worst_of_n": WorstOfN(),
-    "soft_best_of_n": SoftBestOfN(temperature=0.4),
-    "top_quantile": TopQuantile(multiplier=2.5),
-    "best_of_poisson": BestOfPoisson(rate=3.0),
+    **{name: instance_of(name) for name in list_strategies()},
     "pessimism": Pessimism(beta=0.3),
     "pessimism, zscore": Pessimism(beta=0.3, normalize="zscore"),
     "pessimism, quantile": Pessimism(beta=0.1, normalize="quantile"),

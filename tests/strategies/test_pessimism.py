@@ -237,8 +237,8 @@ def test_few_extreme_pools_among_many_give_no_advice():
     [
         ({"beta": 0}, ArgumentError, "Choose a beta on the scale of the rewards"),
         ({"beta": None}, ArgumentTypeError, "Choose a beta on the scale of the rewards"),
-        ({"pool": "both"}, ArgumentError, "'shared', 'fresh', but is 'both'"),
-        ({"normalize": "minmax"}, ArgumentError, "'none', 'zscore', 'quantile', but is 'minmax'"),
+        ({"pool": "both"}, ArgumentError, "'shared', 'fresh', got 'both'"),
+        ({"normalize": "minmax"}, ArgumentError, "'none', 'zscore', 'quantile', got 'minmax'"),
         ({"reward_bound": "1"}, ArgumentTypeError, "Set it to the largest reward"),
         ({"reward_bound": True}, ArgumentTypeError, "Set it to the largest reward"),
         ({"reward_bound": math.inf}, ArgumentError, "Set it to the largest reward"),

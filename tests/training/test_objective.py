@@ -79,10 +79,10 @@ def test_penalties_end_where_the_optimum_leaves_nothing():
         ({"transform": "identity", "t": 5.0}, "`t` belongs to transform='exponential'"),
         ({"transform": "exponential"}, "`t` has to be given"),
         ({"transform": "exponential", "t": 10.0, "num_reference": 16}, "Draw 32 or more"),
-        ({"transform": "square"}, "one of identity, log"),
+        ({"transform": "square"}, "one of 'identity', 'log'"),
         ({"strategy": "top_quantile"}, "Name a transform"),
-        ({"target_kl": -1.0}, "`kl` has to be"),
-        ({"transform": "log", "beta": 0.0}, "`beta` has to be"),
+        ({"target_kl": -1.0}, "`kl` must be positive"),
+        ({"transform": "log", "beta": 0.0}, "`beta` must be positive"),
     ],
 )
 def test_contradictions_are_refused(arguments, message):

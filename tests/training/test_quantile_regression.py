@@ -103,5 +103,5 @@ def test_pool_without_responses_is_refused(folder, tmp_path):
 
 
 def test_unknown_partition_is_refused(tmp_path):
-    with pytest.raises(ArgumentError, match="exact or empirical"):
+    with pytest.raises(ArgumentError, match="one of 'exact', 'empirical'"):
         QuantileRegressionArguments(str(tmp_path), partition="learned", use_cpu=True)

@@ -210,7 +210,7 @@ def test_argument_that_says_what_is_so_is_taken(models, tmp_path, prompts, calib
         (["--num_generations", "2", "--solver", "quantile_regression"], "`--num_generations` belongs to solver='rl'"),
         (["prompts.jsonl"], "'prompts.jsonl' stands behind no option"),
         (["--num_candidates", "four"], "argument --num_candidates/--num-candidates: invalid int value: 'four'"),
-        (["--solver", "magic"], "`solver` has to be one of rl"),
+        (["--solver", "magic"], "`solver` must be one of 'rl'"),
         (["--config"], "stands last"),
     ],
 )

@@ -1,8 +1,8 @@
 r"""
-Attention over keys that are kept in parts, each part attended on its own and the results merged exactly.
+Attention over keys kept in parts: each part is attended to on its own, and the results are merged exactly.
 
 A softmax over the union of two sets of keys is the mean of the softmaxes over each, weighted by their partition
-functions, \\( e^{\mathrm{lse}} \\) (Hydragen, [2402.05099](https://huggingface.co/papers/2402.05099), section 3).
+functions \\( e^{\mathrm{lse}} \\) (Hydragen, [2402.05099](https://huggingface.co/papers/2402.05099), section 3).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-# Before torch 2.9 the fused kernel reads beyond the end of keys that have fewer heads than the queries, and returns
-# whatever lies there (pytorch/pytorch#157893). Goes when 2.9 is the oldest release that is supported.
+# Before torch 2.9 the fused kernel reads past the end of keys that have fewer heads than the queries
+# (pytorch/pytorch#157893). Remove this when 2.9 is the oldest supported release.
 _TAKES_GROUPED_HEADS = torch.__version__ >= "2.9"
-# Queries attended to at once where no fused kernel does it.
+# Queries per block where no fused kernel applies.
 _BLOCK = 512
 
 
@@ -22,14 +22,14 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Every query over every key, without a mask, and the logarithm of what the softmax divided by.
+    Attend from every query to every key, without a mask; return the output and the log-sum-exp of the softmax.
 
     Args:
         query (`torch.Tensor` of shape `(B, H, Q, D)`).
         key (`torch.Tensor` of shape `(B, H / R, K, D)`): `K >= 1`; each head serves the queries of `R` heads.
         value (`torch.Tensor` of shape `(B, H / R, K, E)`).
         scaling (`float`): Multiplies the products of queries and keys.
-        softcap (`float`, *optional*): Bends them to `softcap * tanh(x / softcap)`.
+        softcap (`float`, *optional*): Caps the scaled products: `softcap * tanh(x / softcap)`.
 
     Returns:
         The outputs `(B, H, Q, E)` and the log-sum-exp `(B, H, Q)`, float32.
@@ -58,18 +58,12 @@ def attend_causally(
     window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Each query over the keys up to its own position, the last query standing at the last key.
+    Attend from each query to the keys up to its own position; the last query is at the last key.
+
+    Takes and returns what [`attend`] does, with `K >= Q >= 1`, and:
 
     Args:
-        query (`torch.Tensor` of shape `(B, H, Q, D)`).
-        key (`torch.Tensor` of shape `(B, H / R, K, D)`): `K >= Q >= 1`.
-        value (`torch.Tensor` of shape `(B, H / R, K, E)`).
-        scaling (`float`): Multiplies the products of queries and keys.
-        softcap (`float`, *optional*): Bends them to `softcap * tanh(x / softcap)`.
-        window (`int`, *optional*): How many keys a query sees at most, its own position's included.
-
-    Returns:
-        The outputs `(B, H, Q, E)` and the log-sum-exp `(B, H, Q)`, float32.
+        window (`int`, *optional*): Most keys a query sees, that of its own position included. Defaults to all.
 
     Examples:
 
@@ -92,7 +86,7 @@ def attend_causally(
 
 
 def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
-    # The fused kernel takes no soft cap and no values of another width, and its log-sum-exp passes no gradient on.
+    # The fused kernel has no soft cap, needs values as wide as queries, and gives its log-sum-exp no gradient.
     differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     return query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1] and not differentiated
 
@@ -101,7 +95,7 @@ def _fused(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if torch.is_autocast_enabled("cpu"):
-        # It lies below what autocast reaches, and what comes here is of several types then.
+        # Autocast does not reach this operator, and its inputs then have several types.
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if not _TAKES_GROUPED_HEADS and key.shape[1] < query.shape[1]:
@@ -117,7 +111,7 @@ def _attend_in_blocks(
     softcap: float | None,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A block of queries at a time, so that the memory does not grow with their number. Causal where `window` is."""
+    """Attend one block of queries at a time, so that memory does not grow with them. Causal with a `window`."""
     length, shift = key.shape[2], key.shape[2] - query.shape[2]
     outputs, lses = [], []
     for start in range(0, query.shape[2], _BLOCK):
@@ -143,7 +137,7 @@ def _attend_block(
     visible: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, length, width = query.shape
-    folded = query.reshape(batch, key.shape[1], -1, width)  # the heads of one key head as queries of one product
+    folded = query.reshape(batch, key.shape[1], -1, width)  # query heads of one key head side by side
     logits = (folded @ key.transpose(-1, -2)).float().view(batch, heads, length, -1) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -158,7 +152,7 @@ def merge_attention(
     outputs: Sequence[torch.Tensor], lses: Sequence[torch.Tensor], sink: torch.Tensor | None = None
 ) -> torch.Tensor:
     r"""
-    The attention over all parts from the attention over each, \\( \sum_i o_i e^{l_i - l} \\) with
+    Merge the attention over each part into that over all, \\( \sum_i o_i e^{l_i - l} \\) with
     \\( l = \log \sum_i e^{l_i} \\).
 
     Args:
@@ -180,7 +174,7 @@ def merge_attention(
     """
     merged, total = outputs[0], lses[0]
     for part, (output, lse) in enumerate(zip(outputs[1:], lses[1:], strict=True), start=2):
-        # e^a / (e^a + e^b), which for b = -inf is exactly 1.
+        # e^a / (e^a + e^b): exactly 1 for b = -inf.
         share = torch.sigmoid(total - lse).unsqueeze(-1)
         merged = torch.lerp(output.to(share.dtype), merged.to(share.dtype), share)
         if part < len(outputs) or sink is not None:

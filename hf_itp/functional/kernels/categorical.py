@@ -1,7 +1,7 @@
 """
-Draws from softmax(logits), one per row, each from the row's own stream of random numbers.
+Draws from softmax(logits), one per row, each by the row's own stream of random numbers.
 
-Knows nothing of models: a row of logits and a key go in, an index comes out.
+Knows nothing of models: a row of logits and a key in, an index out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from hf_itp.errors import DistributionError
 from hf_itp.functional.kernels.random import gumbel
 
-# Entries in a block: near the square root of a language model's vocabulary, so that few random numbers are needed for
-# the race of the blocks and for the one inside the winner. Any size gives the same law.
+# Entries in a block: about the square root of a language model's vocabulary, so that both races, of the blocks and
+# inside the winner, need few random numbers. Any size gives the same law.
 _BLOCK = 256
 
 
@@ -20,26 +20,26 @@ def sample_categorical(
     logits: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor, matters: torch.Tensor | None = None
 ) -> torch.Tensor:
     r"""
-    One index per row from $\mathrm{softmax}(\mathrm{logits})$, by two Gumbel-max races: the block of entries with the
-    largest $\log m_b + G_b$, where $m_b$ is the mass of the block, then within it the entry with the largest
+    Draw one index per row from $\mathrm{softmax}(\mathrm{logits})$, by two Gumbel-max races: the block of entries with
+    the largest $\log m_b + G_b$, where $m_b$ is the mass of the block, then within it the entry with the largest
     $\mathrm{logit}_i + G_i$.
 
-    The law is exactly the softmax, for the price of one softmax and of a few hundred random numbers a row. A block's
-    and an entry's random number belong to their place, so logits that differ in the last bit give the same draw but
-    for a chance of that order; inverting the distribution function would multiply that chance by the vocabulary.
+    The law is exactly the softmax, at the cost of one softmax and a few hundred random numbers per row. Each block and
+    entry has its own random number by position, so logits that differ in the last bit change the draw only with a
+    probability of that order; inverting the distribution function would multiply it by the vocabulary.
 
     Args:
         logits (`torch.FloatTensor` of shape `(R, V)`): Unnormalised log-probabilities; `-inf` is never drawn.
         keys (`torch.LongTensor` of shape `(R,)`): One 64-bit key per row.
         step (`int` or `torch.LongTensor` of shape `(R,)`): Position in each row's stream.
-        matters (`torch.BoolTensor` of shape `(R,)`, *optional*): Rows that have to be distributions. Defaults to all;
-            what is drawn for the others means nothing.
+        matters (`torch.BoolTensor` of shape `(R,)`, *optional*): Rows that must be distributions, by default all. What
+            is drawn for the others is meaningless.
 
     Returns:
         `torch.LongTensor` of shape `(R,)`.
 
     Raises:
-        `DistributionError`: If a row that matters holds a NaN or `+inf`, or nothing but `-inf`. Its `row` says which.
+        `DistributionError`: If a row that matters holds a NaN or `+inf`, or only `-inf`. Its `row` says which.
 
     Examples:
 
@@ -55,7 +55,7 @@ def sample_categorical(
     vocabulary = logits.shape[-1]
     step = step if isinstance(step, int) else step[:, None]
     masses = _block_masses(logits.softmax(dim=-1))  # (R, blocks)
-    # A row that is no distribution has a softmax of NaN, which the sum over its few blocks tells for nearly nothing.
+    # The softmax of a row that is not a distribution is NaN, which the sum over its few blocks shows at no cost.
     _check_rows(logits, ~masses.sum(dim=-1).isfinite(), matters)
     num_blocks = masses.shape[-1]
     places = torch.arange(num_blocks, device=logits.device)
@@ -64,7 +64,7 @@ def sample_categorical(
     entries = block * _BLOCK + torch.arange(_BLOCK, device=logits.device)  # (R, _BLOCK)
     missing = entries >= vocabulary  # the last block may be short
     entries = entries.clamp(max=vocabulary - 1)
-    # Places after those of the blocks: the same numbers twice would tie the two races together.
+    # Places after those of the blocks: the two races need independent numbers.
     race = logits.gather(-1, entries).double() + gumbel(keys[:, None], step, num_blocks + entries)
     winner = race.masked_fill_(missing, -torch.inf).argmax(dim=-1, keepdim=True)
     return entries.gather(-1, winner).squeeze(-1)
@@ -82,7 +82,7 @@ def most_probable(logits: torch.Tensor, matters: torch.Tensor | None = None) -> 
         `torch.LongTensor` of shape `(R,)`.
 
     Raises:
-        `DistributionError`: As [`sample_categorical`] does: an argmax would take a NaN for the largest.
+        `DistributionError`: As in [`sample_categorical`]; an argmax would return a NaN.
 
     Examples:
 

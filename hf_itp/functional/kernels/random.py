@@ -1,7 +1,7 @@
 """
-Random numbers that are a function of where they are used: (key of the row, step, index), never of a hidden state.
+Random numbers as a function of where they are used, (key of the row, step, index), without a hidden state.
 
-A row's stream is therefore the same alone or in a batch, in any order, on any device, and nothing global is touched.
+A row's stream is therefore the same by itself or in a batch, in any order, on any device, and no global state changes.
 Knows nothing of probabilities or tokens.
 """
 
@@ -11,7 +11,7 @@ import torch
 
 
 def signed64(value: int) -> int:
-    """The int64 with the same lowest 64 bits: torch takes no larger Python integer."""
+    """Return the int64 with the same lowest 64 bits: torch accepts no larger Python integer."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -23,12 +23,12 @@ _MULTIPLIER_2 = signed64(0x94D049BB133111EB)
 
 
 def _shift_right(bits: torch.Tensor, count: int) -> torch.Tensor:
-    # torch shifts int64 arithmetically: the sign bits that come in from the left have to go.
+    # torch shifts int64 arithmetically: mask the sign bits that come in from the left.
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
 def mix(bits: torch.Tensor) -> torch.Tensor:
-    """The finalizer of SplitMix64: a bijection of int64 in which every input bit moves half of the output bits."""
+    """Apply SplitMix64's finalizer: a bijection of int64 in which each input bit flips half of the output bits."""
     bits = (bits ^ _shift_right(bits, 30)) * _MULTIPLIER_1
     bits = (bits ^ _shift_right(bits, 27)) * _MULTIPLIER_2
     return bits ^ _shift_right(bits, 31)
@@ -36,11 +36,11 @@ def mix(bits: torch.Tensor) -> torch.Tensor:
 
 def uniform(keys: torch.Tensor, step: int | torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     r"""
-    Uniform numbers in the open interval (0, 1), one per pair of a key and an index.
+    Return uniform numbers in the open interval (0, 1), one per pair of a key and an index.
 
     Args:
         keys (`torch.LongTensor`): 64-bit keys, one stream each; broadcast against `index`.
-        step (`int` or `torch.LongTensor`): Position in the stream; of each key its own where it is a tensor.
+        step (`int` or `torch.LongTensor`): Position in the stream, one for all keys or one for each.
         index (`torch.LongTensor`): Position within the step.
 
     Returns:
@@ -62,5 +62,5 @@ def uniform(keys: torch.Tensor, step: int | torch.Tensor, index: torch.Tensor) -
 
 
 def gumbel(keys: torch.Tensor, step: int | torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel numbers `-log(-log(u))` at the same places as [`uniform`]."""
+    """Return standard Gumbel numbers `-log(-log(u))` with `u` from [`uniform`]."""
     return -torch.log(-torch.log(uniform(keys, step, index)))

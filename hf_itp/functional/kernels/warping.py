@@ -19,7 +19,7 @@ def warp_logits(
     min_p: float = 0.0,
 ) -> torch.Tensor:
     r"""
-    Logits of the sampling distribution: divided by the temperature, then `-inf` wherever a filter removes a token.
+    Return the logits of the sampling distribution: divided by the temperature, then `-inf` where a filter removes one.
 
     In order: *top-k* keeps the `top_k` largest (and their ties), *top-p* the smallest set of most probable tokens with
     mass of at least `top_p`, *min-p* all of at least `min_p` times the largest probability. At least one token stays.
@@ -51,18 +51,18 @@ def warp_logits(
     if top_p < 1.0:
         logits = logits.masked_fill(_outside_nucleus(logits.softmax(dim=-1), top_p), -torch.inf)
     if min_p > 0.0:
-        # p_i < min_p * p_max, said in logits.
+        # p_i < min_p * p_max, in logits.
         logits = logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits
 
 
 def _outside_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Where no token is in the smallest set of most probable ones with mass of at least `top_p`."""
+    """Return a mask of the tokens outside the smallest set of most probable ones with mass of at least `top_p`."""
     vocabulary = probabilities.shape[-1]
     rows = probabilities.reshape(-1, vocabulary)
     removed = torch.ones_like(rows, dtype=torch.bool)
     waiting = torch.arange(len(rows), device=rows.device)
-    # Most nuclei are small, and finding the largest few is many times cheaper than sorting the vocabulary.
+    # Most nuclei are small, and topk of a few is many times cheaper than sorting the vocabulary.
     for count in (*(count for count in _NUCLEUS_SIZES if count < vocabulary), vocabulary):
         largest, tokens = rows[waiting].topk(count, dim=-1)
         before = largest.double().cumsum(dim=-1) - largest

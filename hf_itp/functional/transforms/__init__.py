@@ -1,6 +1,6 @@
 """
-Transforms of calibrated rewards, by name and as values: what makes plain KL-regularized training optimal for the
-procedure that will decode.
+Transforms of calibrated rewards, by name: with the right one, plain KL-regularized training is optimal for the
+procedure that decodes the policy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hf_itp.checks import check_choice
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional.transforms.base import Transform
 from hf_itp.functional.transforms.elementary import Exponential, Function, Identity, Log
@@ -35,7 +36,7 @@ _CLASSES: dict[str, type[Transform]] = {
 
 def list_transforms() -> list[str]:
     """
-    The names [`get_transform`] knows.
+    Return the names [`get_transform`] accepts.
 
     Examples:
 
@@ -50,7 +51,7 @@ def list_transforms() -> list[str]:
 
 def get_transform(transform: str | Transform | Callable[[torch.Tensor], torch.Tensor], **fields: Any) -> Transform:
     """
-    A transform by name with its fields, or what is one already.
+    Build a transform from its name and fields; return a transform unchanged, and wrap a function.
 
     Args:
         transform (`str`, [`Transform`] or `Callable`): A name, a transform, or a nondecreasing function on `[0, 1]`.
@@ -68,11 +69,7 @@ def get_transform(transform: str | Transform | Callable[[torch.Tensor], torch.Te
     ```
     """
     if isinstance(transform, str):
-        if transform not in _CLASSES:
-            raise ArgumentError(
-                f"`transform` has to be one of {', '.join(_CLASSES)}, but is {transform!r}. Choose one, or pass a "
-                "function."
-            )
+        check_choice("transform", transform, tuple(_CLASSES), "Choose one of them or pass a function.")
         cls = _CLASSES[transform]
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         wrong = sorted(set(fields) ^ set(known))
@@ -85,14 +82,14 @@ def get_transform(transform: str | Transform | Callable[[torch.Tensor], torch.Te
         return cls(**fields)
     if fields:
         raise ArgumentError(
-            f"`{next(iter(fields))}` has to belong to a transform given by name, but `transform` is an object. Give "
-            "it its fields when you build it."
+            f"`{next(iter(fields))}` must belong to a transform given by name, but `transform` is an object. Give it "
+            "its fields when you build it."
         )
     if isinstance(transform, Transform):
         return transform
     if callable(transform):
         return Function(transform)
     raise ArgumentTypeError(
-        f"`transform` has to be a name, a Transform or a function, but is a {type(transform).__name__}. Pass for "
-        "example 'identity'."
+        f"`transform` must be a name, a Transform or a function, got a {type(transform).__name__}. Pass e.g. "
+        "'identity'."
     )

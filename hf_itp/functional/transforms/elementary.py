@@ -1,4 +1,4 @@
-"""Transforms with a formula: identity, logarithm, exponential, and whatever a user writes."""
+"""Transforms with a formula: identity, logarithm, exponential, and a user's own function."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import as_number, check_positive
+from hf_itp.checks import check_count, check_number
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.transforms.base import Transform
+from hf_itp.functional.transforms.base import Transform, check_beta
 
 
 @dataclass(frozen=True)
 class Identity(Transform):
-    r"""\\( \Phi(u) = u \\): the optimum where the policy is decoded plainly. Its estimate is unbiased."""
+    r"""\\( \Phi(u) = u \\), optimal for plain decoding. Its estimate is unbiased."""
 
     name: ClassVar[str] = "identity"
 
@@ -25,17 +25,17 @@ class Identity(Transform):
         return u
 
     def log_partition(self, beta: float) -> float:
-        beta = check_positive("beta", beta, "Pass the strength of the KL regularization.")
-        # log(beta (e^(1/beta) - 1)), without its overflow.
+        beta = check_beta(beta)
+        # log(beta (e^(1/beta) - 1)) without overflow.
         return math.log(beta) + 1 / beta + math.log(-math.expm1(-1 / beta))
 
 
 @dataclass(frozen=True)
 class Log(Transform):
     r"""
-    \\( \Phi(u) = \log u \\), the transform that distilling best-of-n amounts to.
+    \\( \Phi(u) = \log u \\), the transform equivalent to distilling best-of-n.
 
-    Its estimate is that of `max(u, 1/K)`: no estimate is unbiased, since none is unbounded.
+    It is estimated at `max(u, 1/K)`. No estimate is unbiased, since estimates are bounded and `log u` is not.
     """
 
     name: ClassVar[str] = "log"
@@ -48,22 +48,22 @@ class Log(Transform):
         return u.clamp(min=1 / num_reference).log()
 
     def log_partition(self, beta: float) -> float:
-        beta = check_positive("beta", beta, "Pass the strength of the KL regularization.")
+        beta = check_beta(beta)
         return math.log(beta / (1 + beta))
 
 
 @dataclass(frozen=True)
 class Exponential(Transform):
     r"""
-    \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\): for best-of-n with `t > 0`, for worst-of-n with `t < 0`.
+    \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\), for best-of-n with `t > 0` and worst-of-n with `t < 0`.
 
     For `t > 0` its estimate is unbiased for the Taylor polynomial of degree `K`,
-    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\), whose error is below
-    1e-3 of the value at the fewest references allowed, `K = 3 |t| + 2` (1e-8 for 10), and vanishes as `K` grows; for
-    `t < 0` the mirror \\( e^{tu} = e^t e^{|t| (1 - u)} \\) is estimated, all terms positive.
+    \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\). The polynomial's error is below 1e-3 of the value
+    at the fewest references allowed, `K = 3 |t| + 2` (1e-8 for `t = 10`), and vanishes as `K` grows. For `t < 0` the
+    mirror \\( e^{tu} = e^t e^{|t| (1 - u)} \\) is estimated, so that all terms are positive.
 
     Args:
-        t (`float`): Not 0, at most 50 in size. 5 is near the optimum for best-of-2, 10 for best-of-4.
+        t (`float`): From -50 to 50, not 0. 5 is near the optimum for best-of-2, 10 for best-of-4.
 
     Examples:
 
@@ -79,26 +79,18 @@ class Exponential(Transform):
     name: ClassVar[str] = "exponential"
 
     def __post_init__(self) -> None:
-        t = as_number(self.t)
-        if t is None or not 0 < abs(t) <= 50:
-            raise ArgumentError(
-                f"`t` has to be a number other than 0 and at most 50 in size, but is {self.t!r}. 5 and 10 are usual "
-                "for best-of-n, -5 and -10 for worst-of-n."
-            )
+        remedy = "Pass e.g. 5 or 10 for best-of-n, -5 or -10 for worst-of-n."
+        t = check_number("t", self.t, remedy, "from -50 to 50 and not 0", lambda t: 0 < abs(t) <= 50)
         object.__setattr__(self, "t", t)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return math.copysign(1.0, self.t) * torch.exp(self.t * u)
 
     def check_num_reference(self, num_reference: int) -> None:
-        super().check_num_reference(num_reference)
+        # From fewer the bias may exceed a thousandth.
         needed = math.ceil(3 * abs(self.t)) + 2
-        if num_reference < needed:
-            raise ArgumentError(
-                f"`num_reference` has to be at least {needed} for exponential(t={self.t}), 3 |t| + 2, but is "
-                f"{num_reference}: from fewer the bias may exceed a thousandth. Draw {needed} or more references per "
-                "prompt, or choose a smaller t."
-            )
+        remedy = f"Draw {needed} or more references for exponential(t={self.t}), 3 |t| + 2, or choose a smaller t."
+        check_count("num_reference", num_reference, needed, remedy)
 
     def _table(self, num_reference: int) -> torch.Tensor:
         table = _taylor_table(num_reference, abs(float(self.t)))
@@ -110,7 +102,7 @@ def _taylor_table(num_reference: int, t: float) -> torch.Tensor:
     counts = torch.arange(num_reference + 1, dtype=torch.float64)
     term, total = torch.ones_like(counts), torch.ones_like(counts)
     for j in range(1, num_reference + 1):
-        # Zero from j = S + 1 on: the falling factorial ends.
+        # Zero from j = S + 1 on, where the falling factorial ends.
         term = term * (t / j) * (counts - j + 1).clamp(min=0) / (num_reference - j + 1)
         total = total + term
     return total
@@ -119,7 +111,7 @@ def _taylor_table(num_reference: int, t: float) -> torch.Tensor:
 @dataclass(frozen=True)
 class Function(Transform):
     """
-    A function of the user's own, estimated by its value at the estimated quantile.
+    A user's own function, estimated by its value at the estimated quantile.
 
     Args:
         function (`Callable[[torch.Tensor], torch.Tensor]`): Nondecreasing on `[0, 1]`, elementwise.
@@ -132,13 +124,13 @@ class Function(Transform):
         values = self.function(torch.linspace(0, 1, 101, dtype=torch.float64)[1:])
         if not isinstance(values, torch.Tensor) or values.shape != (100,) or not bool(values.isfinite().all()):
             raise ArgumentError(
-                "`transform` has to map a tensor of quantiles to finite values, one each, but does not. Write it "
-                "elementwise, such as lambda u: u**2."
+                "`transform` must map a tensor of quantiles to finite values, one each, but does not. Write it "
+                "elementwise, e.g. lambda u: u**2."
             )
         if bool((values.diff() < -1e-9).any()):
             raise ArgumentError(
-                "`transform` has to be nondecreasing on [0, 1], but falls somewhere, so a better response would be "
-                "worth less. Use another function."
+                "`transform` must be nondecreasing on [0, 1], but it falls, so a better response would be worth less. "
+                "Use another function."
             )
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:

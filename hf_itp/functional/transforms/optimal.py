@@ -1,5 +1,5 @@
 r"""
-Transforms that are optimal for a decoding procedure at one `beta`: fixed points of
+Transforms that are optimal for one decoding procedure at one `beta`: fixed points of
 \\( \Phi(u) = \int_0^u g(v) g(F(v)) dv \\), \\( f \propto e^{\Phi / \beta} \\), `g` the procedure's density on ranks.
 """
 
@@ -15,16 +15,16 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import check_count, check_positive
+from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.transforms.base import Transform
+from hf_itp.functional.transforms.base import Transform, check_beta
 from hf_itp.functional.unit_grid import unit_grid
 
 _TOLERANCE = 1e-9
 _MAX_STEPS = 2_000
 _MEMORY = 6
-# The more closely a polynomial follows an optimum, the larger its coefficients: beyond a third of K the noise of the
-# estimate explodes. Degree 24 is within 0.2 % of the range of best-of-4's optimum at 0.9 nats, 1e-8 of best-of-2's.
+# The closer a polynomial is to an optimum, the larger its coefficients: beyond degree K / 3 the estimate's noise
+# explodes. Degree 24 is within 0.2 % of the range of best-of-4's optimum at 0.9 nats, and 1e-8 of best-of-2's.
 _MAX_DEGREE = 24
 _REFERENCES_PER_DEGREE = 3
 
@@ -35,9 +35,8 @@ class _OptimalTransform(Transform):
     beta: float
 
     def __post_init__(self) -> None:
-        beta = check_positive("beta", self.beta, "Pass the strength of the KL regularization, in win rates per nat.")
         object.__setattr__(self, "n", check_count("n", self.n, 1, "Pass the N of best-of-N."))
-        object.__setattr__(self, "beta", beta)
+        object.__setattr__(self, "beta", check_beta(self.beta))
 
     def at_beta(self, beta: float) -> Transform:
         return dataclasses.replace(self, beta=beta)
@@ -48,11 +47,11 @@ class _OptimalTransform(Transform):
 
     @abstractmethod
     def _values(self) -> torch.Tensor:
-        """The transform at the grid's nodes."""
+        """Return the transform at the grid's nodes."""
 
     def _table(self, num_reference: int) -> torch.Tensor:
-        # E[a_S] over S ~ Binomial(K, u) is the polynomial with Bernstein coefficients a: those of a polynomial close
-        # to the transform, raised to degree K, make an estimate without bias for that polynomial.
+        # E[a_S] over S ~ Binomial(K, u) is the polynomial with Bernstein coefficients a. Those of a polynomial near
+        # the transform, raised to degree K, are an unbiased estimate of that polynomial.
         degree = max(1, min(_MAX_DEGREE, num_reference // _REFERENCES_PER_DEGREE))
         nodes = (1 - torch.cos(math.pi * torch.arange(degree + 1, dtype=torch.float64) / degree)) / 2
         powers = torch.arange(degree + 1, dtype=torch.float64)
@@ -74,7 +73,7 @@ class BestOfNOptimal(_OptimalTransform):
 
     Args:
         n (`int`): Of best-of-n.
-        beta (`float`): The strength it is optimal for; train with the same.
+        beta (`float`): KL strength it is optimal for, in win rates per nat. Train with the same.
 
     Examples:
 
@@ -100,7 +99,7 @@ class WorstOfNOptimal(_OptimalTransform):
 
     Args:
         n (`int`): Of worst-of-n (best-of-n jailbreaking).
-        beta (`float`): The strength it is optimal for; train with the same.
+        beta (`float`): KL strength it is optimal for, in win rates per nat. Train with the same.
     """
 
     name: ClassVar[str] = "worst_of_n_optimal"
@@ -116,7 +115,7 @@ def _best_of_n(n: int, beta: float) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _worst_of_n(n: int, beta: float) -> torch.Tensor:
-    # The full step is majorize-minimize here, and so monotone.
+    # The full step is majorize-minimize here and so monotone.
     return _fixed_point("worst_of_n_optimal", n, beta, 1.0, lambda nodes, below: (1 - nodes) * (1 - below))
 
 
@@ -124,8 +123,9 @@ def _fixed_point(
     name: str, n: int, beta: float, damping: float, ranks: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     """
-    The transform at the grid's nodes, by damped steps on the log-density with Anderson acceleration: without the
-    damping best-of-n oscillates, without the acceleration it takes hundreds of steps.
+    Return the transform at the grid's nodes, by damped steps on the log-density with Anderson acceleration.
+
+    Without damping best-of-n oscillates; without acceleration it takes hundreds of steps.
     """
     grid = unit_grid()
     log_weights = grid.weights.log()
@@ -143,7 +143,7 @@ def _fixed_point(
         log_density = log_density + damping * residual
         if len(steps) > 2:
             moved, changed = torch.stack(steps, 1).diff(dim=1), torch.stack(residuals, 1).diff(dim=1)
-            # Where the density is, not where the nodes are many.
+            # Weigh by the density, not by the number of nodes.
             importance = (grid.weights * steps[-1].exp()).sqrt()[:, None]
             share = torch.linalg.lstsq(importance * changed, importance * residual[:, None], driver="gelsd").solution
             log_density = log_density - ((moved + damping * changed) @ share)[:, 0]
@@ -155,6 +155,6 @@ def _fixed_point(
 
 def _no_fixed_point(name: str, n: int, beta: float) -> ArgumentError:
     return ArgumentError(
-        f"`beta` has to be one that {name}(n={n}) can be solved for, but is {beta}. Choose a larger beta, or an "
+        f"`beta` must be one that {name}(n={n}) can be solved for, got {beta}. Choose a larger beta, or an "
         "exponential transform."
     )

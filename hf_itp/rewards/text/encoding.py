@@ -248,14 +248,8 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
         limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
         return min(limits, default=None)
     smallest = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    remedy = "One token must be left beside the special ones: raise it or leave it out."
-    max_length = check_count("max_length", max_length, smallest, remedy)
-    if positions and max_length > positions:
-        raise ArgumentError(
-            f"`max_length` must be at most the reward model's {positions} positions, got {max_length}. Lower it or "
-            "leave it out."
-        )
-    return max_length
+    remedy = "Leave room for one token beside the special ones, or leave it out."
+    return check_count("max_length", max_length, smallest, remedy, positions, "the reward model's positions")
 
 
 def _num_positions(model: PreTrainedModel) -> int | None:
