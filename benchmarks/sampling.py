@@ -16,7 +16,7 @@ from benchmarks.operations import bytes_per_token, operations_needed
 from benchmarks.prompts import chats
 from benchmarks.scoring import padded_rewards
 from benchmarks.workloads import Workload
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.rewards import RewardFunction, RewardModel
 
 _PAGE = 256  # tokens to a page of `generate_batch`'s cache, its default
@@ -28,7 +28,7 @@ class Sampler(Contestant):
 
     def __init__(self, workload: Workload, options: dict[str, Any]):
         super().__init__(workload, options)
-        self.policy = load_policy(options["model"], device=options["device"], dtype=options["dtype"])
+        self.policy = Policy.from_pretrained(options["model"], device=options["device"], dtype=options["dtype"])
         self.reward = RewardModel.from_pretrained(options["reward_model"], device=self.device)
         self.chats = chats(self.policy.tokenizer, workload.prompt_lengths())
         self.prompts = [

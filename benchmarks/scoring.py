@@ -14,7 +14,7 @@ from benchmarks.contestants import Contestant
 from benchmarks.operations import operations_needed
 from benchmarks.prompts import Chat, chats, passages
 from benchmarks.workloads import Workload
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.rewards import RewardModel
 
 
@@ -41,7 +41,7 @@ class Scorer(Contestant):
 
     def __init__(self, workload: Workload, options: dict[str, Any]):
         super().__init__(workload, options)
-        policy = load_policy(options["model"], device="cpu", dtype=options["dtype"])
+        policy = Policy.from_pretrained(options["model"], device="cpu", dtype=options["dtype"])
         self.tokenizer = policy.tokenizer
         self.model = AutoModelForSequenceClassification.from_pretrained(
             policy.model.name_or_path, num_labels=1, dtype=options["dtype"]

@@ -24,6 +24,15 @@ from hf_itp.cli.strategies import strategies
 from hf_itp.cli.streams import writing_all
 from hf_itp.errors import ItpError, ItpWarning
 
+# Words of the library's errors, as a user of the program knows them.
+_AS_OPTIONS = {
+    "`model_id`": "`--model`",
+    "`device`": "`--device`",
+    "device='cpu'": "--device cpu",
+    "`plain`": "`--plain`",
+    "pass the prompts as text": "add --plain",
+}
+
 app = typer.Typer(
     name="hf-itp",
     no_args_is_help=True,
@@ -84,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # An error of another library carries no remedy, so at least its kind is said, and where to see more.
         ours = isinstance(error, ItpError)
         message = str(error) if ours else f"{type(error).__name__}: {error}\nRun again with --debug to see where."
+        for word, option in _AS_OPTIONS.items() if ours else ():
+            message = message.replace(word, option)
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/bold red] {escape(message)}")
         sys.exit(1)
 

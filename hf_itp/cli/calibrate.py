@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_itp.cli import options
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars
-from hf_itp.cli.prompts import as_conversations, read_columns, read_prompts
+from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
+from hf_itp.cli.prompts import read_columns, read_prompts
 from hf_itp.errors import ArgumentError
 
 
@@ -84,13 +84,13 @@ def calibrate(
       accelerate launch -m hf_itp.cli calibrate /shared/calibration -f prompts.jsonl -m org/policy
     """
     given = read_prompts([], file)
-    from hf_itp import RewardCalibrator
+    from hf_itp import Policy, RewardCalibrator
+    from hf_itp.policies.policy import as_conversations
 
     with loading_bars(shown=not quiet):
-        policy = load_policy(model, device=device)
-        has_template = policy.tokenizer.chat_template is not None and not plain
-        prompts = as_conversations(given, has_template=has_template, system=None)
-        reward = load_reward_models(reward_model, device=device)
+        policy = Policy.from_pretrained(model, device)
+        prompts = as_conversations(given, policy.tokenizer, plain=plain)
+        reward = load_reward_models(reward_model, device=policy.model.device)
     sampling: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     calibrator = RewardCalibrator.fit(
         policy.model,

@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 
 from hf_itp.cli import options
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models
-from hf_itp.cli.prompts import as_conversations
+from hf_itp.cli.models import EMBEDDED, load_reward_models
 from hf_itp.cli.records import record_of, to_json
 from hf_itp.cli.tables import PLAIN, print_pool, print_summary
 from hf_itp.errors import LoadError, MissingDependencyError
@@ -57,18 +56,19 @@ def demo(
     """
     import torch
 
-    from hf_itp import get_strategy
+    from hf_itp import Policy, get_strategy
+    from hf_itp.policies.policy import as_conversations
 
     started = time.perf_counter()
     pessimism, best_of_n = get_strategy("pessimism", beta=beta), get_strategy("best_of_n")
     progress = Console(stderr=True, highlight=False)
     progress.print(f"Loading policy {model!r} and reward model {', '.join(map(repr, reward_model))} ...")
-    policy = load_policy(model, device=device)
-    reward = load_reward_models(reward_model, device=device)
+    policy = Policy.from_pretrained(model, device)
+    reward = load_reward_models(reward_model, device=policy.model.device)
     loading = time.perf_counter() - started
 
     questions = _questions()
-    prompts = as_conversations(questions, has_template=policy.tokenizer.chat_template is not None, system=None)
+    prompts = as_conversations(questions, policy.tokenizer)
     progress.print(f"Drawing {num_candidates} candidates for each of {len(prompts)} prompts ...")
     result = policy.generate(
         prompts,
@@ -79,8 +79,6 @@ def demo(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    assert result.candidate_rewards is not None and result.probabilities is not None
-    assert result.selected is not None and result.diagnostics is not None
     # The pool is there: any other rule is replayed on its rewards and costs nothing more.
     laws = {"best_of_n": best_of_n.probabilities(result.candidate_rewards), "pessimism": result.probabilities}
     ties = torch.Generator().manual_seed(seed)

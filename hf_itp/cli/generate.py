@@ -12,8 +12,8 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars, recommendation
-from hf_itp.cli.prompts import as_conversations, read_prompts
+from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars, recommendation
+from hf_itp.cli.prompts import read_prompts, with_system
 from hf_itp.cli.records import record_of, to_json
 
 if TYPE_CHECKING:
@@ -182,31 +182,33 @@ def generate(
     given_prompts = read_prompts(prompts or [], file)
 
     # What can be refused without the models is refused before they are loaded.
-    from hf_itp import get_strategy
+    from hf_itp import Policy, get_strategy
     from hf_itp.generation.recommendation import recommended_with_fields
+    from hf_itp.policies.policy import as_conversations
 
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
     if strategy not in (None, "auto"):
         get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
-        policy = load_policy(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
-        has_template = policy.tokenizer.chat_template is not None and not plain
-        conversations = as_conversations(given_prompts, has_template=has_template, system=system)
-        strategy = strategy or ("auto" if recommendation(policy) else "pessimism")
+        policy = Policy.from_pretrained(model, device, dtype.value, trust_remote_code)
+        conversations = as_conversations(given_prompts, policy.tokenizer, plain=plain)
+        if system is not None:
+            conversations = with_system(conversations, system)
+        strategy = strategy or ("auto" if recommendation(policy.model) else "pessimism")
         asked: dict[str, Any] = {"num_candidates": num_candidates}
         if strategy == "auto":
             # The fields are the strategy's, also where sampling has a keyword of the same name.
             chosen = recommended_with_fields(policy.model, asked, fields)
             if not quiet:
-                print(f"Decoding as {model} recommends: {recommendation(policy)}", file=sys.stderr)
+                print(f"Decoding as {model} recommends: {recommendation(policy.model)}", file=sys.stderr)
         else:
             chosen = {**asked, "strategy": get_strategy(strategy, **fields)}
             reward_model = reward_model or [EMBEDDED]
         num_candidates = chosen["num_candidates"] = chosen.get("num_candidates") or 16
         if reward_model:
             chosen["reward_model"] = load_reward_models(
-                reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
+                reward_model, device=policy.model.device, label=reward_label, trust_remote_code=trust_remote_code
             )
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
 

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,39 +100,27 @@ def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: str | None) -> list[Prompt]:
+def with_system(prompts: Sequence[Prompt], system: str) -> list[Prompt]:
     """
-    The prompts as the policy is to see them: chats where its tokenizer has a chat template, else text.
+    Put a system message before every chat.
 
     Raises:
-        `ArgumentError`: If a chat or a system message meets a policy without a template, or a second system message.
+        `ArgumentError`: If a prompt is no chat, or has a system message already.
     """
-    if not has_template:
-        if system is not None:
-            raise ArgumentError(
-                "`--system` needs a policy with a chat template, but this one reads plain text. Leave `--system` out."
-            )
-        texts: list[Prompt] = []
-        for position, prompt in enumerate(prompts, start=1):
-            if not isinstance(prompt, str):
-                raise ArgumentError(
-                    f"Prompt {position} is a chat, but the policy reads plain text. Give it as text, or choose a "
-                    "policy with a chat template, without --plain."
-                )
-            texts.append(prompt)
-        return texts
-    if system is not None:
-        system = argument_text(system, "`--system`")
+    message = {"role": "system", "content": argument_text(system, "`--system`")}
     chats: list[Prompt] = []
     for position, prompt in enumerate(prompts, start=1):
-        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if system is not None:
-            if chat[0]["role"] == "system":
-                raise ArgumentError(
-                    f"Prompt {position} has a system message already. Leave `--system` out, or remove that message."
-                )
-            chat.insert(0, {"role": "system", "content": system})
-        chats.append(chat)
+        if isinstance(prompt, str):
+            raise ArgumentError(
+                "`--system` must be left out for a policy that reads plain text, got one without a chat template. "
+                "Leave `--system` out."
+            )
+        if prompt[0]["role"] == "system":
+            raise ArgumentError(
+                f"Prompt {position} must have no system message beside `--system`, got one. Leave `--system` out, or "
+                "remove that message."
+            )
+        chats.append([message, *prompt])
     return chats
 
 

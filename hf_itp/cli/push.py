@@ -10,7 +10,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_policy, loading_bars
+from hf_itp.cli.models import EMBEDDED, loading_bars, recommendation
 from hf_itp.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ def push(
     if picture is not None and not picture.is_file():
         raise typer.BadParameter(f"There is no file {picture}.", param_hint="'--picture'")
     fields = parse_fields(set_ or [], beta=beta)
-    from hf_itp import get_strategy, push_to_hub
+    from hf_itp import Policy, get_strategy, push_to_hub
     from hf_itp.hub.push import known_facts
     from hf_itp.policies.checks import policy_tokenizer
 
     if strategy is not None:
         get_strategy(strategy, **fields)
     with loading_bars(shown=False):
-        policy = load_policy(model)
+        policy = Policy.from_pretrained(model)
     recommended = _recommended(policy.model, strategy, reward_model, num_candidates, fields)
     card: dict[str, Any] = {
         "license": license_,
@@ -123,13 +123,13 @@ def _recommended(
     model: Any, strategy: str | None, reward_model: str | None, num_candidates: int | None, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """What the options say, and where they say nothing of the strategy, what the policy recommends already."""
-    from hf_itp.generation.recommendation import ENTRY, recommended_with_fields
+    from hf_itp.generation.recommendation import recommended_with_fields
 
     if strategy is not None:
         return {"strategy": strategy, "reward_model": reward_model, "num_candidates": num_candidates or 16, **fields}
     options = {"--reward-model": reward_model, "--num-candidates": num_candidates, "--beta or --set": fields or None}
     given = [name for name, value in options.items() if value is not None]
-    if getattr(model.generation_config, ENTRY, None) is None:
+    if recommendation(model) is None:
         if given:
             raise ArgumentError(
                 f"`{given[0]}` belongs to a strategy, but none is given and the policy recommends none, so it would "

@@ -224,7 +224,7 @@ def test_chat_in_plain_text_is_refused_with_the_remedy(run, policy, reward_model
     rows = json.dumps({"messages": [{"role": "user", "content": "how"}]})
     for command in (("generate",), ("calibrate", tmp_path / "out", "-f", "-")):
         ended = run(*command, "-m", policy, "-r", reward_model, "--plain", stdin=rows)
-        assert ended.code == 1 and "without --plain" in ended.err
+        assert ended.code == 1 and "without `--plain`" in ended.err
 
 
 DEMO = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_itp.cli.prompts import as_conversations, parse_prompts, read_prompts
+from hf_itp.cli.prompts import parse_prompts, read_prompts, with_system
 from hf_itp.errors import ArgumentError, ItpWarning, LoadError
 
 CHAT = [{"role": "user", "content": "how"}]
@@ -122,25 +122,19 @@ def test_prompts_from_two_places_or_none_are_refused(monkeypatch, arguments, fil
         read_prompts(arguments, file)
 
 
-def test_text_becomes_a_chat_where_there_is_a_template_and_a_chat_stays_one():
-    assert as_conversations(["how", CHAT], has_template=True, system=None) == [CHAT, CHAT]
-    assert as_conversations(["how"], has_template=False, system=None) == ["how"]
-
-
 def test_system_message_comes_first_and_the_given_chat_is_not_changed():
-    [chat] = as_conversations([CHAT], has_template=True, system="be kind")
+    [chat] = with_system([CHAT], "be kind")
     assert chat == [{"role": "system", "content": "be kind"}, *CHAT]
     assert len(CHAT) == 1
 
 
 @pytest.mark.parametrize(
-    "prompt, has_template, system, remedy",
+    ("prompt", "remedy"),
     [
-        (CHAT, False, None, "Give it as text"),
-        ("how", False, "be kind", "Leave `--system` out"),
-        ([{"role": "system", "content": "be brief"}, *CHAT], True, "be kind", "remove that message"),
+        ("how", "Leave `--system` out"),
+        ([{"role": "system", "content": "be brief"}, *CHAT], "remove that message"),
     ],
 )
-def test_conversation_the_policy_cannot_have_is_refused(prompt, has_template, system, remedy):
+def test_system_message_the_prompt_cannot_have_is_refused(prompt, remedy):
     with pytest.raises(ArgumentError, match=remedy):
-        as_conversations([prompt], has_template=has_template, system=system)
+        with_system([prompt], "be kind")

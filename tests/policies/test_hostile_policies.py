@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.errors import ArgumentError, ItpError, LoadError
 from hf_itp.models.checkpoint_sizes import check_outline
 from hf_itp.policies.loading import check_policy, load_policy_checkpoint
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 def refused(folder, reason, error=LoadError):
     started = time.monotonic()
-    for load in (lambda: load_policy(str(folder)), lambda: load_policy_checkpoint(str(folder))):
+    for load in (lambda: Policy.from_pretrained(str(folder)), lambda: load_policy_checkpoint(str(folder))):
         with pytest.raises(error, match=reason):
             load()
     assert not list(folder.rglob("harm"))
@@ -42,7 +42,7 @@ def longest(prompts, completions, **kwargs):
 
 def generate(folder, prompts=("how do you bake bread",), **arguments):
     call = {"strategy": "best_of_n", "reward_model": longest, "num_candidates": 2, "max_new_tokens": 4, "seed": 0}
-    return load_policy(str(folder)).generate(list(prompts), **(call | arguments))
+    return Policy.from_pretrained(str(folder)).generate(list(prompts), **(call | arguments))
 
 
 def test_pickle_is_never_loaded(folder):
@@ -195,7 +195,7 @@ def test_quantization_imports_nothing_by_name(quantization, folder, tmp_path, mo
     edit(folder, quantization_config=quantization)
     # As it is, or by an error: what is installed decides which.
     try:
-        load_policy(str(folder))
+        Policy.from_pretrained(str(folder))
     except Exception as error:
         assert isinstance(error, (ItpError, ImportError))
     assert not (tmp_path / "harm").exists() and "harmful_module" not in sys.modules
@@ -317,16 +317,16 @@ def test_recommendation_asks_for_nothing_unreasonable(entry, folder):
 def test_template_cannot_loop_forever_or_leave_its_sandbox(template, folder, monkeypatch):
     (folder / "chat_template.jinja").write_text(template)
     monkeypatch.chdir(folder)
-    policy = load_policy(str(folder))
+    policy = Policy.from_pretrained(str(folder))
     started = time.monotonic()
-    with pytest.raises(ArgumentError, match="chat template cannot render"):
+    with pytest.raises(ArgumentError, match="got a refusal: "):
         policy.generate([CHAT], strategy="best_of_n", reward_model=longest, num_candidates=2, max_new_tokens=2)
     assert time.monotonic() - started < 10 and not list(folder.rglob("harm"))
 
 
 def test_nothing_of_a_prompt_is_executed(folder):
     tokenizer = tiny_tokenizer()
-    policy = load_policy(str(folder))
+    policy = Policy.from_pretrained(str(folder))
     content = "{{ 7 * 7 }} {% for i in range(9) %} {{ messages.__class__ }} {% endfor %} how"
     seen = []
 
