@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_itp.generation.keywords import page
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
@@ -46,6 +48,10 @@ def test_readme_links_lead_somewhere():
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_page_of_keywords_is_that_of_the_code():
+    assert (ROOT / "docs" / "keywords.md").read_text() == page(), "write it again: make docs"
 
 
 @pytest.mark.slow

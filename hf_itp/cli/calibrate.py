@@ -1,4 +1,4 @@
-"""`hf-itp calibrate`: reference rewards per prompt, into a folder that training and decoding read."""
+"""`hf-itp calibrate`: write reference rewards per prompt to a folder for training and decoding."""
 
 from __future__ import annotations
 
@@ -16,66 +16,51 @@ from hf_itp.errors import ArgumentError
 
 def calibrate(
     output_dir: Annotated[
-        Path, typer.Argument(help="Folder for the calibration and the reference responses; taken up if it is there.")
+        Path, typer.Argument(help="Folder for the calibration and its reference responses; a run left there resumes.")
     ],
     file: Annotated[
         Path,
         typer.Option(
             "--file",
             "-f",
-            help="Prompts: .jsonl (or .jsonl.gz) with `prompt` or `messages` a line, whose other columns the reward "
-            "gets, any other file one prompt a line; - is stdin.",
+            help="Prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns go to "
+            "the reward; any other file one prompt per line; - is stdin.",
         ),
     ],
+    plain: options.Plain = False,
     model: options.Model = EMBEDDED,
-    reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies defaults
+    reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
     device: options.Device = None,
     num_reference: Annotated[
         int,
-        typer.Option(
+        options.drawing(
             "--num-reference",
             "-k",
             min=2,
             help="Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) "
-            "needs 3 |t| + 2 at least.",
-            rich_help_panel=options.DRAWING,
+            "needs at least 3 |t| + 2.",
         ),
     ] = 100,
     max_new_tokens: options.MaxNewTokens = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help=options.TEMPERATURE_HELP, rich_help_panel=options.DRAWING)
-    ] = None,
+    temperature: options.Temperature = None,
     seed: options.Seed = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most responses decoded at once.", rich_help_panel=options.DRAWING),
-    ] = None,
-    predict: Annotated[
-        bool,
-        typer.Option(
-            "--predict", help="Also learn to predict the rewards' quantiles for prompts that have no references."
-        ),
-    ] = False,
+    batch_size: options.BatchSize = None,
     chat_template_kwargs: Annotated[
         str | None,
-        typer.Option(
-            help="Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'.",
-            rich_help_panel=options.DRAWING,
-        ),
+        options.drawing(help="Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."),
     ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Continue the prompts as plain text, without the policy's chat template.")
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Also fit a predictor of quantiles for prompts without references.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """
     Draw reference responses for each prompt, score them, and keep their sorted rewards.
 
-    A run that was killed goes on where it stopped, with the same command, and
-    ends in the same bytes. Under [bold]accelerate launch[/bold] the processes share the prompts.
+    An interrupted run resumes with the same command and ends in the same bytes.
+    Under [bold]accelerate launch[/bold] the processes share the prompts. A text is a user's
+    message if the policy has a chat template, here as in hf-itp train.
 
     [bold]Examples[/bold]
 
@@ -109,10 +94,10 @@ def calibrate(
         **sampling,
     )
     print(f"{len(calibrator.fingerprints)} prompts with {calibrator.num_reference} references each: {output_dir}")
-    if calibrator.predictor is not None:
-        error, baseline = calibrator.predictor.calibration_error, calibrator.predictor.baseline_error
+    if (predictor := calibrator.predictor) is not None:
         print(
-            f"Prompts without references: predicted quantiles are off by {error:.3f} (one set for all: {baseline:.3f})"
+            f"Prompts without references: predicted quantiles are off by {predictor.calibration_error:.3f} (one set "
+            f"for all: {predictor.baseline_error:.3f})"
         )
 
 
@@ -120,7 +105,11 @@ def _template_arguments(given: str | None) -> dict[str, Any]:
     try:
         arguments = {} if given is None else json.loads(given)
     except ValueError as error:
-        raise ArgumentError(f"`--chat-template-kwargs` must be JSON, got {given!r} ({error}). Quote names.") from error
+        raise ArgumentError(
+            f"`--chat-template-kwargs` must be JSON, got {given!r} ({error}). Put names in double quotes."
+        ) from error
     if not isinstance(arguments, dict):
-        raise ArgumentError(f"`--chat-template-kwargs` must be a JSON object, got {given!r}. Write {{...}}.")
+        raise ArgumentError(
+            f"`--chat-template-kwargs` must be a JSON object, got {given!r}. Put braces around its entries."
+        )
     return arguments

@@ -7,7 +7,6 @@ import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def strategies(
-    json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False, debug: options.Debug = False
+    json: Annotated[bool, options.output("--json", help="Write one JSON array.")] = False, debug: options.Debug = False
 ) -> None:
     """List the strategies with their settings: what `hf-itp generate --strategy` and `--set` take."""
     from hf_itp.strategies import list_strategies
