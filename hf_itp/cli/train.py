@@ -40,6 +40,7 @@ def train(
       --model          policy: Hub id, folder or 'embedded'
       --reward_model   the same; several are averaged
       --train_file     JSON lines with a `prompt`; or --dataset_name
+      --plain          text prompts as plain text, not as a user's message
       --strategy       what the policy will be decoded with (best_of_n)
       --num_candidates and with which N (4)
       --transform      of the calibrated reward (auto: by strategy)

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.loading import load_policy_checkpoint
+from hf_itp.policies.policy import as_conversations
 from hf_itp.pools.file import read_pool
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
@@ -135,10 +138,6 @@ class TrainingRun:
         return str(named)
 
     def _trainer(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        from hf_itp.policies.loading import load_policy_checkpoint
-
         model, tokenizer, _ = load_policy_checkpoint(
             self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM
         )
@@ -154,11 +153,11 @@ class TrainingRun:
         }
         if isinstance(self.args, CTRLArguments):
             calibrator = None if calibrated is None else RewardCalibrator.from_pretrained(calibrated)
-            return CTRLTrainer(**common, train_dataset=self._dataset(), calibrator=calibrator)
-        data = None if self.run.train_file is None and self.run.dataset_name is None else self._dataset()
+            return CTRLTrainer(**common, train_dataset=self._dataset(tokenizer), calibrator=calibrator)
+        data = None if self.run.train_file is None and self.run.dataset_name is None else self._dataset(tokenizer)
         return QuantileRegressionTrainer(**common, train_dataset=data, pool=calibrated)
 
-    def _dataset(self) -> Dataset:
+    def _dataset(self, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         if self.run.train_file is not None:
             dataset = load_dataset("json", data_files=self.run.train_file, split="train")
         else:
@@ -169,11 +168,16 @@ class TrainingRun:
                 f"`prompt_column` has to be a column of the data, but is {column!r}. Choose one of "
                 f"{', '.join(dataset.column_names)}."
             )
-        if column == "prompt":
+        if column != "prompt":
+            # All other columns stay, since a reward may take them.
+            dataset = dataset.remove_columns([name for name in dataset.column_names if name == "prompt"])
+            dataset = dataset.rename_column(column, "prompt")
+        given = dataset["prompt"][:]
+        prompts = as_conversations(given, tokenizer, plain=self.run.plain)
+        if prompts == given:
             return dataset
-        # The others stay: a reward may want them.
-        other = [name for name in dataset.column_names if name == "prompt"]
-        return dataset.remove_columns(other).rename_column(column, "prompt")
+        # Added before the texts go, since a data set without columns has no rows.
+        return dataset.add_column("_prompt", prompts).remove_columns("prompt").rename_column("_prompt", "prompt")
 
     def _adapters(self) -> Any:
         if self.run.lora_r == 0:

@@ -13,7 +13,9 @@ class RunArguments:
         reward_model (`list[str]`): Hub ids, folders or `embedded`; several are averaged.
         solver (`str`): `rl` (TRL's RLOO) or `quantile_regression` (no rollouts, one machine).
         train_file (`str`, *optional*): JSON lines with a `prompt`.
-        dataset_name, dataset_config, dataset_train_split, prompt_column (`str`, *optional*): A dataset of the Hub.
+        dataset_name, dataset_config, dataset_train_split, prompt_column (`str`, *optional*): A data set of the Hub.
+        plain (`bool`): Continue text prompts as plain text. Without it a text is a user's message if the policy has a
+            chat template, as in `hf-itp calibrate` and `hf-itp generate`.
         calibration (`str`, *optional*): Folder or repository that `hf-itp calibrate` wrote. A regression needs the
             folder, and trains on all prompts of it where no data are given.
         lora_r, lora_alpha, lora_target_modules: Adapters; none where `lora_r` is 0.
@@ -31,6 +33,9 @@ class RunArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
     prompt_column: str = field(default="prompt", metadata={"help": "Its column of prompts."})
+    plain: bool = field(
+        default=False, metadata={"help": "Continue text prompts as plain text, without the policy's chat template."}
+    )
     calibration: str | None = field(
         default=None, metadata={"help": "What `hf-itp calibrate` wrote; drawn at the start if absent."}
     )

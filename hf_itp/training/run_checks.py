@@ -40,7 +40,8 @@ def _unused(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:
         for name in ("dataset_config", "dataset_train_split"):
             yield name, "it belongs to `dataset_name`, which is not given. Leave it out"
     if run.dataset_name is None and run.train_file is None:
-        yield "prompt_column", "no data are given, but a calibration with its prompts. Leave it out"
+        for name in ("prompt_column", "plain"):
+            yield name, "no data are given, but a calibration with its prompts. Leave it out"
     if run.lora_r == 0:
         for name in ("lora_alpha", "lora_target_modules"):
             yield name, "`lora_r` is 0, so the whole model is trained. Pass e.g. lora_r=16, or leave it out"

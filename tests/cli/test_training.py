@@ -42,22 +42,23 @@ def settings(models, prompts, output):
 
 def calibrate(run, models, prompts, folder, *more):
     return run(
-        "calibrate", str(folder), "-f", prompts, "-m", models[0], "-r", models[1], "-k", "32", "--plain",
+        "calibrate", str(folder), "-f", prompts, "-m", models[0], "-r", models[1], "-k", "32",
         "--max-new-tokens", "4", "-q", *more,
     )  # fmt: skip
 
 
-def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path):
-    shown = calibrate(run, models, prompts, tmp_path / "calibration")
+@pytest.mark.parametrize("plain", [(), ("--plain",)])
+def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path, plain):
+    shown = calibrate(run, models, prompts, tmp_path / "calibration", *plain)
     assert shown.code == 0, shown.err
     assert "2 prompts with 32 references each" in shown.out
-    again = calibrate(run, models, prompts, tmp_path / "calibration")
+    again = calibrate(run, models, prompts, tmp_path / "calibration", *plain)
     assert again.code == 0 and again.out == shown.out
-    other = calibrate(run, models, prompts, tmp_path / "calibration", "--seed", "7")
+    other = calibrate(run, models, prompts, tmp_path / "calibration", *plain, "--seed", "7")
     assert other.code == 1 and "Choose another folder" in other.err
 
     output = tmp_path / "trained"
-    arguments = settings(models, prompts, output)
+    arguments = [*settings(models, prompts, output), *plain]
     # The responses are drawn already.
     length = arguments.index("--max_completion_length")
     del arguments[length : length + 2]
@@ -66,6 +67,15 @@ def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path):
     assert shown.code == 0, shown.err
     assert json.loads((output / "generation_config.json").read_text())["hf_itp"]["strategy"] == "best_of_n"
     assert (output / "calibration.json").is_file() and (output / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_calibrate_then_train_by_reinforcement(run, models, prompts, tmp_path):
+    assert calibrate(run, models, prompts, tmp_path / "calibration").code == 0
+    arguments = settings(models, prompts, tmp_path / "trained")
+    arguments += ["--num_generations", "2", "--calibration", str(tmp_path / "calibration")]
+    shown = run("train", *arguments)
+    assert shown.code == 0, shown.err
 
 
 @pytest.mark.slow

@@ -12,11 +12,13 @@ from datasets import Dataset
 from hf_itp import RewardCalibrator
 from hf_itp.errors import ArgumentError, LoadError
 from hf_itp.rewards import RewardModel
+from hf_itp.sampling.drawing import prompt_ids
 from hf_itp.training.run import TrainingRun
 from tests.rewards.classifiers import saved, tiny_classifier
 from tests.tiny import saved_policy, tiny_tokenizer
 
 PROMPTS = ["how do you bake bread", "what is salt for", "how hot is it"]
+CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 K = 20
 SOLVERS = ("rl", "quantile_regression")
 
@@ -38,7 +40,7 @@ def calibration(models, tmp_path_factory):
     RewardCalibrator.fit(
         AutoModelForCausalLM.from_pretrained(models[0]),
         RewardModel.from_pretrained(models[1]),
-        PROMPTS,
+        CHATS,
         num_reference=K,
         tokenizer=tiny_tokenizer(),
         output_dir=folder,
@@ -97,7 +99,7 @@ def test_regression_trains_on_the_prompts_of_its_file(models, tmp_path, calibrat
     regression = ("--solver", "quantile_regression", "--calibration", calibration, "--transform", "identity")
     some = file_of(tmp_path / "some.jsonl", [{"prompt": PROMPTS[2]}, {"prompt": PROMPTS[0]}, {"prompt": PROMPTS[2]}])
     trained = read(models, tmp_path, *regression, "--train_file", some).train()
-    begun = [tiny_tokenizer()(prompt)["input_ids"] for prompt in (PROMPTS[0], PROMPTS[2])]
+    begun = [prompt_ids(tiny_tokenizer(), chat) for chat in (CHATS[0], CHATS[2])]
     assert [row["prompt_ids"] for row in trained.train_dataset] == [ids for ids in begun for _ in range(K)]
     everything = read(models, tmp_path, *regression)
     assert everything.summary()["prompts"] == f"those of {calibration}"
@@ -131,9 +133,11 @@ def test_calibration_that_is_not_there_is_refused(models, tmp_path, prompts, sol
 def test_other_columns_stay_beside_the_prompts(models, tmp_path):
     rows = [{"question": prompt, "solution": str(index), "prompt": "old"} for index, prompt in enumerate(PROMPTS)]
     file = file_of(tmp_path / "rows.jsonl", rows)
-    data = read(models, tmp_path, "--train_file", file, "--prompt_column", "question")._dataset()
-    assert isinstance(data, Dataset)
-    assert data["prompt"][:] == PROMPTS and data["solution"][:] == ["0", "1", "2"]
+    for plain, expected in (((), CHATS), (("--plain",), PROMPTS)):
+        run = read(models, tmp_path, "--train_file", file, "--prompt_column", "question", *plain)
+        data = run._dataset(tiny_tokenizer())
+        assert isinstance(data, Dataset)
+        assert data["prompt"][:] == expected and data["solution"][:] == ["0", "1", "2"]
 
 
 CALIBRATED = ("--calibration", "CALIBRATION")
@@ -186,8 +190,9 @@ def test_two_sources_of_prompts_and_none_are_refused(models, tmp_path, prompts, 
     for more in ((), ("--calibration", calibration), ("--train_file", prompts, "--dataset_name", "x"), REGRESSION):
         with pytest.raises(ArgumentError, match="Name one source of prompts"):
             read(models, tmp_path, *more)
-    with pytest.raises(ArgumentError, match="`prompt_column` is 'question', but would not be used"):
-        read(models, tmp_path, *REGRESSION, "--calibration", calibration, "--prompt_column", "question")
+    for name, value in (("prompt_column", "question"), ("plain", "true")):
+        with pytest.raises(ArgumentError, match=f"`{name}` is .* but would not be used"):
+            read(models, tmp_path, *REGRESSION, "--calibration", calibration, f"--{name}", value)
 
 
 def test_argument_that_says_what_is_so_is_taken(models, tmp_path, prompts, calibration):
