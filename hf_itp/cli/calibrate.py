@@ -13,6 +13,11 @@ from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
 from hf_itp.cli.prompts import read_columns, read_prompts
 from hf_itp.errors import ArgumentError
 
+_NUM_REFERENCE_HELP = (
+    "Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) needs at least "
+    "3 |t| + 2."
+)
+
 
 def calibrate(
     output_dir: Annotated[
@@ -31,16 +36,7 @@ def calibrate(
     model: options.Model = EMBEDDED,
     reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
     device: options.Device = None,
-    num_reference: Annotated[
-        int,
-        options.drawing(
-            "--num-reference",
-            "-k",
-            min=2,
-            help="Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) "
-            "needs at least 3 |t| + 2.",
-        ),
-    ] = 100,
+    num_reference: Annotated[int, options.drawing("--num-reference", "-k", min=2, help=_NUM_REFERENCE_HELP)] = 100,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = None,
     seed: options.Seed = 0,

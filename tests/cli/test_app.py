@@ -76,7 +76,7 @@ def test_command_that_does_not_parse_ends_with_2(run, arguments, told):
 @pytest.mark.parametrize(
     "arguments, remedy",
     [
-        (["how", ""], "Write something in it or leave it out."),
+        (["how", ""], "Prompt 2 must hold text, got ''. Leave it out."),
         ([], "Write one on each line."),
         (["-f", "missing.txt"], "Name a text file in UTF-8"),
         (["-f", "x.txt", "how"], "Leave one of them out."),

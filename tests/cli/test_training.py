@@ -109,15 +109,18 @@ def test_full_scale_recipe_holds(run):
     ("arguments", "told"),
     [
         (["--output_dir", "x"], "One of `train_file` and `dataset_name`"),
-        (["--output_dir", "x", "--train_file", "y", "--solver", "magic"], "`solver` has to be one of rl"),
+        (["--output_dir", "x", "--train_file", "y", "--solver", "magic"], "`solver` must be one of rl"),
         (["--output_dir", "x", "--train_file", "y", "--target_kl", "-1"], "`kl` has to be"),
         (["--output_dir", "x", "--train_file", "y", "--strategy", "nonsense"], "Unknown strategy"),
-        (["--config", "/does/not/exist.yaml"], "there is none at"),
-        (["--output_dir", "x", "--train_file", "y", "--betta", "1"], "`--betta` is no name of an option"),
+        (["--config", "/does/not/exist.yaml"], "got none at"),
+        (
+            ["--output_dir", "x", "--train_file", "y", "--betta", "1"],
+            "`--betta` must be an option of a run, got no such name",
+        ),
         (["--output_dir", "x", "--train_fil", "y"], "Did you mean `--train_file`?"),
         (["--output_dir", "x", "--train_file", "y", "--dry"], "Did you mean `--dry-run`?"),
-        (["--output_dir", "x", "--train_file", "y"], "there is none at 'y'"),
-        (["y.jsonl", "--output_dir", "x"], "'y.jsonl' stands behind no option"),
+        (["--output_dir", "x", "--train_file", "y"], "got none at 'y'"),
+        (["y.jsonl", "--output_dir", "x"], "must follow an option, got 'y.jsonl'"),
     ],
 )
 def test_configurations_that_do_not_hold_are_refused(run, arguments, told):

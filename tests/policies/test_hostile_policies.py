@@ -48,9 +48,7 @@ def generate(folder, prompts=("how do you bake bread",), **arguments):
 def test_pickle_is_never_loaded(folder):
     (folder / "model.safetensors").unlink()
     put_pickle(folder)
-    refused(
-        folder, f"has to be stored as safetensors, but holds none. A pickle such as pytorch_model.bin .* {CONVERT}"
-    )
+    refused(folder, f"must be stored as safetensors, got none. A pickle such as pytorch_model.bin .* {CONVERT}")
     with pytest.raises(LoadError, match=CONVERT):
         check_policy(str(folder))
 
@@ -63,7 +61,7 @@ def test_pickle_beside_safetensors_is_left_alone(folder):
 
 
 def test_pickle_is_not_loaded_on_request_either(folder):
-    with pytest.raises(ArgumentError, match="`use_safetensors` has to be True"):
+    with pytest.raises(ArgumentError, match="`use_safetensors` must be True"):
         load_policy_checkpoint(str(folder), use_safetensors=False)
 
 
@@ -241,7 +239,7 @@ def test_honest_checkpoints_are_of_their_size(folder):
 
 def test_weights_that_would_be_random_are_refused(folder):
     edit(folder, num_hidden_layers=3)
-    refused(folder, r"has to bring all of its weights, but .* does not hold `model\.layers\.2\.")
+    refused(folder, r"must bring all of its weights, got none for `model\.layers\.2\.")
 
 
 @pytest.mark.parametrize(
