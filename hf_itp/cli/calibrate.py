@@ -17,6 +17,7 @@ _NUM_REFERENCE_HELP = (
     "Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) needs at least "
     "3 |t| + 2."
 )
+_CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
 
 
 def calibrate(
@@ -38,13 +39,10 @@ def calibrate(
     device: options.Device = None,
     num_reference: Annotated[int, options.drawing("--num-reference", "-k", min=2, help=_NUM_REFERENCE_HELP)] = 100,
     max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
-    chat_template_kwargs: Annotated[
-        str | None,
-        options.drawing(help="Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."),
-    ] = None,
+    temperature: options.Temperature = None,
+    chat_template_kwargs: Annotated[str | None, options.drawing(help=_CHAT_TEMPLATE_HELP)] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Also fit a predictor of quantiles for prompts without references.")
     ] = False,

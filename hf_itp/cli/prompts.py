@@ -147,10 +147,9 @@ def _check_letters(value: Any, place: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"{place} must hold whole characters, got {error.object[error.start]!r}. Write it in UTF-8, and in JSON "
-            "with both halves of its escape."
-        ) from error
+        half = error.object[error.start]
+        remedy = "Write it in UTF-8, and in JSON with both halves of its escape."
+        raise ArgumentError(f"{place} must hold whole characters, got {half!r}. {remedy}") from error
 
 
 def _text_of(file: Path) -> str:

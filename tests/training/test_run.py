@@ -126,7 +126,7 @@ def test_file_that_is_not_there_is_refused(models, tmp_path, calibration, solver
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_calibration_that_is_not_there_is_refused(models, tmp_path, prompts, solver):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoadError, match="There is no|must be a file"):
+    with pytest.raises(LoadError, match=r"There is no|must be a file"):
         read(models, tmp_path, "--solver", solver, "--train_file", prompts, "--calibration", str(tmp_path / "empty"))
 
 
