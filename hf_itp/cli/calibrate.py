@@ -34,6 +34,9 @@ def calibrate(
         ),
     ],
     plain: options.Plain = False,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Also fit a predictor of quantiles for prompts without references.")
+    ] = False,
     model: options.Model = EMBEDDED,
     reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
     device: options.Device = None,
@@ -43,9 +46,6 @@ def calibrate(
     batch_size: options.BatchSize = None,
     temperature: options.Temperature = None,
     chat_template_kwargs: Annotated[str | None, options.drawing(help=_CHAT_TEMPLATE_HELP)] = None,
-    predict: Annotated[
-        bool, typer.Option("--predict", help="Also fit a predictor of quantiles for prompts without references.")
-    ] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
