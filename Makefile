@@ -6,7 +6,8 @@
 #   make test-oldest the tests marked `oldest`, with the oldest version of every dependency, in .venv-oldest
 #   make test-fast   the tests that take less than five seconds each
 #   make quality     lint, format and types
-#   make format      mend what lint and format can mend by themselves
+#   make format      fix what lint and format can fix by themselves
+#   make docs        write docs/keywords.md, the keywords of generate, from the code
 #   make bench       side by side with what a user would run instead; hours (BENCH_OPTIONS="--only p600-n16-t96")
 #   make bench-quick a subset in under five minutes
 #   make clean       remove the environment and everything built
@@ -21,7 +22,7 @@ OLDEST_INSTALLED := $(OLDEST)/.installed
 PYTHON ?=
 WORKERS ?= 2
 
-.PHONY: demo demo-hub test test-oldest test-fast quality format bench bench-quick clean
+.PHONY: demo demo-hub test test-oldest test-fast quality format docs bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -48,6 +49,9 @@ quality: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python -c "from hf_itp.generation.keywords import page; print(page(), end='')" > docs/keywords.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)

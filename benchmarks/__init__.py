@@ -1,6 +1,6 @@
 """
 Side by side with what a user would run instead: `python -m benchmarks`, see README.md.
 
-The files that conduct the measurements (`__main__`, `interleave`, `workloads`, `summary`, `table`, `pictures`) import
-neither torch nor `hf_itp`: on Linux a process inherits the peak memory of the one that starts it.
+The files that run the measurements (`__main__`, `interleave`, `workloads`, `summary`, `table`, `pictures`) import
+neither torch nor `hf_itp`, because on Linux a process inherits the peak memory of its parent.
 """

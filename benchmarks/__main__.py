@@ -23,7 +23,7 @@ _QUICK_MINUTES = 4
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
-    """One run, as on the command line; returns the rows of the table."""
+    """Measure as the command line says, and return the rows of the table."""
     given = _parser().parse_args(arguments)
     names = given.only or (QUICK if given.quick else FULL)
     workloads = [Workload.parse(name) for name in names]
@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None) -> list[Row]:
             entries = turns.run(workload, contestants)
             rows += summary_rows(workload, entries, machine)
             passes += pass_rows(workload, entries)
-            # After every workload: an interrupted run keeps what it has.
+            # After every workload, so that an interrupted run keeps its results.
             write_csv(output / "results.csv", rows)
             write_csv(output / "passes.csv", passes)
     finally:
         turns.close()
     pictures = draw_pictures(rows, output)
-    # In a file or a pipe, as wide as the table is.
+    # A file or a pipe gets the whole width of the table.
     print_table(Console(highlight=False, width=None if sys.stdout.isatty() else 180), rows)
     print(f"Written: {', '.join(str(path) for path in (output / 'results.csv', output / 'passes.csv', *pictures))}")
     return rows
@@ -68,16 +68,16 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"a subset in under {_QUICK_MINUTES + 1} minutes")
-    parser.add_argument("--only", nargs="+", metavar="WORKLOAD", help="these workloads, such as p600-n64-t96")
-    parser.add_argument("--against", nargs="+", metavar="CONTESTANT", help="these contestants alone")
+    parser.add_argument("--only", nargs="+", metavar="WORKLOAD", help="only these workloads, e.g. p600-n64-t96")
+    parser.add_argument("--against", nargs="+", metavar="CONTESTANT", help="only these contestants")
     parser.add_argument("--model", default="embedded", help="policy: Hub id, folder or 'embedded' (default)")
     parser.add_argument("--reward-model", default="embedded", help="Hub id, folder or 'embedded' (default)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="of the policy")
+    parser.add_argument("--dtype", default="float32", help="data type of the policy")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False), help="default: cores")
     parser.add_argument("--repeats", type=int, help="passes per contestant (3, quick: 2)")
-    parser.add_argument("--patience", type=float, default=600, help="seconds a pass may be expected to take (600)")
-    parser.add_argument("--minutes", type=float, help="begin nothing new after this time")
+    parser.add_argument("--patience", type=float, default=600, help="skip passes expected to take more seconds (600)")
+    parser.add_argument("--minutes", type=float, help="start nothing new after this time")
     parser.add_argument("--output", type=Path, help=f"folder (default: {_RESULTS.parent.name}/{_RESULTS.name})")
     return parser
 

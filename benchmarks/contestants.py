@@ -1,5 +1,5 @@
 """
-What runs in the process of one contestant: it is built once, warmed up, and then makes one pass per seed.
+Contestants: each is built once in a process of its own, warmed up, and then makes one pass per seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.workloads import STRATEGIES, Workload
 
 
 class NotPossible(Exception):
-    """This contestant cannot take part in this workload here; says why."""
+    """This contestant cannot do this workload on this machine, with the reason."""
 
 
 class Contestant(ABC):
@@ -38,15 +38,15 @@ class Contestant(ABC):
         self.device = torch.device(options["device"])
 
     def warm_up(self) -> None:  # noqa: B027  not all need it
-        """Whatever happens once in a process and is not to be counted."""
+        """Do what happens once per process and does not count."""
 
     @abstractmethod
     def run(self, seed: int) -> dict[str, Any]:
-        """One pass: what it did, its `seconds` at least."""
+        """Make one pass and return its measurements, at least `seconds`."""
 
     @contextmanager
     def timed(self, result: dict[str, Any], stage: str = "") -> Iterator[None]:
-        """Adds the seconds and the peak memory of the block to `result`."""
+        """Add the seconds and the peak memory of the block to `result`."""
         prefix = f"{stage}_" if stage else ""
         self.synchronize()
         started = time.perf_counter()
@@ -61,7 +61,7 @@ class Contestant(ABC):
 
 
 class Machine(Contestant):
-    """The machine itself, multiplying large matrices: the rate that all others are held against."""
+    """The machine multiplying large matrices: the rate that all others are compared with."""
 
     def warm_up(self) -> None:
         self.run(seed=0)

@@ -1,5 +1,5 @@
 """
-Curves: how speed and memory follow the number of candidates, the prompt's length and the batch.
+Curves of speed and memory by number of candidates, length of the prompt and size of the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WORDS = {
 
 
 def scaling(rows: Sequence[Row]) -> Figure | None:
-    """Useful tokens per second along each of the three axes that has at least two points."""
+    """Draw useful tokens per second along each of the three axes with at least two points."""
     families = {axis: family for axis in _AXES if (family := _longest_family(rows, axis))}
     if not families:
         return None
@@ -50,7 +50,7 @@ def scaling(rows: Sequence[Row]) -> Figure | None:
 
 
 def memory(rows: Sequence[Row]) -> Figure | None:
-    """Memory of sampling against the number of candidates, and of each further one against the prompt's length."""
+    """Draw the memory of sampling by number of candidates, and of each further candidate by prompt length."""
     rows = [row for row in rows if row["prompts"] == 1 and "sampling_peak_mib" in row]
     family = _longest_family(rows, "candidates")
     if not family:
@@ -74,7 +74,7 @@ def memory(rows: Sequence[Row]) -> Figure | None:
 
 
 def _further_candidate(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
-    """MiB per candidate from the smallest to the largest N, by contestant and prompt length."""
+    """Return the MiB per candidate from the smallest to the largest N, by contestant and prompt length."""
     groups = defaultdict(list)
     for row in rows:
         groups[row["contestant"], row["prompt_tokens"]].append(row)
@@ -98,7 +98,7 @@ def _memory_headline(points: dict[int, float]) -> str:
 
 
 def _longest_family(rows: Sequence[Row], axis: str) -> list[Row]:
-    """The rows that differ in `axis` alone, where there are most; none unless they make a curve."""
+    """Return the largest family of rows that differ only in `axis`; empty unless they make a curve."""
     families = defaultdict(list)
     for row in rows:
         families[tuple(row[name] for name in _WORDS if name != axis)].append(row)

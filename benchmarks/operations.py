@@ -1,5 +1,5 @@
 """
-How many operations a task needs, and how many this machine does in a second: together, how much of it is used.
+Operations that a task needs, and operations per second of this machine: together, the share of it in use.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-# Other work on the machine can slow a stretch of a second by half: the best of several is what the machine does.
+# Other work on the machine can halve the speed of a second, so the best of several stretches counts.
 _STRETCHES, _STRETCH_SECONDS = 5, 0.3
 
 
 def operations_needed(model: Any, prompt_tokens: int, response_tokens: Sequence[int], with_head: bool = True) -> int:
     """
-    Multiplications and additions for one prompt, run once, and all responses to it.
+    Count multiplications and additions for one prompt, run once, and all its responses.
 
-    Two for each weight of the body and token, two for each weight of the output head and token drawn, and in every
-    layer four for each channel of the queries and token attended to.
+    Two per weight of the body and token, two per weight of the output head and token drawn, and in every layer four
+    per channel of the queries and token attended to.
     """
     config = model.config.get_text_config()
     embeddings = model.get_input_embeddings().weight.numel()
@@ -36,7 +36,7 @@ def operations_needed(model: Any, prompt_tokens: int, response_tokens: Sequence[
 
 
 def bytes_per_token(model: Any) -> int:
-    """Keys and values of one token in all layers."""
+    """Return the bytes of one token's keys and values in all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or _head_size(config)
@@ -44,7 +44,7 @@ def bytes_per_token(model: Any) -> int:
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of `torch.mm` on large square matrices, in the best of several stretches."""
+    """Measure the operations per second of `torch.mm` on large square matrices, in the best of several stretches."""
     size = 2048 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))

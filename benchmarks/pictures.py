@@ -1,5 +1,5 @@
 """
-The pictures of a run. Each is drawn from the rows of the table alone, and only where they hold enough for it.
+Pictures of a run, drawn from the rows of its table as far as they suffice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PAIR_GAP = 0.16
 
 
 def draw_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes what the rows allow; returns where."""
+    """Write the pictures that the rows suffice for, and return their paths."""
     measured = [row for row in rows if row["repeats"]]
     figures = {
         "throughput": _throughput([row for row in measured if row["kind"] == "sample"]),
@@ -37,7 +37,7 @@ def draw_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _throughput(rows: Sequence[Row]) -> Figure | None:
-    """Useful tokens per second of every contestant, a line per workload."""
+    """Draw the useful tokens per second of every contestant, a line per workload."""
     if not rows:
         return None
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
@@ -67,7 +67,7 @@ def _throughput(rows: Sequence[Row]) -> Figure | None:
 
 
 def _selection(rows: Sequence[Row]) -> Figure | None:
-    """Seconds of every strategy, on the largest table of rewards."""
+    """Draw the seconds of every strategy, on the largest table of rewards."""
     if not rows:
         return None
     largest = max(rows, key=lambda row: row["prompts"] * row["candidates"])["workload"]

@@ -1,6 +1,6 @@
 """
-Real text of a wanted length, the same on every machine with the same Python: people's questions to an assistant, and
-pages of Python's own documentation to be explained.
+Real text of a given length, the same on every machine with the same Python: questions to an assistant, and pages of
+Python's documentation to explain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TASK = "Explain the following page of documentation to a beginner, in your own 
 
 
 def chats(tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> list[Chat]:
-    """One chat per length in tokens, its template's included, and none longer unless a bare question is."""
+    """Return one chat per length in tokens, template included. Only a bare question may be longer."""
     lines = files("hf_itp.cli").joinpath("demo_prompts.jsonl").read_text("utf-8").splitlines()
     questions = [json.loads(line)["prompt"] for line in lines]
     return [
@@ -37,7 +37,7 @@ def chats(tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> list[Chat]:
 
 
 def passages(tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> list[str]:
-    """Consecutive passages of documentation, of these lengths in tokens."""
+    """Return consecutive passages of documentation of these lengths in tokens."""
     ids = tokenizer("".join(topics.values())[: 12 * sum(lengths)], add_special_tokens=False, verbose=False)[
         "input_ids"
     ]
@@ -57,7 +57,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, question: str, page: str, length: 
             low = middle
         else:
             high = middle - 1
-    # A page of a few words is nothing to explain.
+    # A few words of a page are nothing to explain.
     return _user(_TASK + " ".join(words[:low])) if low >= 16 else _user(question)
 
 

@@ -1,5 +1,5 @@
 """
-Which contestant a name stands for. What one of them needs is imported for that one only.
+Contestants by name, each importing only what it needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from benchmarks.workloads import Workload
 
 
 def make_contestant(name: str, workload: Workload, options: dict[str, Any]) -> Contestant:
-    """The contestant of that name for a workload of this kind."""
+    """Make the contestant of that name for the workload."""
     if name == "machine":
         return Machine(workload, options)
     if workload.kind == "select":

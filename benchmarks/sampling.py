@@ -1,5 +1,5 @@
 """
-Ways to draw N candidates per prompt, score them and pick the best.
+Ways to draw N candidates per prompt, score them and select the best.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.operations import bytes_per_token, operations_needed
 from benchmarks.prompts import chats
 from benchmarks.scoring import padded_rewards
 from benchmarks.workloads import Workload
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.rewards import RewardFunction, RewardModel
 
 _PAGE = 256  # tokens to a page of `generate_batch`'s cache, its default
@@ -24,11 +24,11 @@ _WARM_UP = {"max_new_tokens": 3, "num": 2}
 
 
 class Sampler(Contestant):
-    """What all have in common: models, prompts, and how tokens are counted."""
+    """Base of all: loads models and prompts, and counts tokens."""
 
     def __init__(self, workload: Workload, options: dict[str, Any]):
         super().__init__(workload, options)
-        self.policy = load_policy(options["model"], device=options["device"], dtype=options["dtype"])
+        self.policy = Policy.from_pretrained(options["model"], device=options["device"], dtype=options["dtype"])
         self.reward = RewardModel.from_pretrained(options["reward_model"], device=self.device)
         self.chats = chats(self.policy.tokenizer, workload.prompt_lengths())
         self.prompts = [
@@ -61,19 +61,19 @@ class Sampler(Contestant):
 
     @abstractmethod
     def draw(self, seed: int, num: int, max_new_tokens: int, result: dict[str, Any]) -> list[list[int]]:
-        """All responses, prompt by prompt, once the best one is known; `result` gets the stages."""
+        """Return all responses by prompt, once the best is known, and add the stages to `result`."""
 
     def bytes_needed(self) -> int:
-        """A rough upper bound of what a pass needs beyond what is loaded."""
+        """Return a rough upper bound of the memory of a pass, beyond what is loaded."""
         return 0
 
     def num_useful(self, response: list[int]) -> int:
-        """Tokens up to the first end token, it included."""
+        """Count the tokens up to and including the first end token."""
         ends = (place + 1 for place, token in enumerate(response) if token in self.end_tokens)
         return next(ends, len(response))
 
     def bytes_of_full_cache(self) -> int:
-        """Keys and values where every candidate has a copy of its prompt's."""
+        """Return the bytes of keys and values if every candidate has a copy of its prompt's."""
         longest = max(map(len, self.prompts)) + self.workload.max_new_tokens
         rows = self.workload.candidates * len(self.prompts)
         return rows * longest * bytes_per_token(self.policy.model)
@@ -106,7 +106,7 @@ class Ours(Sampler):
 
 
 class _WatchedReward(RewardFunction):
-    """The reward model, noting the peak memory until it is asked: that of sampling."""
+    """The reward model, which records the peak memory before it scores: that of sampling."""
 
     def __init__(self, contestant: Sampler):
         self.name = contestant.reward.name
@@ -170,8 +170,8 @@ class GenerateBatch(Generate):
 
     def _sizes(self) -> dict[str, int]:
         if self.device.type == "cuda":
-            return {}  # found by itself from the free memory
-        # Room for all candidates at once, the best it could be given. Left alone it takes most of the memory there is.
+            return {}  # it chooses by the free memory
+        # Room for all candidates at once, the best case. By default it takes most of the memory.
         each = -(-self.workload.max_new_tokens // _PAGE) + 1
         prompts = sum(-(-len(prompt) // _PAGE) + 1 for prompt in self.prompts)
         rows = self.workload.candidates * len(self.prompts)

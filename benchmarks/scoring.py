@@ -14,14 +14,14 @@ from benchmarks.contestants import Contestant
 from benchmarks.operations import operations_needed
 from benchmarks.prompts import Chat, chats, passages
 from benchmarks.workloads import Workload
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.rewards import RewardModel
 
 
 def padded_rewards(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Chat], responses: list[str]
 ) -> torch.Tensor:
-    """What a user writes: one batch of all pairs, padded to the longest, in one forward pass."""
+    """Score as a user would: all pairs in one batch, padded to the longest, in one forward pass."""
     if tokenizer.chat_template:
         whole = [
             [*chat, {"role": "assistant", "content": response}]
@@ -37,11 +37,11 @@ def padded_rewards(
 
 
 class Scorer(Contestant):
-    """The policy's body with a head of random weights, as causal reward models are made."""
+    """The policy's body with a random head, like a causal reward model."""
 
     def __init__(self, workload: Workload, options: dict[str, Any]):
         super().__init__(workload, options)
-        policy = load_policy(options["model"], device="cpu", dtype=options["dtype"])
+        policy = Policy.from_pretrained(options["model"], device="cpu", dtype=options["dtype"])
         self.tokenizer = policy.tokenizer
         self.model = AutoModelForSequenceClassification.from_pretrained(
             policy.model.name_or_path, num_labels=1, dtype=options["dtype"]
@@ -61,7 +61,7 @@ class Scorer(Contestant):
     def run(self, seed: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
         limit, count = self.workload.max_new_tokens, self.workload.candidates
-        # As long as responses are: some are cut at the limit, the others end before it.
+        # About as long as responses up to the limit.
         lengths = torch.randint(3 * limit // 4, 5 * limit // 4 + 1, (count,), generator=generator).tolist()
         responses = passages(self.tokenizer, lengths)
         result: dict[str, Any] = {}
@@ -72,7 +72,7 @@ class Scorer(Contestant):
 
     @abstractmethod
     def score(self, responses: list[str]) -> torch.Tensor:
-        """The rewards of responses to the one prompt."""
+        """Return the rewards of responses to the one prompt."""
 
 
 class OurScorer(Scorer):

@@ -1,5 +1,5 @@
 """
-How the pictures look: Okabe and Ito's colours, distinct under every common colour vision, and a shape each.
+Style of the pictures: Okabe and Ito's colours, distinct under every common colour vision, with a shape each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABELS = {
 
 
 def finish(figure: Figure, panels: Axes | Iterable[Axes], title: str, legend: bool = True) -> None:
-    """Title, one legend for all panels, no frame."""
+    """Add the title and one legend for all panels, and remove the frames."""
     panels = [panels] if isinstance(panels, Axes) else list(panels)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)

@@ -1,5 +1,5 @@
 """
-From passes to cells: medians with their spread, ratios within a round, and the machine they were measured on.
+From passes to rows of a table: medians with their spread, ratios within a round, and facts of the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def summary_rows(workload: Workload, entries: Sequence[Entry], machine: Row) -> list[Row]:
-    """One row per contestant: numbers, or the reason why there are none. Memory in MiB."""
+    """Return one row per contestant: its numbers, or why there are none. Memory is in MiB."""
     rate = _machine_rate(entries)
     ours = next((entry for entry in entries if entry.contestant == "ours"), None)
     return [
@@ -40,7 +40,7 @@ def summary_rows(workload: Workload, entries: Sequence[Entry], machine: Row) -> 
 
 
 def pass_rows(workload: Workload, entries: Sequence[Entry]) -> list[Row]:
-    """One row per pass, as it was measured."""
+    """Return one row per pass, as measured."""
     return [
         {"workload": workload.name, "contestant": entry.contestant, **{k: v for k, v in one.items() if k != "rewards"}}
         for entry in entries
@@ -49,7 +49,7 @@ def pass_rows(workload: Workload, entries: Sequence[Entry]) -> list[Row]:
 
 
 def machine_facts(options: dict[str, Any]) -> Row:
-    """Kind of machine and versions of libraries."""
+    """Return the kind of machine and the versions of libraries."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -103,7 +103,7 @@ def _highest(entry: Entry, name: str) -> float:
 
 
 def _against(entry: Entry, ours: Entry) -> Row:
-    """How many times ours is faster and smaller: a ratio per round, between neighbours in time."""
+    """Return how much faster and smaller ours is, by ratios within each round."""
     pairs = list(zip(ours.passes, entry.passes, strict=False))
     row: Row = {}
     if "tokens" in entry.passes[0]:
@@ -125,7 +125,7 @@ def _spread(name: str, values: Sequence[float]) -> Row:
 
 
 def _machine_rate(entries: Sequence[Entry]) -> float | None:
-    """The best of all rounds: other work can only make it slower."""
+    """Return the best rate of all rounds, since other work can only slow it."""
     rates = [
         one["operations_per_second"] for entry in entries for one in entry.passes if entry.contestant == "machine"
     ]

@@ -1,5 +1,5 @@
 """
-The cells on the terminal and as CSV.
+The table of results, on the terminal and as CSV.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COLUMNS = (
 
 
 def print_table(console: Console, rows: Sequence[Row]) -> None:
-    """One line per workload and contestant: medians, in brackets the range of the repeats."""
+    """Print one line per workload and contestant: medians, with the range of the repeats in brackets."""
     table = Table(title="Medians of interleaved repeats [from - to]", title_justify="left", box=None, padding=(0, 1))
     table.add_column("workload", no_wrap=True)
     table.add_column("contestant", no_wrap=True)
@@ -56,7 +56,7 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """All rows, each column that any of them has; what a row lacks is empty."""
+    """Write all rows with the columns of any; what a row lacks is empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)

@@ -1,7 +1,7 @@
 """
-The process of one contestant: `python -m benchmarks.worker`. Reads one JSON line per request, answers each with one.
+The process of one contestant, `python -m benchmarks.worker`: answers every JSON line on stdin with another.
 
-The first request names the contestant, its workload and the options; each further one is a pass with its seed.
+The first names the contestant, its workload and the options; each further one asks for a pass with its seed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 
 def main() -> None:
-    """Serves until there are no more requests."""
-    # Whatever libraries print goes to the terminal's stderr, not between the answers.
+    """Serve until there are no more requests."""
+    # Send what libraries print to stderr, so that it does not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
@@ -39,7 +39,7 @@ def _serve(job: dict[str, Any], answers: TextIO) -> None:
     torch.set_num_threads(job["options"]["threads"])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # The embedded reward model reads 512 tokens; that it does not read a longer prompt's beginning is known here.
+    # The embedded reward model cuts prompts to 512 tokens, and warns of it.
     warnings.simplefilter("ignore", ItpWarning)
     try:
         contestant = make_contestant(job["contestant"], Workload.parse(job["workload"]), job["options"])

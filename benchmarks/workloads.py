@@ -1,10 +1,10 @@
 """
-What is measured. A workload's name is its definition, so any other combination can be asked for by name.
+Workloads. A workload's name is its definition, so any combination can be named.
 
     p600-n64-t96          one prompt of about 600 tokens, 64 candidates of up to 96 tokens
     b8-p600-n16-t96       eight prompts of mixed length, up to 600 tokens
     score-p600-n64-t100   64 responses of about 100 tokens to one prompt, scored by a causal reward model
-    select-b10000-n1000   what the strategies themselves cost: 10,000 prompts, 1,000 rewards each
+    select-b10000-n1000   the strategies only: 10,000 prompts with 1,000 rewards each
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ STRATEGIES = {
     "best_of_poisson": {"rate": 100.0},
     "pessimism": {"beta": 0.1},
 }
-"""Every strategy by name, with values for its fields, of which none changes the cost by much."""
+"""Every strategy by name, with values for its fields, which hardly change the cost."""
 
 COMPETITORS = {
     "sample": ("ours", "generate", "generate_batch", "llama.cpp"),
     "score": ("ours", "padded forward"),
     "select": tuple(STRATEGIES),
 }
-"""Who takes part in which kind of workload, ours first where there is one."""
+"""Contestants by kind of workload, ours first."""
 
 PACKAGES = {"llama.cpp": "llama_cpp"}
-"""What a contestant needs that is not installed with this project."""
+"""Packages of contestants that are not installed with this project."""
 
 _NAME = re.compile(r"(?:(score|select)-)?(?:b(\d+)-?)?(?:p(\d+)-)?n(\d+)(?:-t(\d+))?")
 _SHORTEST = 40  # tokens of a bare question in its chat template
@@ -39,7 +39,7 @@ _SHORTEST = 40  # tokens of a bare question in its chat template
 
 @dataclass(frozen=True)
 class Workload:
-    """One workload; fields that its kind has no use for are 0."""
+    """One workload. Fields that its kind does not use are 0."""
 
     kind: str
     prompts: int
@@ -50,8 +50,10 @@ class Workload:
     @classmethod
     def parse(cls, name: str) -> Workload:
         """
+        Make the workload of that name.
+
         Raises:
-            `ValueError`: If the name is not one.
+            `ValueError`: If the name has another form.
         """
         match = _NAME.fullmatch(name)
         kind, prompts, prompt_tokens, candidates, max_new_tokens = match.groups() if match else (None,) * 5
@@ -64,8 +66,8 @@ class Workload:
         )
         if workload.name != name or workload.candidates == 0:
             raise ValueError(
-                f"Workload {name!r} is none. Write p600-n64-t96, b8-p600-n16-t96, score-p600-n64-t100 or "
-                "select-b10000-n1000, with numbers of your own."
+                f"A workload must have a known form, got {name!r}. Write p600-n64-t96, b8-p600-n16-t96, "
+                "score-p600-n64-t100 or select-b10000-n1000, with numbers of your own."
             )
         return workload
 
@@ -78,14 +80,14 @@ class Workload:
         return f"{kind}{batch}p{self.prompt_tokens}-n{self.candidates}-t{self.max_new_tokens}"
 
     def prompt_lengths(self) -> list[int]:
-        """Tokens of each prompt: in a batch, from a bare question to the longest, each by the same factor longer."""
+        """Return the tokens of each prompt: in a batch, from a bare question to the longest in equal ratios."""
         shortest = min(_SHORTEST, self.prompt_tokens)
         growth = self.prompt_tokens / shortest
         steps = max(1, self.prompts - 1)
         return [round(shortest * growth ** ((index + (self.prompts == 1)) / steps)) for index in range(self.prompts)]
 
 
-# The ones with targets first: an interrupted run has them.
+# Those with targets come first, so that an interrupted run has them.
 FULL: Sequence[str] = (
     "select-b10000-n1000",
     "p600-n16-t96",

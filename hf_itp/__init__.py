@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_itp.generation.early_rejection import EarlyRejection
     from hf_itp.generation.output import StrategyOutput
     from hf_itp.hub import push_to_hub
+    from hf_itp.policies.policy import Policy
     from hf_itp.rewards import RewardFunction, RewardModel
     from hf_itp.strategies import Strategy, get_strategy, list_strategies
     from hf_itp.training import (
@@ -35,6 +36,7 @@ _HOMES = {
     "QuantileRegressionTrainer": "hf_itp.training",
     "RewardCalibrator": "hf_itp.calibration",
     "EarlyRejection": "hf_itp.generation.early_rejection",
+    "Policy": "hf_itp.policies.policy",
     "StrategyDecoding": "hf_itp.generation.decoding",
     "StrategyOutput": "hf_itp.generation.output",
     "RewardFunction": "hf_itp.rewards",
@@ -52,6 +54,7 @@ __all__ = [
     "EarlyRejection",
     "ItpError",
     "ItpWarning",
+    "Policy",
     "QuantileRegressionArguments",
     "QuantileRegressionTrainer",
     "RewardCalibrator",

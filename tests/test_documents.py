@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_itp.generation.keywords import page as keywords_page
 from tests.examples import example
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +132,10 @@ def test_names_of_formulas_in_the_paper_index_exist():
 
     names = re.findall(r"`functional\.([a-z_]+)", text_of(ROOT / "docs" / "paper_index.md"))
     assert len(names) > 10 and [name for name in names if not hasattr(functional, name)] == []
+
+
+def test_page_of_keywords_is_that_of_the_code():
+    assert (ROOT / "docs" / "keywords.md").read_text() == keywords_page(), "write it again: make docs"
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """
-Whether a calibration belongs where it is to be used: to this policy, this reward, and this way of drawing responses.
+Checks that a calibration fits its use: the same policy, reward, and way of drawing responses.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ from hf_itp.sampling.description import differences
 
 def check_identity(name: str, given: dict[str, Any] | None, own: dict[str, Any]) -> None:
     """
+    Refuse a calibration of another model.
+
     Args:
         name (`str`): `policy` or `reward_model`.
-        given (`dict`, *optional*): Whose the calibration is to be.
-        own (`dict`): Whose it is.
+        given (`dict`, *optional*): Identity of the model it is used with.
+        own (`dict`): Identity of the model it was fitted with.
 
     Raises:
         `ArgumentError`: If they are different models.
     """
     if given is not None and own["name"] and are_different(given, own):
         raise ArgumentError(
-            f"`calibrator` has to belong to this {name.replace('_', ' ')} ({given['name']}), but was fitted "
-            f"with {own['name']}{' of other weights' if given['name'] == own['name'] else ''}. Fit one with "
-            f"it: RewardCalibrator.fit(policy, reward_model, prompts)."
+            f"`calibrator` must belong to this {name.replace('_', ' ')} ({given['name']}), got one fitted with "
+            f"{own['name']}{' of other weights' if given['name'] == own['name'] else ''}. Fit another: "
+            "RewardCalibrator.fit(policy, reward_model, prompts)."
         )
 
 
 def check_draw(given: dict[str, Any] | None, own: dict[str, Any] | None) -> None:
     """
-    Compares two recorded draws whole; what is not known cannot be compared.
+    Refuse to draw responses in another way than the references, where both ways are recorded.
 
     Raises:
-        `ArgumentError`: If responses are to be drawn otherwise than the references were; names every difference.
+        `ArgumentError`: If the two draws differ; names every difference.
     """
     different = differences(given, own) if given is not None and own is not None else []
     if different:

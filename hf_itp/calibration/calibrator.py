@@ -1,5 +1,5 @@
 """
-Rewards on the scale of the reference policy: where each stands among those of reference responses to its own prompt.
+Calibrated rewards: the quantile of each among the rewards of reference responses to its prompt.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class RewardCalibrator:
         reference_rewards (`torch.Tensor` of shape `(P, K)`): Rewards of each prompt's reference responses, any order.
         policy, reward_model, sampling (`dict`, *optional*): What they were drawn and scored with.
         draw (`dict`, *optional*): The whole description of the draw ([`~sampling.description.DrawDescription`]);
-            `None` where it is not known, as of calibrations written before it was recorded.
-        seed (`int`, *optional*): Of the draw.
-        predictor ([`QuantilePredictor`], *optional*): For prompts that have no references.
+            `None` if not known, as for calibrations written before it was recorded.
+        seed (`int`, *optional*): Seed of the draw.
+        predictor ([`QuantilePredictor`], *optional*): Predicts the references of other prompts.
 
     Examples:
 
@@ -84,29 +84,29 @@ class RewardCalibrator:
     ):
         if reference_rewards is None or (prompts is None) == (fingerprints is None):
             raise ArgumentError(
-                "`prompts` and `reference_rewards` have to be given, but one is not. Use RewardCalibrator.fit to draw "
-                "the references."
+                "`prompts` and `reference_rewards` must both be given, got one or none. Use RewardCalibrator.fit to "
+                "draw the references."
             )
         if fingerprints is None:
             fingerprints = [prompt_fingerprint(prompt) for prompt in check_prompts(prompts or [])]
         check_rewards(reference_rewards, "reference_rewards")
         if reference_rewards.dim() != 2 or len(reference_rewards) != len(fingerprints):
             raise ArgumentError(
-                f"`reference_rewards` has to have shape ({len(fingerprints)}, K), one row per prompt, but has "
+                f"`reference_rewards` must have shape ({len(fingerprints)}, K), one row per prompt, got "
                 f"{tuple(reference_rewards.shape)}. Give each prompt its row."
             )
         self.reference_rewards = reference_rewards.detach().to("cpu", torch.float32).sort(dim=-1).values
         self.fingerprints = list(fingerprints)
         self._rows = {fingerprint: row for row, fingerprint in enumerate(self.fingerprints)}
         if len(self._rows) != len(self.fingerprints):
-            raise ArgumentError("`prompts` has to hold each prompt once, but some repeat. Drop the repeats.")
+            raise ArgumentError("`prompts` must hold each prompt once, got repeats. Drop them.")
         self.policy, self.reward_model = policy or dict(_UNKNOWN), reward_model or dict(_UNKNOWN)
         self.sampling, self.draw, self.seed, self.predictor = sampling or {}, draw, seed, predictor
         self._warn_of_constant_rewards()
 
     @property
     def num_reference(self) -> int:
-        """`K`: the reference responses of a prompt."""
+        """`K`, the number of reference responses of a prompt."""
         return self.reference_rewards.shape[1]
 
     @classmethod
@@ -129,31 +129,30 @@ class RewardCalibrator:
         **sampling: Any,
     ) -> Self:
         """
-        Draws `num_reference` responses per prompt from the policy and scores them.
+        Draw `num_reference` responses per prompt from the policy and score them.
 
         Under `accelerate launch` the processes share the prompts. With `output_dir` the responses are kept there as a
-        pool file; a run that was killed goes on where it stopped and ends in the same bytes.
+        pool file, from which an interrupted run resumes, with the same bytes in the end.
 
         Args:
             policy (`PreTrainedModel`): The reference policy.
             reward_model: What [`~rewards.as_reward_function`] takes.
-            prompts (`list[str]` or `list[list[dict]]`): Equal ones are drawn for once.
+            prompts (`list[str]` or `list[list[dict]]`): Equal prompts share their references.
             num_reference (`int`, *optional*, defaults to 100): `K`. The error of a quantile is at most
                 `0.5 / sqrt(K)`.
-            seed (`int`, *optional*, defaults to 0): Names the draw.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's, loaded from beside it if absent.
-            chat_template_kwargs (`dict`, *optional*): Arguments of the policy's chat template, `tools` among them:
+            seed (`int`, *optional*, defaults to 0): Seed of the draw.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's. Loaded from beside it by default.
+            chat_template_kwargs (`dict`, *optional*): Arguments of the policy's chat template, e.g. `tools` or
                 `{"enable_thinking": False}`.
-            reward_kwargs (`dict[str, list]`, *optional*): Columns of the data that the reward takes beside prompts and
-                responses, e.g. `{"answer": [...]}`: one entry per prompt.
-            output_dir (`str` or `Path`, *optional*): Where the pool and the calibration are written.
+            reward_kwargs (`dict[str, list]`, *optional*): Data columns for the reward, e.g. `{"answer": [...]}`, with
+                one entry per prompt.
+            output_dir (`str` or `Path`, *optional*): Folder for the pool and the calibration.
             predict (`bool`, *optional*, defaults to `False`): Also fit a [`QuantilePredictor`] for other prompts.
-            batch_size (`int`, *optional*): Most responses decoded at once.
-            progress (`bool`, *optional*): Progress bars always or never.
-            description ([`DrawDescription`], *optional*): How to draw, whole, in place of `tokenizer`,
+            batch_size (`int`, *optional*): Maximum responses decoded at once.
+            progress (`bool`, *optional*): Show progress bars. By default in a terminal.
+            description ([`DrawDescription`], *optional*): How to draw, in place of `tokenizer`,
                 `chat_template_kwargs` and `sampling`.
-            sampling: Keywords of `generate`, `max_new_tokens` (256 if nobody sets it) and `generation_config` among
-                them.
+            sampling: Keywords of `generate`, e.g. `generation_config` or `max_new_tokens`, which defaults to 256.
 
         Raises:
             `ArgumentError`: If there are no prompts, `num_reference` is below 2, a prompt is too long for the policy,
@@ -167,7 +166,7 @@ class RewardCalibrator:
         seed = check_count("seed", seed, 0, "Pass e.g. seed=0.")
         reward = as_reward_function(reward_model, device=_device_of(reward_model, policy))
         prompts, columns = distinct_prompts(prompts, columns, reward)
-        # All that can be refused is refused before the first response is drawn.
+        # Refuse all that can be refused before drawing the first response.
         if description is None:
             tokenizer = tokenizer or policy_tokenizer(policy)
             sampling = with_length(policy, sampling, 256)
@@ -207,10 +206,10 @@ class RewardCalibrator:
     @classmethod
     def from_pool(cls, path: str | Path, **identities: Any) -> Self:
         """
-        A calibrator out of the rewards of an existing pool file, which any engine can write.
+        Make a calibrator from the rewards of an existing pool file, which any engine can write.
 
         Args:
-            path (`str` or `Path`): `.jsonl`, `.jsonl.gz` or `.parquet`; a row has a `prompt` and `rewards`.
+            path (`str` or `Path`): `.jsonl`, `.jsonl.gz` or `.parquet`, with a `prompt` and its `rewards` per row.
             identities: `policy`, `reward_model`, `sampling` and `seed`, as the constructor takes them.
 
         Raises:
@@ -221,22 +220,22 @@ class RewardCalibrator:
         for number, row in enumerate(rows, start=1):
             if len(row["rewards"]) != count:
                 raise ArgumentError(
-                    f"Every row of a pool has to have as many rewards as the first ({count}), but row {number} of "
-                    f"{path} has {len(row['rewards'])}. Draw the same number for every prompt."
+                    f"Every row of a pool must have as many rewards as the first ({count}), got {len(row['rewards'])} "
+                    f"in row {number} of {path}. Draw the same number for every prompt."
                 )
         rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float64)
         return cls([row["prompt"] for row in rows], rewards, **identities)
 
     def calibrate(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:
         """
-        The calibrated reward of each response, in `[0, 1]`.
+        Return the calibrated reward of each response, in `[0, 1]`.
 
         Args:
             prompts (`list[str]` or `list[list[dict]]`): One per row of `rewards`.
             rewards (`torch.Tensor` of shape `(n,)` or `(n, N)`): Raw rewards of responses to them.
 
         Returns:
-            `torch.Tensor`: Of the shape of `rewards`, float32.
+            `torch.Tensor`: float32, of the shape of `rewards`.
 
         Raises:
             `ArgumentError`: If a prompt has no references and there is no predictor; names the remedies.
@@ -246,7 +245,7 @@ class RewardCalibrator:
 
     def counts(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         """
-        How many reference rewards stand below and at each reward, and how many there are.
+        Count the reference rewards below and equal to each reward.
 
         Returns:
             `tuple`: `below` and `equal`, float64 of the shape of `rewards`, and `K`.
@@ -254,8 +253,8 @@ class RewardCalibrator:
         exact = check_rewards(rewards)
         if len(prompts) != len(exact):
             raise ArgumentError(
-                f"`prompts` has to hold one prompt per row of `rewards` ({len(exact)}), but holds {len(prompts)}."
-                " Repeat a prompt for each of its responses."
+                f"`prompts` must hold one prompt per row of `rewards` ({len(exact)}), got {len(prompts)}. Repeat a "
+                "prompt for each of its responses."
             )
         reference = self.references_of(prompts).to(torch.float64)
         values = exact.reshape(len(exact), -1).contiguous()
@@ -264,7 +263,7 @@ class RewardCalibrator:
         return below.view_as(exact), (not_above - below).view_as(exact), self.num_reference
 
     def references_of(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Sorted reference rewards `(n, K)` of each prompt, predicted where there are none and a predictor is."""
+        """Return the sorted reference rewards `(n, K)` of each prompt, predicted for prompts without references."""
         self.check_prompts(prompts)
         rows = [self._rows.get(prompt_fingerprint(prompt)) for prompt in prompts]
         unseen = [position for position, row in enumerate(rows) if row is None]
@@ -275,14 +274,16 @@ class RewardCalibrator:
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
+        Refuse prompts that cannot be calibrated.
+
         Raises:
             `ArgumentError`: If a prompt has no references and there is no predictor.
         """
         unseen = [prompt for prompt in prompts if prompt_fingerprint(prompt) not in self._rows]
         if unseen and self.predictor is None:
             raise ArgumentError(
-                f"`prompts` has to be ones the calibrator was fitted on, but {len(unseen)} of {len(prompts)} are not, "
-                f"the first {unseen[0]!r:.80}. Fit a calibrator on them too, pass predict=True to "
+                f"`prompts` must be among those the calibrator was fitted on, got {len(unseen)} of {len(prompts)} "
+                f"that are not, the first {unseen[0]!r:.80}. Fit a calibrator on them too, pass predict=True to "
                 "RewardCalibrator.fit for prompts without references, or leave them out."
             )
 
@@ -293,9 +294,11 @@ class RewardCalibrator:
         draw: dict[str, Any] | None = None,
     ) -> None:
         """
+        Refuse to be used with another policy, reward model or draw than the references'.
+
         Args:
-            policy, reward_model (`dict`, *optional*): Identities.
-            draw (`dict`, *optional*): A recorded description of a draw, compared whole where this one's is known.
+            policy, reward_model (`dict`, *optional*): Their identities.
+            draw (`dict`, *optional*): Recorded description of a draw, compared if the references' is known.
 
         Raises:
             `ArgumentError`: If the calibration is of another policy or reward model, or its references were drawn in
@@ -306,7 +309,7 @@ class RewardCalibrator:
         check_draw(draw, self.draw)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `calibration.safetensors` and `calibration.json`."""
+        """Write `calibration.safetensors` and `calibration.json`."""
         tensors = {"reference_rewards": self.reference_rewards}
         sidecar = {
             "hf_itp_version": __version__,
@@ -333,10 +336,11 @@ class RewardCalibrator:
         reward_model: RewardLike | None = None,
     ) -> Self:
         """
-        The calibrator of a folder or a Hub repository, a policy's among them.
+        Load the calibrator of a folder or a Hub repository, which may be a policy's.
 
         Args:
-            reward_model (*optional*): Gives a stored predictor its features; needed for unseen prompts only.
+            reward_model (*optional*): Gives a stored predictor its features. Only needed for prompts without
+                references.
 
         Raises:
             `LoadError`: If there is none, or it cannot be read.
@@ -361,7 +365,7 @@ class RewardCalibrator:
         return calibrator
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-        """Creates the repository if need be and uploads both files in one commit; returns the commit's address."""
+        """Upload both files in one commit, creating the repository if needed; return the commit's URL."""
         from tempfile import TemporaryDirectory
 
         api = HfApi(token=token)
@@ -375,14 +379,14 @@ class RewardCalibrator:
         constant = self.reference_rewards[:, 0] == self.reference_rewards[:, -1]
         if bool(constant.all()):
             raise ArgumentError(
-                f"`reference_rewards` has to tell responses apart, but is {self.reference_rewards[0, 0].item()} for "
-                "every response to each prompt. Use a reward that differs between responses, or sample with a higher "
-                "temperature."
+                "`reference_rewards` must differ between responses, got "
+                f"{self.reference_rewards[0, 0].item()} for every response to a prompt. Use a reward that tells "
+                "responses apart, or sample with a higher temperature."
             )
         if bool(constant.any()):
             warnings.warn(
-                f"All reference rewards are equal for {int(constant.sum())} of {len(constant)} prompts: whatever "
-                "equals them is calibrated to 0.5. Drop these prompts if they are to teach something.",
+                f"All reference rewards are equal for {int(constant.sum())} of {len(constant)} prompts, so rewards "
+                "equal to them are calibrated to 0.5. Drop these prompts before training, which learns nothing there.",
                 ItpWarning,
                 stacklevel=3,
             )

@@ -1,5 +1,5 @@
 """
-Columns of a data set beside its prompts: one entry per prompt, passed on to the reward with each response to it.
+Columns of a data set besides its prompts: one entry per prompt, passed to the reward with each response.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from hf_itp.rewards.base import Prompt
 
 Columns = dict[str, list[Any]]
 
-# Columns of a data set that no reward gets: the prompt's own, and what TRL takes for pictures and responses.
+# Columns that no reward gets: the prompt's own, and those that TRL takes for pictures and responses.
 _NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "image", "images")
 
 
 def reward_columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
     """
-    What the rows of a data set have beside their prompts, as TRL passes it to reward functions; a column that only
-    some rows have (those of a second data set) is `None` in the others.
+    Return the columns besides the prompts, as TRL passes them to reward functions. A column that only some rows have
+    (those of a second data set) is `None` in the others.
     """
     names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_FOR_REWARDS)
     return {name: [row.get(name) for row in rows] for name in names}
@@ -29,8 +29,10 @@ def reward_columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
 
 def check_columns(columns: Mapping[str, Sequence[Any]] | None, num_prompts: int) -> Columns:
     """
+    Return the columns as lists.
+
     Raises:
-        `ArgumentError`: If a column has not one entry per prompt.
+        `ArgumentError`: If a column has another number of entries than one per prompt.
     """
     checked: Columns = {}
     for name, column in (columns or {}).items():
@@ -47,14 +49,14 @@ def distinct_prompts(
     prompts: Sequence[Prompt], columns: Columns, reward: RewardFunction
 ) -> tuple[list[Prompt], Columns]:
     """
-    Each prompt once, with its columns.
+    Return each prompt once, with its columns.
 
     Raises:
-        `ArgumentError`: If there are no prompts, or equal ones have different values of a column the reward takes: it
-            would give them different rewards, and a prompt has one row of references.
+        `ArgumentError`: If there are no prompts, or equal ones differ in a column the reward takes: it would give them
+            different rewards, and a prompt has one row of references.
     """
     if not prompts:
-        raise ArgumentError("`prompts` has to hold at least one prompt, but is empty. Pass those of the training.")
+        raise ArgumentError("`prompts` must hold at least one prompt, got none. Pass those of the training.")
     first: dict[str, int] = {}
     for place, prompt in enumerate(prompts):
         same = first.setdefault(prompt_fingerprint(prompt), place)
@@ -77,4 +79,4 @@ def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
     except (TypeError, ValueError, RuntimeError):
-        return False  # arrays and the like: different unless the same object
+        return False  # arrays and the like are equal only as the same object

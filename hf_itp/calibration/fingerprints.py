@@ -1,5 +1,5 @@
 """
-What a calibration belongs to: fingerprints of prompts, policies and rewards, and what tells two of them apart.
+Fingerprints and identities of prompts, policies and rewards, which say what a calibration belongs to.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.distributed.tensor import DTensor
 from hf_itp.models.origins import origin_of
 from hf_itp.rewards.base import Prompt, RewardFunction
 
-# Values read of each parameter: enough that fine-tuning shows, few enough that it takes no time.
+# Values read of each parameter: enough to notice fine-tuning, few enough to cost no time.
 _VALUES_PER_PARAMETER = 256
-# What peft adds to the names of the weights it wraps, and the weights that are its own.
+# What peft adds to the names of the weights it wraps, and the names of its own weights.
 _WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer|^module\.|_orig_mod\.")
 _ADAPTERS = re.compile(r"lora_|ia3_|prompt_encoder|modules_to_save|original_module")
 
 
 def prompt_fingerprint(prompt: Prompt) -> str:
     """
-    The same for equal prompts, in any process: of a text its characters, of a chat each message's role, content and
-    other fields. A field that is `None`, as data sets fill them up with, is none.
+    Return a hash that is the same for equal prompts in any process: of a text, or of a chat's roles, contents and
+    other fields. Fields that are `None`, as data sets fill them in, do not count.
 
     Examples:
 
@@ -42,7 +42,7 @@ def prompt_fingerprint(prompt: Prompt) -> str:
     else:
         messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
         if all(message.keys() <= {"role", "content"} for message in messages):
-            # As it always was, for calibrations that were saved.
+            # In this form for calibrations that were saved before other fields counted.
             pairs = [[message.get("role"), message.get("content")] for message in messages]
             content = json.dumps(["chat", pairs], default=str)
         else:
@@ -51,7 +51,7 @@ def prompt_fingerprint(prompt: Prompt) -> str:
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """Where a model came from, what it computes in, and a fingerprint of its weights without adapters."""
+    """Return where a model came from, its dtype, and a fingerprint of its weights without adapters."""
     origin = origin_of(model)
     parameters = list(model.parameters())
     return {
@@ -63,7 +63,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def reward_identity(reward: RewardFunction) -> dict[str, Any]:
-    """Of a reward model its own identity, of any other reward its name."""
+    """Return the identity of a reward model, or the name of any other reward."""
     model = getattr(reward, "model", None)
     if isinstance(model, nn.Module):
         known = model_identity(model)
@@ -73,8 +73,8 @@ def reward_identity(reward: RewardFunction) -> dict[str, Any]:
 
 def weights_fingerprint(model: nn.Module) -> str | None:
     """
-    A hash of some values of every weight, the same for an adapted model as for the one beneath; `None` where DeepSpeed
-    or FSDP1 has split the weights, of which no process sees them all.
+    Return a hash of some values of every weight, the same with and without adapters; `None` if DeepSpeed or FSDP1 has
+    split the weights, so that no process sees them all.
     """
     if any(
         hasattr(parameter, "ds_tensor") or isinstance(parameter, FlatParameter) for parameter in model.parameters()
@@ -90,7 +90,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
 
 def adapters_fingerprint(model: nn.Module) -> str | None:
     """
-    A hash of the adapters a model is run with, `None` where there are none or they change nothing, as fresh ones do.
+    Return a hash of the active adapters; `None` if there are none or they change nothing, as new ones do.
     """
     digest, any_effect = blake2b(digest_size=16), False
     for name, module in sorted(model.named_modules()):
@@ -110,12 +110,12 @@ def adapters_fingerprint(model: nn.Module) -> str | None:
 
 
 def policy_identity(model: nn.Module) -> dict[str, Any]:
-    """[`model_identity`] of a policy as it is run now: with the adapters that are on."""
+    """Return the [`model_identity`] of a policy with its active adapters."""
     return {**model_identity(model), "adapters": adapters_fingerprint(model)}
 
 
 def _some_values(parameter: torch.Tensor) -> bytes:
-    # FSDP2's weights are gathered, by all processes together; each holds a part.
+    # With FSDP2 each process holds a part, and all gather the whole together.
     whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     values = whole.detach().reshape(-1)
     return values[:: max(1, len(values) // _VALUES_PER_PARAMETER)].to("cpu", torch.float32).numpy().tobytes()
@@ -123,8 +123,8 @@ def _some_values(parameter: torch.Tensor) -> bytes:
 
 def are_different(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """
-    Whether two identities are of different models: by their weights where both are known in one dtype, else by name.
-    A folder and the repository it was downloaded from are the same model.
+    Return whether two identities are of different models: by weights if both are known in one dtype, else by name. So
+    a folder and the repository it was downloaded from are the same model.
     """
     if one["weights"] and other["weights"] and one["dtype"] == other["dtype"]:
         return one["weights"] != other["weights"]

@@ -1,5 +1,5 @@
 """
-Reference rewards of prompts nobody drew references for: predicted from how the reward model reads the prompt.
+Reference rewards of prompts without references, predicted from the reward model's features of the prompt.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class QuantilePredictor:
     r"""
     Ridge regression from the reward model's features of a prompt to the quantiles of its reference rewards.
 
-    Made by [`~QuantilePredictor.fit`], which chooses the strength by cross-validation and reports what the prediction
-    is worth on prompts it did not see: `calibration_error`, the mean of $|\hat C(x, y) - C(x, y)|$ over held-out
-    prompts and their responses, beside `baseline_error`, that of the same quantiles for every prompt.
+    [`~QuantilePredictor.fit`] chooses the strength by cross-validation and reports the error on held-out prompts:
+    `calibration_error`, the mean of $|\hat C(x, y) - C(x, y)|$ over their responses, and `baseline_error`, that of
+    predicting the same quantiles for every prompt.
 
     Args:
         reward_model ([`RewardModel`]): Gives the features.
         mean, scale (`torch.Tensor` of shape `(D,)`): Standardize the features.
-        weights (`torch.Tensor` of shape `(D + 1, Q)`): Of the regression, the constant last.
+        weights (`torch.Tensor` of shape `(D + 1, Q)`): Weights of the regression, the constant last.
         calibration_error, baseline_error (`float`): On held-out prompts, between 0 and 0.5.
     """
 
@@ -49,9 +49,11 @@ class QuantilePredictor:
     @classmethod
     def fit(cls, reward: RewardFunction, prompts: Sequence[Prompt], reference_rewards: torch.Tensor) -> Self:
         """
+        Fit the regression.
+
         Args:
             reward ([`RewardModel`]): The model that gave the rewards.
-            prompts: At least 10, of the kind that is to be predicted for.
+            prompts: At least 10, of the kind to predict for.
             reference_rewards (`torch.Tensor` of shape `(P, K)`): Their reference rewards.
 
         Raises:
@@ -73,33 +75,33 @@ class QuantilePredictor:
 
         errors = {strength: error(strength) for strength in _STRENGTHS}
         best = min(errors, key=lambda strength: errors[strength])
-        # Infinitely strong: the mean quantiles of the other prompts.
+        # Infinite strength predicts the mean quantiles of the other prompts.
         baseline = error(float("inf"))
         return cls(reward, *_ridge(features, targets, best), calibration_error=errors[best], baseline_error=baseline)
 
     @staticmethod
     def check(reward: RewardFunction, prompts: Sequence[Prompt]) -> RewardModel:
-        """Raises what [`fit`] would, before references are drawn for it; returns the reward."""
+        """Raise what [`fit`] would, before references are drawn; return the reward."""
         if not isinstance(reward, RewardModel):
             raise ArgumentError(
-                f"`predict` needs a reward model with features, but `reward_model` is {reward.name}. Leave `predict` "
-                "out, or use a RewardModel."
+                f"`reward_model` must have features with `predict`, got {reward.name}. Leave `predict` out, or use a "
+                "RewardModel."
             )
         if len(prompts) < 2 * _FOLDS:
             raise ArgumentError(
-                f"`predict` needs at least {2 * _FOLDS} prompts to learn from, but there are {len(prompts)}. Add "
-                "prompts, or leave `predict` out."
+                f"`prompts` must hold at least {2 * _FOLDS} with `predict`, got {len(prompts)}. Add prompts, or leave "
+                "`predict` out."
             )
         return reward
 
     def predict(self, prompts: Sequence[Prompt], num_reference: int) -> torch.Tensor:
-        """Predicted reference rewards `(n, num_reference)`, ascending, float32."""
+        """Return predicted reference rewards `(n, num_reference)`, ascending, float32."""
         features = self._reward_model.prompt_features(prompts).double()
         quantiles = _predict(features, self._mean, self._scale, self._weights)
         return _spread(quantiles, num_reference).float()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a saved predictor is made of."""
+        """Return the tensors of a saved predictor."""
         return {
             "predictor.mean": self._mean,
             "predictor.scale": self._scale,
@@ -107,18 +109,18 @@ class QuantilePredictor:
         }
 
     def description(self) -> dict[str, Any]:
-        """What is known of its quality."""
+        """Return its errors on held-out prompts."""
         return {"calibration_error": self.calibration_error, "baseline_error": self.baseline_error}
 
     @classmethod
     def from_tensors(
         cls, reward: RewardFunction, tensors: dict[str, torch.Tensor], description: dict[str, Any]
     ) -> Self:
-        """The inverse of [`tensors`] and [`description`]."""
+        """Restore a predictor from its [`tensors`] and [`description`]."""
         if not isinstance(reward, RewardModel):
             raise ArgumentError(
-                f"`reward_model` has to be the RewardModel the predictor was fitted with, but is {reward.name}. Pass "
-                "that one, or leave `reward_model` out."
+                f"`reward_model` must be the RewardModel the predictor was fitted with, got {reward.name}. Pass that "
+                "one, or leave `reward_model` out."
             )
         mean, scale, weights = (tensors[f"predictor.{name}"] for name in ("mean", "scale", "weights"))
         return cls(reward, mean, scale, weights, **description)
@@ -136,19 +138,19 @@ def _ridge(
     if strength == float("inf"):
         slopes = torch.zeros(features.shape[1], targets.shape[1], dtype=torch.float64)
     else:
-        # In the space of the prompts where they are fewer than the features; the solution is the same.
+        # In the space of the prompts, which are usually fewer than the features. The solution is the same.
         kernel = standard @ standard.T + strength * torch.eye(len(standard), dtype=torch.float64)
         slopes = standard.T @ torch.linalg.solve(kernel, targets - center)
     return mean, scale, torch.cat([slopes, center[None]])
 
 
 def _predict(features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    # Sorted: the quantiles of one law do not cross.
+    # Sorted, since the quantiles of one law do not cross.
     return (((features - mean) / scale) @ weights[:-1] + weights[-1]).sort(dim=-1).values
 
 
 def _spread(quantiles: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` values `(n, count)` with the given quantiles `(n, Q)`, straight lines between them."""
+    """Return `count` values `(n, count)` with the given quantiles `(n, Q)`, interpolated linearly."""
     places = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * _LEVELS - 0.5).clamp(0, _LEVELS - 1)
     below = places.floor().long().clamp(max=_LEVELS - 2)
     share = places - below
@@ -156,7 +158,7 @@ def _spread(quantiles: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _error(quantiles: torch.Tensor, rewards: torch.Tensor) -> float:
-    """Sum over prompts of the mean difference between quantiles by the prediction and by the true references."""
+    """Sum over prompts the mean difference between quantiles by prediction and by true references."""
     count = rewards.shape[-1]
     predicted = calibrate_rewards(rewards, _spread(quantiles, count))
     true = calibrate_rewards(rewards, rewards)

@@ -1,5 +1,5 @@
 """
-A calibration as two files: sorted reference rewards in safetensors, everything that says what they are in JSON.
+A calibration as two files: sorted reference rewards in safetensors, and a JSON sidecar that describes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], sidecar: dict[str, Any]) -> None:
-    """Writes both files, each whole or not at all, the sidecar last."""
+    """Write both files, each whole or not at all, the sidecar last."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{TENSORS}.tmp"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
@@ -35,7 +35,7 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], sidecar: dict[str, Any]
 
 def load(id_or_folder: str | Path, **hub: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
-    Tensors and sidecar of a folder or a Hub repository.
+    Return the tensors and the sidecar of a folder or a Hub repository.
 
     Raises:
         `LoadError`: If a file is missing or cannot be read.
@@ -45,17 +45,17 @@ def load(id_or_folder: str | Path, **hub: Any) -> tuple[dict[str, torch.Tensor],
     try:
         tensors, sidecar = load_file(paths[TENSORS]), json.loads(paths[SIDECAR].read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError) as error:
-        raise LoadError(f"The calibration of {id_or_folder} cannot be read ({error}). Write it anew.") from error
+        raise LoadError(f"The calibration of {id_or_folder} must be readable, got: {error}. Save it again.") from error
     version = sidecar.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ArgumentError(
-            f"The calibration of {id_or_folder} has to be of version {SCHEMA_VERSION}, but is of {version!r}. Update "
-            "hf_itp, or fit the calibrator anew."
+            f"The calibration of {id_or_folder} must be of version {SCHEMA_VERSION}, got {version!r}. Update hf_itp, "
+            "or fit the calibrator again."
         )
     if len(sidecar["prompts"]) != len(tensors["reference_rewards"]):
         raise ArgumentError(
-            f"{SIDECAR} of {id_or_folder} has to name a prompt per row of {TENSORS} "
-            f"({len(tensors['reference_rewards'])}), but names {len(sidecar['prompts'])}. Copy both files together."
+            f"{SIDECAR} of {id_or_folder} must name a prompt per row of {TENSORS} "
+            f"({len(tensors['reference_rewards'])}), got {len(sidecar['prompts'])}. Copy both files together."
         )
     return tensors, sidecar
 
@@ -64,12 +64,12 @@ def _path(id_or_folder: str | Path, name: str, hub: dict[str, Any]) -> Path:
     folder = Path(id_or_folder).expanduser()
     if folder.is_dir():
         if not (folder / name).is_file():
-            raise LoadError(f"There is no {name} in {folder}. Give a folder that a calibrator was saved to.")
+            raise LoadError(f"There is no {name} in {folder}. Pass a folder that a calibrator was saved to.")
         return folder / name
     try:
         return Path(hf_hub_download(str(id_or_folder), name, **hub))
     except (OSError, HFValidationError, HfHubHTTPError) as error:
         raise LoadError(
-            f"{name} cannot be had from {str(id_or_folder)!r} ({type(error).__name__}: {error}). Check the id and "
-            "that the repository holds a calibration, or give a folder."
+            f"{str(id_or_folder)!r} must hold {name}, got {type(error).__name__}: {error}. Check the id and that the "
+            "repository holds a calibration, or pass a folder."
         ) from error

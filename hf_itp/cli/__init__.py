@@ -1,7 +1,7 @@
 """
-The command line. Everything heavy is imported inside the command that needs it, so `hf-itp --help` comes at once.
+The command line: reads text, calls the library, shows what comes back.
 
-Holds no rule of its own: it reads text, calls `generate`, and shows what came back.
+Imports everything heavy inside the command that needs it, so that `hf-itp --help` comes at once.
 """
 
 from hf_itp.cli.app import app, main

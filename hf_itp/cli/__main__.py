@@ -1,4 +1,4 @@
-"""`python -m hf_itp.cli`: the program where only a module can be named, as after `accelerate launch -m`."""
+"""`python -m hf_itp.cli`: the program as a module, for `accelerate launch -m hf_itp.cli`."""
 
 from hf_itp.cli.app import main
 

@@ -24,6 +24,15 @@ from hf_itp.cli.strategies import strategies
 from hf_itp.cli.streams import writing_all
 from hf_itp.errors import ItpError, ItpWarning
 
+# Words of the library's errors, as a user of the program knows them.
+_AS_OPTIONS = {
+    "`model_id`": "`--model`",
+    "`device`": "`--device`",
+    "device='cpu'": "--device cpu",
+    "`plain`": "`--plain`",
+    "pass the prompts as text": "add --plain",
+}
+
 app = typer.Typer(
     name="hf-itp",
     no_args_is_help=True,
@@ -53,26 +62,26 @@ def _root(
 ) -> None:
     """
     Spend compute at inference without being fooled by the reward model: a
-    policy draws N candidates, a reward model scores them, a strategy picks.
+    policy draws N candidates, a reward model scores them, a strategy selects.
 
     [bold]Start here[/bold]
 
       hf-itp demo                                  see it work, offline
       hf-itp generate "Why is the moon bright?"    one better response
-      hf-itp strategies                            what can pick, and how
+      hf-itp strategies                            what can select, and how
       hf-itp calibrate, train, push                a policy trained for its strategy
 
-    Results go to stdout, everything else to stderr. Exit codes: 0 all is well,
-    1 an error while working, 2 a command that does not parse, 130 interrupted.
+    Results go to stdout, everything else to stderr. Exit codes: 0 success,
+    1 an error, 2 a command that does not parse, 130 interrupted.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Runs the program and exits.
+    Run the program and exit.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): What follows the program's name; defaults to the process's own.
+        arguments (`Sequence[str]`, *optional*): The words after the program's name. Defaults to the process's own.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -81,16 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        # An error of another library carries no remedy, so at least its kind is said, and where to see more.
+        # Errors of other libraries carry no remedy: name their kind and where to see more.
         ours = isinstance(error, ItpError)
         message = str(error) if ours else f"{type(error).__name__}: {error}\nRun again with --debug to see where."
+        for word, option in _AS_OPTIONS.items() if ours else ():
+            message = message.replace(word, option)
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/bold red] {escape(message)}")
         sys.exit(1)
 
 
 @contextmanager
 def _readable_warnings() -> Iterator[None]:
-    """Warnings meant for the user come as a line of their own, without file name and source line."""
+    """Print our warnings as one line each, without file name and source line."""
     with warnings.catch_warnings():
         warnings.filterwarnings("default", category=ItpWarning)
         show_others = warnings.showwarning
@@ -98,7 +109,7 @@ def _readable_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, ItpWarning):
-                # From prompt to prompt only the figures differ: one of its kind is enough.
+                # Warnings of different prompts differ in their numbers only: print one of each kind.
                 kind = re.sub(r"[\d.]+(e-?\d+)?", "", str(message))
                 if kind in shown:
                     return

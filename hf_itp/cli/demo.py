@@ -1,4 +1,4 @@
-"""`hf-itp demo`: one pool of candidates per prompt, and what each rule makes of it."""
+"""`hf-itp demo`: draw candidates for four prompts and show what each rule selects from them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 
 from hf_itp.cli import options
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models
-from hf_itp.cli.prompts import as_conversations
+from hf_itp.cli.models import EMBEDDED, load_reward_models
 from hf_itp.cli.records import record_of, to_json
 from hf_itp.cli.tables import PLAIN, print_pool, print_summary
 from hf_itp.errors import LoadError, MissingDependencyError
@@ -28,26 +26,23 @@ def demo(
     model: options.Model = EMBEDDED,
     reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
     device: options.Device = None,
-    num_candidates: options.NumCandidates = 16,
+    num_candidates: options.NumCandidates = options.NUM_CANDIDATES,
     max_new_tokens: options.MaxNewTokens = 48,
-    temperature: Annotated[float, typer.Option(help=options.TEMPERATURE_HELP, rich_help_panel=options.DRAWING)] = 0.7,
+    temperature: Annotated[float, options.drawing(help=options.TEMPERATURE_HELP)] = 0.7,
     seed: options.Seed = 0,
-    beta: Annotated[float, typer.Option(help=options.BETA_HELP, rich_help_panel=options.SELECTING)] = 0.1,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the picture goes.", rich_help_panel=options.OUTPUT)
-    ] = Path("outputs/demo.png"),
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON document instead of tables.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    beta: Annotated[float, options.selecting(help=options.BETA_HELP)] = 0.1,
+    output: Annotated[Path, options.output("--output", "-o", help="File of the picture.")] = Path("outputs/demo.png"),
+    json: Annotated[bool, options.output("--json", help="Write one JSON document instead of tables.")] = False,
     debug: options.Debug = False,
 ) -> None:
     """
-    Show what plain sampling, best_of_n and pessimism make of the same candidates.
+    Show what plain sampling, best_of_n and pessimism select from the same candidates.
 
-    One pool is drawn for each of four real prompts; tables and a picture show
-    its rewards, who can be returned and who was. Without options it runs on
-    the embedded default, a language model of 135 million parameters and a
-    reward model trained on human preferences: no account, no network.
+    Draws candidates for four questions; tables and a picture show their
+    rewards, their probabilities of being returned, and which were returned.
+    By default it runs on the embedded models, a language model of 135 million
+    parameters and a reward model trained on human preferences: no account, no
+    network.
 
     [bold]Examples[/bold]
 
@@ -57,35 +52,27 @@ def demo(
     """
     import torch
 
-    from hf_itp import get_strategy
+    from hf_itp import Policy, get_strategy
+    from hf_itp.policies.policy import as_conversations
 
     started = time.perf_counter()
     pessimism, best_of_n = get_strategy("pessimism", beta=beta), get_strategy("best_of_n")
     progress = Console(stderr=True, highlight=False)
     progress.print(f"Loading policy {model!r} and reward model {', '.join(map(repr, reward_model))} ...")
-    policy = load_policy(model, device=device)
-    reward = load_reward_models(reward_model, device=device)
+    policy = Policy.from_pretrained(model, device)
+    reward = load_reward_models(reward_model, device=policy.model.device)
     loading = time.perf_counter() - started
 
     questions = _questions()
-    prompts = as_conversations(questions, has_template=policy.tokenizer.chat_template is not None, system=None)
+    prompts = as_conversations(questions, policy.tokenizer)
     progress.print(f"Drawing {num_candidates} candidates for each of {len(prompts)} prompts ...")
-    result = policy.generate(
-        prompts,
-        strategy=pessimism,
-        reward_model=reward,
-        num_candidates=num_candidates,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-    )
-    assert result.candidate_rewards is not None and result.probabilities is not None
-    assert result.selected is not None and result.diagnostics is not None
-    # The pool is there: any other rule is replayed on its rewards and costs nothing more.
+    drawing = {"num_candidates": num_candidates, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    result = policy.generate(prompts, strategy=pessimism, reward_model=reward, seed=seed, **drawing)
+    # Other rules select from the same rewards, without drawing again.
     laws = {"best_of_n": best_of_n.probabilities(result.candidate_rewards), "pessimism": result.probabilities}
     ties = torch.Generator().manual_seed(seed)
     winners = {
-        # The first candidate is what plain sampling would have returned.
+        # Plain sampling would have returned the first candidate.
         PLAIN: result.selected.new_zeros(len(prompts)),
         "best_of_n": best_of_n.select(result.candidate_rewards, generator=ties)[:, 0],
         "pessimism": result.selected[:, 0],
@@ -129,7 +116,7 @@ def _questions() -> list[str]:
 def _replayed(
     record: dict[str, Any], row: int, laws: Mapping[str, torch.Tensor], winners: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """The record of one prompt with every rule's law and winner in place of pessimism's alone."""
+    """Return the record of one prompt with the law and the winner of every rule, not only of pessimism."""
     candidates = [
         {
             "response": candidate["response"],
@@ -145,7 +132,7 @@ def _replayed(
 
 
 def _draw(path: Path, rewards: torch.Tensor, probabilities: torch.Tensor, **details: Any) -> str | None:
-    """Where the picture was written, `None` without matplotlib."""
+    """Draw the picture and return its path, or `None` without matplotlib."""
     from hf_itp.evaluation import plot_pool
 
     try:
@@ -156,5 +143,5 @@ def _draw(path: Path, rewards: torch.Tensor, probabilities: torch.Tensor, **deta
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
-        raise LoadError(f"`--output` {str(path)!r} could not be written: {error}. Name a .png file.") from error
+        raise LoadError(f"`--output` must be writable, got {str(path)!r} ({error}). Name a .png file.") from error
     return str(path)

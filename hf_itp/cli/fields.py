@@ -1,4 +1,4 @@
-"""A strategy's own settings as words of a command line: `--set name=value`."""
+"""A strategy's own fields as words of the command line: `--set name=value`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 def parse_fields(assignments: Sequence[str], **common: Any) -> dict[str, Any]:
     """
-    The fields from `--set`, values read as JSON where they are JSON and else as text, and from options of their own.
+    Return the fields from `--set`, with values read as JSON if they are, else as text, and those with own options.
 
     Raises:
         `typer.BadParameter`: If an assignment has no `=`, or a field is given twice.

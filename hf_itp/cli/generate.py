@@ -12,9 +12,10 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_policy, load_reward_models, loading_bars, recommendation
-from hf_itp.cli.prompts import as_conversations, read_prompts
+from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars, recommendation
+from hf_itp.cli.prompts import read_prompts, with_system
 from hf_itp.cli.records import record_of, to_json
+from hf_itp.generation.keywords import KEYWORDS
 
 if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
@@ -30,131 +31,87 @@ class Dtype(StrEnum):
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; without any, --file or stdin.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts. Default: --file, else stdin.")] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             "--file",
             "-f",
-            help="Prompts from a file: .jsonl (or .jsonl.gz) with `prompt` or `messages` a line, any other file one "
-            "prompt a line; - is stdin.",
+            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, any other file one "
+            "prompt per line; - is stdin.",
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System message put before every prompt.")] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Continue the prompts as plain text, without the policy's chat template.")
-    ] = False,
+    system: Annotated[str | None, typer.Option(help="System message to put before every prompt.")] = None,
+    plain: options.Plain = False,
     model: options.Model = EMBEDDED,
     reward_model: Annotated[
         list[str] | None,
-        typer.Option(
+        options.models(
             "--reward-model",
             "-r",
-            help=f"{options.REWARD_MODEL_HELP} Default: what the policy recommends, else 'embedded'.",
-            rich_help_panel=options.MODELS,
+            help=f"{options.REWARD_MODEL_HELP} {options.RECOMMENDED}, else 'embedded'.",
         ),
     ] = None,
     reward_label: Annotated[
-        str | None,
-        typer.Option(help="Which of a reward model's labels is the reward.", rich_help_panel=options.MODELS),
+        str | None, options.models(help="Label of the reward model that is the reward, by name or index.")
     ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="The policy's data type; auto is the checkpoint's.", rich_help_panel=options.MODELS)
-    ] = Dtype.auto,
+    dtype: Annotated[Dtype, options.models(help="Data type of the policy; auto is the checkpoint's.")] = Dtype.auto,
     device: options.Device = None,
     trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", help="Run code that a model repository brings.", rich_help_panel=options.MODELS
-        ),
+        bool, options.models("--trust-remote-code", help="Run code that a model repository brings.")
     ] = False,
     num_candidates: Annotated[
         int | None,
-        typer.Option(
+        options.drawing(
             "--num-candidates",
             "-n",
             min=1,
-            help=f"{options.NUM_CANDIDATES_HELP} Default: what the policy recommends, else 16.",
-            rich_help_panel=options.DRAWING,
+            help=f"{KEYWORDS['num_candidates'].help} {options.RECOMMENDED}, else {options.NUM_CANDIDATES}.",
         ),
     ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help=f"{options.TEMPERATURE_HELP} Default, as for the next three: the checkpoint's, else off.",
-            rich_help_panel=options.DRAWING,
-        ),
-    ] = None,
+    temperature: options.Temperature = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Smallest set of tokens with this much probability.", rich_help_panel=options.DRAWING),
+        options.drawing(help="Keep the most likely tokens up to this probability. Default: the checkpoint's, else 1."),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(help="Only the k most probable tokens; 0 is off.", rich_help_panel=options.DRAWING),
+        options.drawing(help="Keep the k most likely tokens; 0 keeps all. Default: the checkpoint's, else 0."),
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option(
-            help="Only tokens at least this probable, relative to the best.", rich_help_panel=options.DRAWING
-        ),
+        options.drawing(help="Keep tokens this likely relative to the likeliest. Default: the checkpoint's, else 0."),
     ] = None,
     seed: options.Seed = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Most candidates decoded at once. Default: what memory allows, one prompt at a time.",
-            rich_help_panel=options.DRAWING,
-        ),
-    ] = None,
+    batch_size: options.BatchSize = None,
     early_rejection: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="best_of_n: score unfinished responses and stop this share of them, such as 0.5.",
-            rich_help_panel=options.DRAWING,
-        ),
+        float | None, options.drawing(metavar="SHARE", help=KEYWORDS["early_rejection"].help)
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(
+        options.selecting(
             "--strategy",
             "-s",
-            help="What picks; see hf-itp strategies. Default: what the policy recommends (auto), else pessimism.",
-            rich_help_panel=options.SELECTING,
+            help=f"{KEYWORDS['strategy'].help} {options.RECOMMENDED} (auto), else pessimism.",
         ),
     ] = None,
-    beta: Annotated[float | None, typer.Option(help=options.BETA_HELP, rich_help_panel=options.SELECTING)] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any field of the strategy.", rich_help_panel=options.SELECTING
-        ),
-    ] = None,
+    beta: options.Beta = None,
+    set_: options.Fields = None,
     num_return_sequences: Annotated[
-        int,
-        typer.Option(
-            "--num-return-sequences", "-k", min=1, help="Responses per prompt.", rich_help_panel=options.SELECTING
-        ),
+        int, options.selecting("--num-return-sequences", "-k", min=1, help="Responses to return per prompt.")
     ] = 1,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per prompt and line.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    json: Annotated[bool, options.output("--json", help="Write one JSON object per prompt and line.")] = False,
     all_candidates: Annotated[
-        bool,
-        typer.Option("--all-candidates", help="With --json, every candidate too.", rich_help_panel=options.OUTPUT),
+        bool, options.output("--all-candidates", help="Include every candidate. Needs --json.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """
-    Draw candidates for each prompt, score them, and write what the strategy picks.
+    Draw candidates for each prompt, score them, and write those the strategy selects.
 
-    Each result is written as soon as it is there. The same seed gives a
+    Each result is written as soon as it is ready. The same seed gives a
     prompt the same candidates, alone or among others.
 
     [bold]Examples[/bold]
@@ -169,63 +126,57 @@ def generate(
     """
     if num_candidates is not None and num_return_sequences > num_candidates:
         raise typer.BadParameter(
-            f"{num_return_sequences} responses cannot be returned of {num_candidates} candidates.",
+            f"{num_return_sequences} responses cannot be returned of {num_candidates} candidates. Draw more.",
             param_hint="'--num-return-sequences'",
         )
     if all_candidates and not json:
-        raise typer.BadParameter("Only JSON has room for them. Add --json.", param_hint="'--all-candidates'")
+        raise typer.BadParameter("Only JSON holds all candidates. Add --json.", param_hint="'--all-candidates'")
     if system is not None and plain:
         raise typer.BadParameter("Plain text has no system message. Leave --plain out.", param_hint="'--system'")
     if reward_label is not None and not reward_model:
-        raise typer.BadParameter("Say of which reward model. Add --reward-model.", param_hint="'--reward-label'")
+        raise typer.BadParameter("A label needs its reward model. Add --reward-model.", param_hint="'--reward-label'")
     fields = parse_fields(set_ or [], beta=beta)
     given_prompts = read_prompts(prompts or [], file)
 
-    # What can be refused without the models is refused before they are loaded.
-    from hf_itp import get_strategy
+    # Refuse before loading what can be refused without the models.
+    from hf_itp import Policy, get_strategy
     from hf_itp.generation.recommendation import recommended_with_fields
+    from hf_itp.policies.policy import as_conversations
 
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
     if strategy not in (None, "auto"):
         get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
-        policy = load_policy(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
-        has_template = policy.tokenizer.chat_template is not None and not plain
-        conversations = as_conversations(given_prompts, has_template=has_template, system=system)
-        strategy = strategy or ("auto" if recommendation(policy) else "pessimism")
+        policy = Policy.from_pretrained(model, device, dtype.value, trust_remote_code)
+        conversations = as_conversations(given_prompts, policy.tokenizer, plain=plain)
+        if system is not None:
+            conversations = with_system(conversations, system)
+        strategy = strategy or ("auto" if recommendation(policy.model) else "pessimism")
         asked: dict[str, Any] = {"num_candidates": num_candidates}
         if strategy == "auto":
-            # The fields are the strategy's, also where sampling has a keyword of the same name.
+            # A field is the strategy's even if sampling has a keyword of the same name.
             chosen = recommended_with_fields(policy.model, asked, fields)
             if not quiet:
-                print(f"Decoding as {model} recommends: {recommendation(policy)}", file=sys.stderr)
+                print(f"Decoding as {model} recommends: {recommendation(policy.model)}", file=sys.stderr)
         else:
             chosen = {**asked, "strategy": get_strategy(strategy, **fields)}
             reward_model = reward_model or [EMBEDDED]
-        num_candidates = chosen["num_candidates"] = chosen.get("num_candidates") or 16
+        num_candidates = chosen["num_candidates"] = chosen.get("num_candidates") or options.NUM_CANDIDATES
         if reward_model:
             chosen["reward_model"] = load_reward_models(
-                reward_model, device=device, label=reward_label, trust_remote_code=trust_remote_code
+                reward_model, device=policy.model.device, label=reward_label, trust_remote_code=trust_remote_code
             )
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-
-    # A bar of prompts, where results go elsewhere and so do not show the progress; else the sampler's own bars.
+    # With results in a file, a bar counts prompts. On a terminal the sampler shows its own bars.
     bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
-    # As many prompts at once as fill a batch: without one named, a prompt's result is not to wait for another's.
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    chosen |= {name: value for name, value in sampling.items() if value is not None}
+    chosen |= {"seed": seed, "batch_size": batch_size, "progress": False if quiet or bar else None}
+    chosen |= {"early_rejection": early_rejection, "max_new_tokens": max_new_tokens}
+    # As many prompts at once as fill a batch; without a batch size no prompt waits for another.
     at_once = max(1, (batch_size or 1) // num_candidates)
     for batch in _batches(conversations, at_once, bar):
-        output = policy.generate(
-            batch,
-            **chosen,
-            num_return_sequences=num_return_sequences,
-            seed=seed,
-            batch_size=batch_size,
-            early_rejection=early_rejection,
-            max_new_tokens=max_new_tokens,
-            progress=False if quiet or bar else None,
-            **{name: value for name, value in sampling.items() if value is not None},
-        )
+        output = policy.generate(batch, num_return_sequences=num_return_sequences, **chosen)
         for row, prompt in enumerate(batch):
             record = record_of(output, row, prompt, policy.text_of(prompt), all_candidates=all_candidates)
             _write(record, as_json=json, headings=len(conversations) * num_return_sequences > 1)
@@ -254,7 +205,7 @@ def _write(record: dict[str, Any], *, as_json: bool, headings: bool) -> None:
 
 
 def _heading(prompt: Prompt) -> str:
-    """The prompt in one line: of a chat its last message, of that its texts, or its role where it has none."""
+    """Return the prompt in one line: of a chat the texts of its last message, or its role if it has none."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
     content = prompt[-1].get("content")

@@ -1,4 +1,4 @@
-"""How the program leaves a launch that it has joined."""
+"""Leaving a launch of several processes that a command has joined."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 @contextmanager
 def launch_left() -> Iterator[None]:
     """
-    Leaves, after work that succeeded, the launch that this work has joined, as a script does by
-    `accelerator.end_training()`: threads of gloo that live on while Python ends may abort the process. After a failure
-    the process just ends, for the others may wait in the middle of a message. Imports no torch.
+    Leave the launch that the work within has joined, once it succeeds. Imports no torch.
+
+    Threads of gloo that outlive it may abort the process while Python ends; scripts call `accelerator.end_training()`.
+    After a failure the process only ends, since the others may be waiting in the middle of a message.
     """
     joined_before = _has_joined()
     try:

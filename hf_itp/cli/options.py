@@ -1,50 +1,43 @@
-"""The options that more than one command takes, each with its help."""
+"""The options that more than one command takes, each with its help; of a keyword of `generate`, the keyword's."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-MODELS = "Models"
-DRAWING = "Drawing candidates"
-SELECTING = "Selecting among them"
-OUTPUT = "Output"
-TEMPERATURE_HELP = "Divides the logits: below 1 the policy keeps closer to its likeliest words."
-REWARD_MODEL_HELP = (
-    "Reward model that scores: Hub id, local folder, or 'embedded'. Several form an ensemble (their mean)."
-)
-NUM_CANDIDATES_HELP = "Responses drawn per prompt (N)."
+from hf_itp.generation.keywords import KEYWORDS
+
+# One per panel of the help.
+models = partial(typer.Option, rich_help_panel="Models")
+drawing = partial(typer.Option, rich_help_panel="Drawing candidates")
+selecting = partial(typer.Option, rich_help_panel="Selecting")
+output = partial(typer.Option, rich_help_panel="Output")
+
+RECOMMENDED = "Default: what the policy recommends"
+NUM_CANDIDATES: int = KEYWORDS["num_candidates"].default
+REWARD_MODEL_HELP = f"{KEYWORDS['reward_model'].help} Repeat for an ensemble (their mean)."
+TEMPERATURE_HELP = "Divides the logits: below 1 favors likely tokens."
 BETA_HELP = "Pessimism's strength, in units of the reward: near 0 is best-of-n, very large is plain sampling."
 
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Policy that draws: Hub id, local folder, or 'embedded' (SmolLM2-135M-Instruct).",
-        rich_help_panel=MODELS,
-    ),
+    models("--model", "-m", help="Policy that draws: Hub id, local folder, or 'embedded' (SmolLM2-135M-Instruct)."),
 ]
-RewardModels = Annotated[
-    list[str],
-    typer.Option(
-        "--reward-model",
-        "-r",
-        help=REWARD_MODEL_HELP,
-        rich_help_panel=MODELS,
-    ),
+RewardModels = Annotated[list[str], models("--reward-model", "-r", help=REWARD_MODEL_HELP)]
+Device = Annotated[str | None, models(help="Where both models run, e.g. cuda:0. Default: a GPU if there is one.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Continue text prompts as plain text, without the policy's chat template.")
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(help="Where both run, e.g. cuda:0. Default: a GPU if there is one.", rich_help_panel=MODELS),
+NumCandidates = Annotated[int, drawing("--num-candidates", "-n", min=1, help=KEYWORDS["num_candidates"].help)]
+MaxNewTokens = Annotated[int, drawing(min=1, help="Maximum length of a response, in tokens.")]
+Temperature = Annotated[float | None, drawing(help=f"{TEMPERATURE_HELP} Default: the checkpoint's, else 1.")]
+Seed = Annotated[int, drawing(min=0, help=KEYWORDS["seed"].help)]
+BatchSize = Annotated[int | None, drawing(min=1, help=KEYWORDS["batch_size"].help)]
+Beta = Annotated[float | None, selecting(help=BETA_HELP)]
+Fields = Annotated[
+    list[str] | None, selecting("--set", metavar="NAME=VALUE", help="Any field of the strategy; repeat for more.")
 ]
-NumCandidates = Annotated[
-    int,
-    typer.Option("--num-candidates", "-n", min=1, help=NUM_CANDIDATES_HELP, rich_help_panel=DRAWING),
-]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest response, in tokens.", rich_help_panel=DRAWING)]
-Seed = Annotated[
-    int, typer.Option(min=0, help="The same seed gives the same candidates for a prompt.", rich_help_panel=DRAWING)
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, output("--quiet", "-q", help="No progress on stderr.")]
+Debug = Annotated[bool, output("--debug", help="Show the traceback of an error.")]

@@ -1,4 +1,4 @@
-"""Prompts from arguments, a file or stdin; what cannot be read is refused with the place it stands at."""
+"""Prompts from arguments, a file or stdin. Errors name the place of what cannot be read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,29 +24,29 @@ _ROW = 'Write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
     """
-    The prompts of one command: its arguments, or a file, or stdin (file `-`, or neither given and stdin no terminal).
+    Return the prompts of a command: its arguments, a file, or stdin (for the file `-`, or if neither is given).
 
-    A file is `.jsonl`, or `.jsonl.gz`, with a `prompt` (text or messages) or `messages` a line, or any other text with
-    one prompt a line, of which the line break alone is no part. Stdin is JSON lines if its first character is `{`.
-    Blank lines are skipped, those of a text with a warning.
+    A `.jsonl` or `.jsonl.gz` file has a `prompt` (text or messages) or `messages` per line. Any other file is text
+    with one prompt per line, kept as it stands without its line break. Stdin is JSON lines if its first character is
+    `{`. Blank lines are skipped, those of a text with a warning.
 
     Raises:
-        `ArgumentError`: If there are no prompts, arguments and a file, or a line that does not parse.
+        `ArgumentError`: If there are no prompts, both arguments and a file, or a line that does not parse.
         `LoadError`: If the file cannot be read, or is not UTF-8.
     """
     if arguments and file is not None:
         raise ArgumentError(
-            f"Prompts have to come from one place, but {len(arguments)} arguments and `--file {file}` were given. "
-            "Leave one of them out."
+            f"Prompts must come from one place, got {len(arguments)} arguments and `--file {file}`. Leave one of them "
+            "out."
         )
     prompts: list[Prompt]
     if arguments:
         prompts = [argument_text(prompt, f"Prompt {number}") for number, prompt in enumerate(arguments, start=1)]
         for number, prompt in enumerate(arguments, start=1):
             if not prompt.strip():
-                raise ArgumentError(f"Prompt {number} is empty. Write something in it or leave it out.")
+                raise ArgumentError(f"Prompt {number} must hold text, got {prompt!r}. Leave it out.")
     elif file is None and sys.stdin.isatty():
-        raise ArgumentError("There are no prompts. Give some as arguments, in `--file`, or on stdin.")
+        raise ArgumentError("Prompts must be given, got none. Give some as arguments, in `--file`, or on stdin.")
     elif file is None or str(file) == "-":
         text = stdin_text()
         prompts = parse_prompts(text, "stdin", json_lines=text.lstrip().startswith("{"))
@@ -54,13 +54,13 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
         json_lines = file.name.endswith((".jsonl", ".jsonl.gz"))
         prompts = parse_prompts(_text_of(file), str(file), json_lines=json_lines)
     if not prompts:
-        raise ArgumentError(f"There are no prompts in {file or 'stdin'}. Write one on each line.")
+        raise ArgumentError(f"`--file` must hold prompts, got none in {file or 'stdin'}. Write one on each line.")
     return prompts
 
 
 def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
     """
-    One prompt per line that is not blank, as it stands: a text keeps the spaces around it.
+    Return one prompt per line that is not blank. A text keeps the spaces around it.
 
     Examples:
 
@@ -79,8 +79,8 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
         return [_prompt_of(line, f"Line {number} of {source}") for number, line in with_text]
     if with_text and (blank := len(lines) - len(with_text)):
         warnings.warn(
-            f"Blank lines of {source} are no prompts and are skipped: {blank} of {len(lines)}. Write a prompt of "
-            "several lines as JSON, in a .jsonl file.",
+            f"Blank lines of {source} are skipped: {blank} of {len(lines)}. Write a prompt of several lines as JSON, "
+            "in a .jsonl file.",
             ItpWarning,
             stacklevel=2,
         )
@@ -89,8 +89,8 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
 
 def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
     """
-    What the lines of a file of JSON lines hold beside their prompts, by name: one entry per prompt, `None` where a
-    line has none. Nothing of any other file, nor of stdin, which is gone once its prompts are read.
+    Return what a file of JSON lines holds beside its prompts, by name: one entry per prompt, `None` if its line has
+    none. Other files have no columns, nor has stdin, which cannot be read twice.
     """
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         return {}
@@ -100,50 +100,38 @@ def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def as_conversations(prompts: Iterable[Prompt], *, has_template: bool, system: str | None) -> list[Prompt]:
+def with_system(prompts: Sequence[Prompt], system: str) -> list[Prompt]:
     """
-    The prompts as the policy is to see them: chats where its tokenizer has a chat template, else text.
+    Put a system message before every chat.
 
     Raises:
-        `ArgumentError`: If a chat or a system message meets a policy without a template, or a second system message.
+        `ArgumentError`: If a prompt is no chat, or has a system message already.
     """
-    if not has_template:
-        if system is not None:
-            raise ArgumentError(
-                "`--system` needs a policy with a chat template, but this one reads plain text. Leave `--system` out."
-            )
-        texts: list[Prompt] = []
-        for position, prompt in enumerate(prompts, start=1):
-            if not isinstance(prompt, str):
-                raise ArgumentError(
-                    f"Prompt {position} is a chat, but the policy reads plain text. Give it as text, or choose a "
-                    "policy with a chat template, without --plain."
-                )
-            texts.append(prompt)
-        return texts
-    if system is not None:
-        system = argument_text(system, "`--system`")
+    message = {"role": "system", "content": argument_text(system, "`--system`")}
     chats: list[Prompt] = []
     for position, prompt in enumerate(prompts, start=1):
-        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if system is not None:
-            if chat[0]["role"] == "system":
-                raise ArgumentError(
-                    f"Prompt {position} has a system message already. Leave `--system` out, or remove that message."
-                )
-            chat.insert(0, {"role": "system", "content": system})
-        chats.append(chat)
+        if isinstance(prompt, str):
+            raise ArgumentError(
+                "`--system` must be left out for a policy that reads plain text, got one without a chat template. "
+                "Leave `--system` out."
+            )
+        if prompt[0]["role"] == "system":
+            raise ArgumentError(
+                f"Prompt {position} must have no system message beside `--system`, got one. Leave `--system` out, or "
+                "remove that message."
+            )
+        chats.append([message, *prompt])
     return chats
 
 
 def argument_text(argument: str, place: str) -> str:
     """
-    The text of a word of the command line, in UTF-8 also where the locale says otherwise.
+    Return a word of the command line as text, read as UTF-8 whatever the locale.
 
     Raises:
         `ArgumentError`: If its bytes are not UTF-8.
     """
-    # Bytes that the locale has no letters for stand in it as halves of characters, from which they are had again.
+    # Python keeps bytes that the locale cannot decode as lone surrogates, from which they can be restored.
     if any("\udc80" <= letter <= "\udcff" for letter in argument):
         with suppress(UnicodeError):
             return os.fsencode(argument).decode()
@@ -153,17 +141,15 @@ def argument_text(argument: str, place: str) -> str:
 
 def _check_letters(value: Any, place: str) -> None:
     """
-    Raises:
-        `ArgumentError`: If text in `value` holds half of a character, which no tokenizer reads: what Python makes of
-            arguments that are not UTF-8, and JSON of half of an escape.
+    Refuse half a character (a lone surrogate), which no tokenizer reads. Python makes one of an argument that is not
+    UTF-8, JSON of half an escape.
     """
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"{place} holds {error.object[error.start]!r}, which is no character and no tokenizer reads. Write it in "
-            "UTF-8, and in JSON with both halves of its escape."
-        ) from error
+        half = error.object[error.start]
+        remedy = "Write it in UTF-8, and in JSON with both halves of its escape."
+        raise ArgumentError(f"{place} must hold whole characters, got {half!r}. {remedy}") from error
 
 
 def _text_of(file: Path) -> str:
@@ -173,7 +159,7 @@ def _text_of(file: Path) -> str:
         data = gzip.decompress(data) if file.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise LoadError(f"{name} could not be read: {reason}. {remedy}") from error
+        raise LoadError(f"{name} must be readable, got: {reason}. {remedy}") from error
     return decoded(data, name, remedy)
 
 
@@ -181,28 +167,26 @@ def _prompt_of(line: str, place: str) -> Prompt:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ArgumentError(f"{place} is not JSON ({error.msg} at column {error.colno}). {_ROW}") from error
+        raise ArgumentError(f"{place} must be JSON, got {error.msg} at column {error.colno}. {_ROW}") from error
     _check_letters(row, place)
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-        raise ArgumentError(
-            f"{place} has to be an object with either `prompt` or `messages`, but is {line:.60}. {_ROW}"
-        )
+        raise ArgumentError(f"{place} must be an object with either `prompt` or `messages`, got {line:.60}. {_ROW}")
     prompt = row.get("prompt", row.get("messages"))
     if isinstance(prompt, str) and "prompt" in row:
         if not prompt.strip():
-            raise ArgumentError(f"{place} has an empty `prompt`. {_ROW}")
+            raise ArgumentError(f"{place} must hold text, got an empty `prompt`. {_ROW}")
         return prompt
     if not isinstance(prompt, list) or not prompt or not all(_is_message(message) for message in prompt):
-        raise ArgumentError(f"{place} holds neither text nor a list of messages, but {json.dumps(prompt):.60}. {_ROW}")
+        raise ArgumentError(f"{place} must hold text or a list of messages, got {json.dumps(prompt):.60}. {_ROW}")
     if prompt[-1]["role"] == "assistant":
         raise ArgumentError(
-            f"{place} ends with the assistant's own message, so there is nothing to answer. End it with the user's."
+            f"{place} must end with a message to answer, got the assistant's own. End it with the user's."
         )
     return prompt
 
 
 def _is_message(message: Any) -> bool:
-    # Beside a role there is text, a list of parts, or something else for the chat template, such as tool calls.
+    # Besides a role: text, a list of parts, or something else for the chat template, such as tool calls.
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return False
     content = message.get("content")

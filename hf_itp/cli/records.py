@@ -1,4 +1,4 @@
-"""What one prompt's answer looks like as JSON."""
+"""The result for one prompt as JSON."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def record_of(
     all_candidates: bool = False,
 ) -> dict[str, Any]:
     """
-    One prompt of a [`StrategyOutput`] as plain values: `prompt`, `responses`, `rewards`, the `probabilities` each had
-    of being returned first (`None` where that is not known), `diagnostics`, and on request `candidates`: all drawn.
+    Return one prompt of a [`StrategyOutput`] as plain values: `prompt`, `responses`, `rewards`, the `probabilities`
+    each had of being returned first (`None` if not known), `diagnostics`, and on request all `candidates`.
     """
     assert output.selected is not None and output.candidate_rewards is not None
     assert output.candidates is not None and output.diagnostics is not None
@@ -53,8 +53,8 @@ def record_of(
 
 def to_json(value: Any, indent: int | None = None, encoding: str | None = None) -> str:
     """
-    JSON as the standard has it: `null` for what is not a finite number, letters of every script as they are, or as
-    JSON's escapes where the `encoding` it is written in lacks one of them.
+    Return strict JSON: `null` for NaN and infinities, letters of every script as they are, or as escapes if the
+    `encoding` it is written in lacks one of them.
     """
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
     if can_write(text, encoding):
@@ -63,7 +63,7 @@ def to_json(value: Any, indent: int | None = None, encoding: str | None = None) 
 
 
 def _of_row(value: Any, row: int, num_rows: int) -> Any:
-    """A diagnostic of one prompt: its entry where there is one per prompt, else the value for the whole call."""
+    """Return a diagnostic of one prompt: its entry if there is one per prompt, else the value for the whole call."""
     if isinstance(value, Mapping):
         return {name: _of_row(entry, row, num_rows) for name, entry in value.items()}
     if hasattr(value, "tolist"):

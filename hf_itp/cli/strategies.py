@@ -1,4 +1,4 @@
-"""`hf-itp strategies`: what can pick, and with which settings."""
+"""`hf-itp strategies`: list the strategies and their fields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def strategies(
-    json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False, debug: options.Debug = False
+    json: Annotated[bool, options.output("--json", help="Write one JSON array.")] = False, debug: options.Debug = False
 ) -> None:
-    """List the strategies with their settings: what `hf-itp generate --strategy` and `--set` take."""
+    """List the strategies with their fields, for `hf-itp generate --strategy` and `--set`."""
     from hf_itp.strategies import list_strategies
     from hf_itp.strategies.registry import strategy_class
 
@@ -41,7 +40,7 @@ def strategies(
 
 
 def _row_of(strategy: type[Strategy]) -> dict[str, Any]:
-    # The docstring without its markup: formulas, links, code and emphasis; of a LaTeX command its name stays.
+    # The docstring without markup for formulas, links, code and emphasis. A LaTeX command keeps its name.
     text = re.sub(r"\\\\[()] ?|\\(?=\w)|[`*]", "", strategy.__doc__ or "")
     text = re.sub(r"\[([^\]]*)\](?:\([^)]*\))?", r"\1", text)
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]

@@ -1,4 +1,4 @@
-"""The program's streams, so that what a console has no letter for is written in escapes and nothing is lost."""
+"""Streams of the program: a console that lacks a letter gets its escape, so nothing is lost; stdin is UTF-8."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from hf_itp.errors import LoadError
 
-# Python's own choices, the second where the locale is C. Any other was somebody's wish (PYTHONIOENCODING).
+# Python's own choices, the second in the locale C. Any other is the user's (PYTHONIOENCODING) and stays.
 _UNSET = ("strict", "surrogateescape")
 
 
 @contextmanager
 def writing_all() -> Iterator[None]:
-    r"""Within, stdout and stderr write `\u6c34` for a letter that their encoding lacks, where they would raise."""
-    # The streams as they are now: click puts others in their place where a reader is gone.
+    r"""Make stdout and stderr write `\u6c34` for a letter that their encoding lacks, instead of raising."""
+    # Keep the streams of now: click replaces them once a reader is gone.
     streams: list[Any] = [s for s in (sys.stdout, sys.stderr) if getattr(s, "errors", None) in _UNSET]
     changed = [(stream, stream.errors) for stream in streams if hasattr(stream, "reconfigure")]
     for stream, _ in changed:
@@ -25,13 +25,13 @@ def writing_all() -> Iterator[None]:
         yield
     finally:
         for stream, errors in changed:
-            # A stream that is closed, or whose reader is gone, needs no way to write any more.
+            # A closed stream, or one without a reader, is not written to again.
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors=errors)
 
 
 def can_write(text: str, encoding: str | None) -> bool:
-    """Whether every letter of a text has its place in an encoding; `None` is a stream that takes text as it is."""
+    """Return whether an encoding has every letter of a text; `None` has all."""
     if encoding is None:
         return True
     try:
@@ -43,10 +43,10 @@ def can_write(text: str, encoding: str | None) -> bool:
 
 def stdin_text() -> str:
     """
-    All of stdin, which is UTF-8 as files of prompts are, whatever the console writes.
+    Return all of stdin, read as UTF-8 whatever the console's encoding.
 
     Raises:
-        `LoadError`: If it is not; names the byte.
+        `LoadError`: If it is not UTF-8; names the byte.
     """
     stream = getattr(sys.stdin, "buffer", None)
     return sys.stdin.read() if stream is None else decoded(stream.read(), "Stdin", "Send text in UTF-8.")
@@ -54,18 +54,18 @@ def stdin_text() -> str:
 
 def decoded(data: bytes, name: str, remedy: str) -> str:
     """
-    Text of bytes in UTF-8, without a byte order mark.
+    Return bytes in UTF-8 as text, without a byte order mark.
 
     Raises:
-        `LoadError`: If they are not UTF-8; names the first byte that does not fit and its line.
+        `LoadError`: If they are not UTF-8; names the first byte that is not, and its line.
     """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # Of `data`, also where the codec counted from behind the byte order mark.
+        # The codec counts from after a byte order mark.
         offset = len(data) - len(error.object)
         start = error.start + offset
         raise LoadError(
-            f"{name} could not be read: byte 0x{data[start]:02x} at offset {start}, in line "
-            f"{data.count(bytes([10]), 0, start) + 1}, is not UTF-8. {remedy}"
+            f"{name} must be UTF-8, got byte 0x{data[start]:02x} at offset {start}, in line "
+            f"{data.count(bytes([10]), 0, start) + 1}. {remedy}"
         ) from error

@@ -1,4 +1,4 @@
-"""A pool of candidates on the terminal: who is in it, what each rule gives them, and who was returned."""
+"""Tables of candidates on the terminal: their rewards, their probabilities under each rule, and the winners."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ASCII_MARKS = {PLAIN: "v", "best_of_n": "*", "pessimism": "o"}
 
 def print_pool(console: Console, prompt: str, record: Mapping[str, Any]) -> None:
     """
-    The candidates of one prompt from best to worst, then the responses returned, then the diagnostics.
+    Print the candidates of one prompt from best to worst, then the responses returned, then the diagnostics.
 
     Args:
         console (`Console`): Where to print.
@@ -56,7 +56,7 @@ def print_pool(console: Console, prompt: str, record: Mapping[str, Any]) -> None
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
-    """What the pools have in common: `mean_rewards` by rule, `num_tokens`, `path`, `seconds`, `picture`."""
+    """Print the summary of all prompts: `mean_rewards` by rule, `num_tokens`, `path`, `seconds`, `picture`."""
     marks = _marks(console)
     means = ", ".join(f"{marks[name]} {name} {mean:.3f}" for name, mean in summary["mean_rewards"].items())
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())
@@ -71,7 +71,7 @@ def _marks(console: Console) -> dict[str, str]:
 
 
 def _cut(console: Console) -> OverflowMethod:
-    """How a text that is too long ends."""
+    """Return how to cut a text that is too long."""
     return "ellipsis" if can_write("…", console.encoding) else "crop"
 
 

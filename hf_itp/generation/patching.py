@@ -180,9 +180,7 @@ def _extended_signature(original: Callable) -> inspect.Signature:
     signature = inspect.signature(original)
     known = list(signature.parameters.values())
     added = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=keyword.types.replace("`", "")
-        )
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=keyword.annotation)
         for name, keyword in KEYWORDS.items()
     ]
     return signature.replace(parameters=[*known[:-1], *added, known[-1]])
@@ -194,4 +192,4 @@ def _extended_documentation(own: str | None) -> str | None:
         return None
     before, own_kwargs, after = own.partition("kwargs (`dict[str, Any]`, *optional*):")
     indent = before[before.rfind("\n") + 1 :]
-    return before.rstrip(" ") + textwrap.indent(documentation().lstrip("\n"), indent) + indent + own_kwargs + after
+    return before.rstrip(" ") + "\n" + textwrap.indent(documentation(), indent) + indent + own_kwargs + after

@@ -1,9 +1,9 @@
 """
 Arguments of `generate` that need the tokenizer: stop strings and token healing.
 
-transformers drops the tokenizer where decoding is a `custom_generate` callable (`_extract_generation_mode_kwargs`),
-and then refuses both. So they are done here, from wherever they are set, and taken out of what transformers sees. Goes
-when the tokenizer arrives there.
+For a `custom_generate` callable transformers drops the tokenizer (`_extract_generation_mode_kwargs`) and then refuses
+both. So they are applied here, wherever they are set, and hidden from transformers. Remove this file once transformers
+hands the tokenizer on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 from hf_itp.errors import ArgumentError
 from hf_itp.policies.checks import policy_tokenizer
 
-# What the one token that heals a prompt has to be drawn without, whatever the model's own generation config says.
+# Settings of the one token that heals a prompt, whatever the model's own generation config says.
 _PLAIN_TOKEN = {
     "token_healing": False,
     "stop_strings": None,
@@ -34,12 +34,12 @@ def without_need_of_tokenizer(
     model: Any, arguments: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, Any]:
     """
-    The arguments with stop strings as a stopping criterion and prompts healed. What the caller gave is left as it is.
+    Return the arguments with stop strings as a stopping criterion and prompts healed. The caller's own stay unchanged.
 
     Args:
         model (`PreTrainedModel`): The policy.
         arguments (`dict`): All arguments of `generate` by name.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's; looked up where it is needed.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's. Looked up if needed.
 
     Raises:
         `ArgumentError`: If the input cannot be healed.
@@ -58,8 +58,8 @@ def without_need_of_tokenizer(
             criterion = StopStringCriteria(tokenizer, stop_strings)
         except ValueError as error:
             raise ArgumentError(
-                f"`stop_strings` needs a tokenizer whose tokens are pieces of text, got {stop_strings!r:.80} and one "
-                f"that transformers cannot read so ({error}). Pass a stopping criterion of your own."
+                f"`stop_strings` must come with a tokenizer whose tokens are pieces of text, got {stop_strings!r:.80} "
+                f"and one that transformers cannot read so ({error}). Pass a stopping criterion of your own."
             ) from error
         arguments["stopping_criteria"] = StoppingCriteriaList([*([] if criteria is None else criteria), criterion])
         _unset_stop_strings(model, arguments)
@@ -74,7 +74,7 @@ def without_need_of_tokenizer(
 
 
 def _setting(model: Any, arguments: dict[str, Any], name: str) -> Any:
-    """What transformers takes for a setting: the keyword, even `None`; the caller's config; the model's."""
+    """Return a setting as transformers resolves it: the keyword, even `None`; the caller's config; the model's."""
     if name in arguments:
         return arguments[name]
     of_caller = getattr(arguments.get("generation_config"), name, None)
@@ -84,19 +84,19 @@ def _setting(model: Any, arguments: dict[str, Any], name: str) -> Any:
 def _unset_stop_strings(model: Any, arguments: dict[str, Any]) -> None:
     by_keyword = arguments.pop("stop_strings", None) is not None
     if arguments.get("generation_config") is None or by_keyword:
-        # A keyword, even `None`, goes before the model's own config.
+        # A keyword, even `None`, takes precedence over the model's own config.
         arguments["stop_strings"] = None
         return
     config = arguments["generation_config"] = copy.deepcopy(arguments["generation_config"])
     config.stop_strings = None
     if model.generation_config.stop_strings is not None:
-        # A keyword beside a config makes transformers warn, and what is `None` in it is filled from the model's.
+        # transformers warns of a keyword beside a config, and fills what is `None` in a config from the model's.
         kind = type(config)
         config.__class__ = type(kind.__name__, (_WithoutStopStrings, kind), {})
 
 
 class _WithoutStopStrings(GenerationConfig):
-    """A config that takes up no stop strings."""
+    """A config whose stop strings stay `None`."""
 
     def update(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
         unused = super().update(*arguments, **settings)
@@ -105,36 +105,35 @@ class _WithoutStopStrings(GenerationConfig):
 
 
 def _healed(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, torch.Tensor]:
-    """`input_ids` under the name they came by, and their `attention_mask`."""
+    """Return the healed `input_ids`, under the name they were passed by, and their `attention_mask`."""
     name = "input_ids" if arguments.get("input_ids") is not None else "inputs"
     ids: Any = arguments.get(name)
     if model.config.is_encoder_decoder or arguments.get("inputs_embeds") is not None or not _are_ids(ids):
         raise ArgumentError(
-            "`token_healing` needs token ids that the policy continues, got another input: the last token of the "
-            "prompt is what is healed. Pass `input_ids` of a decoder-only model, or token_healing=False."
+            "`token_healing` must come with token ids that the policy continues, got another input: it replaces the "
+            "last token of the prompt. Pass `input_ids` of a decoder-only model, or token_healing=False."
         )
     for special in ("bos_token_id", "pad_token_id"):
         if getattr(tokenizer, special) is None:
             raise ArgumentError(
-                f"`token_healing` needs a tokenizer with a `{special.removesuffix('_id')}`, got one without, which "
-                f"transformers cannot heal with. Set tokenizer.{special.removesuffix('_id')}, or pass "
-                "token_healing=False."
+                f"`token_healing` must come with a tokenizer with a `{special.removesuffix('_id')}`, got one without. "
+                f"Set tokenizer.{special.removesuffix('_id')}, or pass token_healing=False."
             )
     mask = arguments.get("attention_mask")
     if mask is not None and (mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any())):
         raise ArgumentError(
-            "`attention_mask` must hide padding on the left and nothing else with `token_healing`, which tokenizes "
-            "the prompts again. Tokenize with padding_side='left', or pass token_healing=False."
+            "`attention_mask` must hide only padding on the left with `token_healing`, which tokenizes the prompts "
+            "again, got another mask. Tokenize with padding_side='left', or pass token_healing=False."
         )
     healed = _healer(model).heal_tokens(ids, tokenizer)
-    # As `heal_tokens` does it. It writes padding over the first token of the text, so the ids do not say.
+    # Tokenize as `heal_tokens` does: it writes padding over the first token of the text, so its ids do not tell.
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     mask = tokenizer(texts, return_tensors="pt", padding=True).attention_mask.to(ids.device)
     moved = [key for key in ("position_ids", "token_type_ids") if arguments.get(key) is not None]
     if healed.shape != ids.shape and moved:
         raise ArgumentError(
-            f"`{moved[0]}` belongs to prompts of {ids.shape[1]} tokens, but healed they have {healed.shape[1]}. "
-            f"Remove `{moved[0]}`, or pass token_healing=False."
+            f"`{moved[0]}` must fit the healed prompts of {healed.shape[1]} tokens, got {ids.shape[1]}. Remove "
+            f"`{moved[0]}`, or pass token_healing=False."
         )
     return {name: healed, "attention_mask": mask}
 
@@ -145,12 +144,11 @@ def _are_ids(ids: Any) -> bool:
 
 def _healer(model: Any) -> Any:
     """
-    The model under a generation config of its own, so that neither the model's is changed nor its stop strings, its
-    token healing or its number of sequences come into the token that heals. That token is the likeliest, for a prompt
-    is one for all its candidates and owes nothing to chance.
+    Return the model under another generation config, which draws the likeliest token without stop strings, healing or
+    several sequences. All candidates share a prompt, so nothing in it is drawn at random.
     """
     healer = copy.copy(model)
-    # A repository's own `generate` is an instance's, and would decode the one token by a strategy.
+    # A repository's own `generate` is set on the instance, and would decode the one token by a strategy.
     vars(healer).pop("generate", None)
     healer.generation_config = copy.deepcopy(model.generation_config)
     healer.generation_config.update(**_PLAIN_TOKEN)

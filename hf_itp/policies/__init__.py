@@ -1,1 +1,1 @@
-"""What draws text: how a policy loads, its tokenizer, and what it has to be before a strategy decodes with it."""
+"""Policies, which draw text: loading them, their tokenizers, and what a policy must be to decode with a strategy."""

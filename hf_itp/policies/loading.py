@@ -1,6 +1,5 @@
 """
-A policy's checkpoint, read so that it can do nothing but be a policy: no pickle, no code unasked, no weights that
-would be random, no more memory than its own files are worth.
+Loading a policy's checkpoint safely: no pickle, no code unasked, no random weights, no more memory than its files.
 """
 
 from __future__ import annotations
@@ -36,10 +35,9 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy in eval mode and its tokenizer; `commit` is the one on the Hub both were read at, none of a folder."""
+    """A policy in eval mode and its tokenizer; `commit` is the Hub commit of both, `None` for a folder."""
 
-    # A `PreTrainedModel` that generates, for which transformers has no type.
-    model: Any
+    model: Any  # transformers has no type for a `PreTrainedModel` that generates
     tokenizer: PreTrainedTokenizerBase
     commit: str | None
 
@@ -54,30 +52,30 @@ def load_policy_checkpoint(
     **options: Any,
 ) -> LoadedPolicy:
     """
-    A policy and its tokenizer from a folder or a repository, both at one commit.
+    Load a policy and its tokenizer from a folder or a repository, both at one commit.
 
     Args:
-        id_or_folder (`str`): Hub id, local folder or `"embedded"`; an adapter's too.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): The checkpoint's unless named.
+        id_or_folder (`str`): Hub id, local folder or `"embedded"`; may be an adapter's.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): The checkpoint's own by default.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that the checkpoint brings may run.
-        auto_class (*optional*): Which of transformers' auto classes loads it; by its configuration if absent.
-        argument (`str`, *optional*): What the caller calls it, for messages.
-        options: Of `from_pretrained`: `revision`, `token`, `attn_implementation` and more.
+        auto_class (*optional*): The auto class of transformers that loads it. Chosen by its configuration by default.
+        argument (`str`, *optional*, defaults to `"model"`): The caller's name for `id_or_folder`, for errors.
+        options: Keywords of `from_pretrained`: `revision`, `token`, `attn_implementation` and more.
 
     Raises:
-        `LoadError`: If it cannot be found or read, is no safetensors, brings code that may not run, lacks weights, or
-            describes another model than its files hold.
-        `ArgumentError`: If `use_safetensors=False` is asked for.
+        `LoadError`: If it cannot be found or read, is not stored as safetensors, brings code that may not run, lacks
+            weights, or describes another model than its files hold.
+        `ArgumentError`: If `use_safetensors=False` is passed.
     """
     if not options.setdefault("use_safetensors", True):
         raise ArgumentError(
-            "`use_safetensors` has to be True: a pickle runs whatever it holds. Drop it; convert the checkpoint where "
-            "you trust it."
+            "`use_safetensors` must be True, got False: a pickle runs whatever it holds. Leave it out, and convert "
+            "the checkpoint where you trust it."
         )
     with _explaining(id_or_folder, argument):
         place = _place(id_or_folder)
-        # Every file of one commit, though a branch moves meanwhile; and by a branch's name transformers would answer a
-        # pickle with weights converted in somebody's pull request.
+        # Read every file at one commit, even if the branch moves meanwhile. Given a branch's name, transformers would
+        # replace a pickle by weights that somebody converted in a pull request.
         options |= pinned(place, options)
         hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
         checkpoint = read_checkpoint(id_or_folder, place, options, POLICY)
@@ -98,7 +96,7 @@ def load_policy_checkpoint(
             source, where = whole.place, _hub(whole)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
         if checkpoint.base is not None:
-            # transformers takes an adapter's generation config from the base model, which knows of no recommendation.
+            # transformers takes an adapter's generation config from the base model, which has no recommendation.
             with suppress(OSError):
                 model.generation_config = GenerationConfig.from_pretrained(place, **hub)
     return LoadedPolicy(model.eval(), tokenizer, hub.get("revision"))
@@ -106,13 +104,13 @@ def load_policy_checkpoint(
 
 def check_policy(id_or_folder: str, *, argument: str = "model", **options: Any) -> dict[str, Any]:
     """
-    Refuses what [`load_policy_checkpoint`] would, without loading it: for libraries that load a policy by its name.
+    Refuse what [`load_policy_checkpoint`] would, without loading it: for libraries that load a policy by its name.
 
     Returns:
-        `dict`: With what to load it: its commit, and `use_safetensors`.
+        `dict`: Keywords to load it with: its commit, and `use_safetensors`.
 
     Raises:
-        `LoadError`: If it cannot be found, is no safetensors, or asks for more than to be read.
+        `LoadError`: If it cannot be found, is not stored as safetensors, or brings code.
     """
     with _explaining(id_or_folder, argument):
         place = _place(id_or_folder)
@@ -124,14 +122,14 @@ def check_policy(id_or_folder: str, *, argument: str = "model", **options: Any) 
 
 def with_safe_loading(model: Any, args: Any) -> Any:
     """
-    The arguments of a trainer of TRL, which loads by name: the policy, where that is given so, and the reference.
+    Make a trainer of TRL load safely by name: the policy, if it is given by name, and the reference policy.
 
     Args:
         model (`str` or `PreTrainedModel`): The policy, or its name.
-        args: The trainer's, with `model_init_kwargs`; left as they are.
+        args: Arguments of the trainer, with `model_init_kwargs`; not changed.
 
     Returns:
-        A copy where there is anything to add: safetensors alone, at the commit the policy is at.
+        The arguments, copied if there is anything to add: safetensors only, at the commit of the policy.
 
     Raises:
         `LoadError`: As [`check_policy`].
@@ -151,7 +149,7 @@ def with_safe_loading(model: Any, args: Any) -> Any:
 
 def _place(id_or_folder: str) -> str:
     if id_or_folder == "embedded":
-        # Only now: building it takes packages that nothing else needs.
+        # Imported here, since building it takes packages that nothing else needs.
         from hf_itp.embedded import policy_path
 
         return str(policy_path())
@@ -170,7 +168,7 @@ def _hub(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _weight_entries(checkpoint: Checkpoint) -> Iterator[str]:
-    """Paths of the file, or of the index of files, that transformers would read the weights by."""
+    """Yield the path of the weight file, or of the index of weight files, that transformers would read."""
     named = checkpoint.config.get("transformers_weights")
     for name in [str(named)] if named else [_WEIGHTS, _INDEX]:
         hub = _hub(checkpoint)
@@ -193,9 +191,9 @@ def _check_safetensors(checkpoint: Checkpoint) -> None:
     if checkpoint.hub.get("local_files_only") and not Path(checkpoint.place).is_dir():
         raise OSError("the cache does not hold all of it, and the Hub was not asked or cannot be reached.")
     raise LoadError(
-        f"Policy '{checkpoint.name}' has to be stored as safetensors, but holds none. A pickle such as "
-        "pytorch_model.bin runs whatever it holds and is not loaded. Convert it (load it where you trust it, then "
-        "`save_pretrained`), or ask its authors to."
+        f"Policy '{checkpoint.name}' must be stored as safetensors, got none. A pickle such as pytorch_model.bin runs "
+        "whatever it holds and is not loaded. Convert it (load it where you trust it, then `save_pretrained`), or ask "
+        "its authors to."
     )
 
 
@@ -203,37 +201,37 @@ def _check_size(checkpoint: Checkpoint, config: Any, auto_class: Any) -> None:
     files = _weight_files(checkpoint)
     check_numbers(checkpoint.name, checkpoint.config, files)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        # Attention has no weights of its own; by another name than this it might be a kernel to download.
+        # The kind of attention changes no weights, and another name might be a kernel to download.
         outline = auto_class.from_config(config, trust_remote_code=False, attn_implementation="eager")
     check_outline(checkpoint.name, outline, files)
 
 
 def _model(checkpoint: Checkpoint, auto_class: Any, options: dict[str, Any]) -> Any:
     if checkpoint.base is not None:
-        # The adapter's revision is none of its base model's.
+        # An adapter's revision is not its base model's.
         options["adapter_kwargs"] = {"revision": options.pop("revision", None)}
         options["revision"] = checkpoint.base.hub.get("revision")
-    # What the checkpoint lacks is drawn at random before it can be refused, from the caller's generator.
+    # transformers draws missing weights from the global generator before they can be refused here.
     with torch.random.fork_rng(devices=[]):
         model, info = auto_class.from_pretrained(checkpoint.place, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(f"`{key}`" for key in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise LoadError(
-            f"A policy has to bring all of its weights, but '{checkpoint.name}' does not hold {shown}, which would be "
-            "random. Save or download the checkpoint again, or name one that was trained to generate."
+            f"Policy '{checkpoint.name}' must bring all of its weights, got none for {shown}, which would be random. "
+            "Save or download the checkpoint again, or name one that was trained to generate."
         )
     return model
 
 
 @contextmanager
 def _explaining(id_or_folder: str, argument: str) -> Iterator[None]:
-    """Whatever a checkpoint makes the libraries raise, as one error that names it."""
+    """Turn whatever the libraries raise over a checkpoint into one error that names it."""
     try:
         yield
     except (ItpError, ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # The first line says what is wrong; transformers goes on with advice for other situations.
+        # The first line says what is wrong; transformers continues with advice for other situations.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
         if "trust_remote_code" in str(error):

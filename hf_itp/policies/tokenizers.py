@@ -1,5 +1,5 @@
 """
-The tokenizer that belongs to a policy in memory: the one saved where its weights were read from, at the same commit.
+The tokenizer of a policy in memory: the one saved beside its weights, at the same commit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ _loading = threading.Lock()
 
 def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
     """
-    The tokenizer saved beside the policy, loaded once per place, commit and, for a folder, state of its files.
+    Return the tokenizer saved beside the policy: an adapter's if it brings one, else its base model's.
 
-    Of an adapted policy the adapter's, where the adapter brings one, else its base model's. Code that a tokenizer
-    brings is not run.
+    Loads it once per place, commit and, for a folder, state of its files. Runs no code that a tokenizer brings.
 
     Raises:
-        `LoadError`: If there is none, or it is not known which; the remedy is to pass `tokenizer`.
+        `LoadError`: If there is none, or several. The remedy is to pass `tokenizer`.
     """
     remedy = "Pass tokenizer=... to generate."
     origin = tokenizer_origin(model, "`tokenizer` is needed to read the responses", remedy)
@@ -41,27 +40,27 @@ def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
         return tokenizer_of(origin, token_of(model))
     except (OSError, ValueError) as error:
         raise LoadError(
-            f"`tokenizer` is needed to read the responses, and none could be loaded from {origin.name!r}. {remedy}"
+            f"`tokenizer` is needed to read the responses, and none loads from {origin.name!r}. {remedy}"
         ) from error
 
 
 def tokenizer_origin(model: Any, rule: str, remedy: str) -> Origin:
     """
-    Where the tokenizer of a loaded model lies: with the active adapter, where that brings one, else with the weights.
+    Return where the tokenizer of a loaded model lies: with the active adapter if that brings one, else the weights.
 
     Args:
         model (`PreTrainedModel`): Policy or reward model.
-        rule (`str`): Why it is needed, for messages.
-        remedy (`str`): What to do where it cannot be told.
+        rule (`str`): Why it is needed, for errors.
+        remedy (`str`): What to do instead, for errors.
 
     Raises:
-        `LoadError`: If the model came from nowhere, or it is not known from where.
+        `LoadError`: If the model was not loaded from anywhere, or it cannot be told from where.
     """
     token = token_of(model)
     try:
         own = {origin for origin in adapter_origins(model) if origin is not None and brings_tokenizer(origin, token)}
     except OSError as error:
-        raise LoadError(f"{rule}, but whether the adapter brings one cannot be seen ({error}). {remedy}") from error
+        raise LoadError(f"{rule}, but the adapter's files cannot be read ({error}). {remedy}") from error
     if len(own) > 1:
         names = ", ".join(sorted(origin.name for origin in own))
         raise LoadError(f"{rule}, but the active adapters bring several ({names}). {remedy}")
@@ -70,29 +69,29 @@ def tokenizer_origin(model: Any, rule: str, remedy: str) -> Origin:
         raise LoadError(f"{rule}, and {type(model).__name__} was not loaded from anywhere. {remedy}")
     if len(origin.candidates) > 1:
         raise LoadError(
-            f"{rule}, but {origin.name!r} is in the cache at {len(origin.candidates)} commits, and the model, loaded "
-            f"before `import hf_itp`, does not say which it is. {remedy}"
+            f"{rule}, but {origin.name!r} is in the cache at {len(origin.candidates)} commits, and a model loaded "
+            f"before `import hf_itp` does not record its own. {remedy}"
         )
     return origin
 
 
 def clear_loaded_tokenizers() -> None:
-    """Lets go of the tokenizers that [`policy_tokenizer`] loaded."""
+    """Forget the tokenizers that [`policy_tokenizer`] loaded."""
     with _loading:
         _loaded.clear()
 
 
 def tokenizer_of(origin: Origin, token: str | bool | None = None) -> PreTrainedTokenizerBase:
     """
-    The tokenizer of a folder or a commit, loaded once. The same object for everybody, so not to be changed.
+    Return the tokenizer of a folder or a commit, loaded once. All callers share the object: do not change it.
 
     Raises:
         `OSError`, `ValueError`: If there is none, or it brings code.
     """
-    # Weights may lie in a subfolder with the tokenizer, or without it.
+    # A subfolder of weights may have the tokenizer too, or not.
     subfolder = origin.subfolder if origin.subfolder and _holds(origin, origin.subfolder, token) else ""
     key = (origin, subfolder, folder_state(str(Path(origin.name) / subfolder)))
-    # Held while loading, so that threads asking for one tokenizer load it once.
+    # Held while loading, so that concurrent threads load a tokenizer once.
     with _loading:
         if key not in _loaded:
             options = origin.options() | ({} if token is None else {"token": token})
@@ -106,7 +105,7 @@ def tokenizer_of(origin: Origin, token: str | bool | None = None) -> PreTrainedT
 
 
 def brings_tokenizer(adapter: Origin, token: str | bool | None = None) -> bool:
-    """Whether a tokenizer lies beside an adapter; warns where only the Hub could tell and cannot be asked."""
+    """Return whether a tokenizer lies beside an adapter; warn if only the Hub could tell and cannot be reached."""
     return any(_holds(adapter, subfolder, token) for subfolder in {adapter.subfolder, ""})
 
 
@@ -118,8 +117,8 @@ def _holds(origin: Origin, subfolder: str, token: str | bool | None) -> bool:
     ]
     if not any(found) and not Path(origin.name).is_dir() and not _known_to_lack(origin, subfolder):
         warnings.warn(
-            f"Whether {origin.name!r} brings a tokenizer of its own cannot be seen without the Hub; the base model's "
-            "is used. Pass tokenizer=... to be sure.",
+            f"{origin.name!r} may bring a tokenizer of its own, which only the Hub can tell; the base model's is "
+            "used. Pass tokenizer=... to be sure.",
             ItpWarning,
             stacklevel=2,
         )
@@ -127,7 +126,7 @@ def _holds(origin: Origin, subfolder: str, token: str | bool | None) -> bool:
 
 
 def _known_to_lack(origin: Origin, subfolder: str) -> bool:
-    """Whether the cache remembers the Hub's answer that there are no such files."""
+    """Return whether the cache remembers that the Hub has no such files."""
     found = [
         try_to_load_from_cache(
             origin.name, f"{subfolder}/{file}".strip("/"), cache_dir=origin.cache_dir, revision=origin.commit

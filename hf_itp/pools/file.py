@@ -1,5 +1,5 @@
 """
-Pools as files: JSON lines, packed or not, and Parquet.
+Pools as files: JSON lines, gzipped or not, and Parquet.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ Row = dict[str, Any]
 
 def read_pool(path: Path) -> list[Row]:
     """
-    The rows of a pool file (`.jsonl`, `.jsonl.gz` or `.parquet`): each with a `prompt` and its `rewards`.
+    Read the rows of a pool file (`.jsonl`, `.jsonl.gz` or `.parquet`), each with a `prompt` and its `rewards`.
 
     Raises:
         `LoadError`: If there is no such file.
-        `MissingDependencyError`: If a Parquet file is to be read without `pyarrow`.
+        `MissingDependencyError`: If `pyarrow` is not installed and the file is Parquet.
         `ArgumentError`: If a row does not parse, or lacks prompt or rewards; names the row.
     """
     if not path.is_file():
-        raise LoadError(f"There is no pool at {path}. Give the path of a .jsonl, .jsonl.gz or .parquet file.")
+        raise LoadError(f"A pool must be a file, got none at {path}. Pass a .jsonl, .jsonl.gz or .parquet file.")
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not row.get("prompt") or not row.get("rewards"):
             raise ArgumentError(
-                f"Every row of a pool has to have a `prompt` and its `rewards`, but row {number} of {path} is "
-                f"{shortened(row)}. Complete or remove it."
+                f"Every row of a pool must have a `prompt` and its `rewards`, got {shortened(row)} in row {number} of "
+                f"{path}. Complete or remove it."
             )
     return rows
 
@@ -46,8 +46,8 @@ def _json_rows(path: Path) -> list[Row]:
             rows.append(json.loads(line))
         except ValueError as error:
             raise ArgumentError(
-                f"Every row of a pool has to be a JSON object, but row {number} of {path} does not parse ({error}). "
-                "Correct or remove it."
+                f"Every row of a pool must be a JSON object, got one that does not parse in row {number} of {path} "
+                f"({error}). Correct or remove it."
             ) from None
     return rows
 

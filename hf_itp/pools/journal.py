@@ -1,7 +1,7 @@
 """
 Reference responses on disk: a pool file that grows while they are drawn and survives a kill.
 
-Each process appends to a part of its own; when all prompts are there, the parts become one `reference_pool.jsonl`.
+Each process appends to its own part; once all prompts are done, the parts become one `reference_pool.jsonl`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _BLOCK = 4096
 
 class ReferencePool:
     """
-    The rows of one calibration, found again where they were left.
+    The rows of one calibration, which a later run resumes.
 
     Args:
-        folder (`Path`): Where the pool is written; created if need be.
+        folder (`Path`): Folder of the pool; created if it does not exist.
         settings (`dict`): All that decides what is drawn. A folder with other settings is refused.
-        part (`int`, *optional*, defaults to 0): Which process this is.
+        part (`int`, *optional*, defaults to 0): Number of this process.
 
     Raises:
         `ArgumentError`: If the folder holds a pool with other settings.
@@ -42,13 +42,13 @@ class ReferencePool:
         self._check_settings(settings)
 
     def rows(self) -> dict[int, Row]:
-        """All rows that are complete, by their index. A line that a kill cut short is no row."""
+        """Return all complete rows by their index. A line that a kill cut short is left out."""
         whole = self.folder / POOL
         files = [whole] if whole.exists() else sorted(self.folder.glob("reference_pool.part-*.jsonl"))
         return {row["index"]: row for file in files for row in _complete_rows(file)}
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Writes rows to this process's part and to the disk."""
+        """Append rows to this process's part, and flush them to the disk."""
         _cut_incomplete_line(self._part)
         with self._part.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -56,7 +56,7 @@ class ReferencePool:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Joins the parts, in the order of the prompts. One process does this when all are done."""
+        """Join the parts in the order of the prompts. One process does this once all are done."""
         rows = self.rows()
         temporary = self.folder / f"{POOL}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
@@ -80,19 +80,19 @@ class ReferencePool:
         if different is not None:
             name, there, wanted = different
             raise ArgumentError(
-                f"`output_dir` has to hold a pool of the same settings or none, but in {self.folder} `{name}` is "
-                f"{shortened(there)} and is to be {shortened(wanted)}. Choose another folder, or delete "
-                "this one to draw again."
+                f"`output_dir` must hold a pool of the same settings or none, got {self.folder} with `{name}` "
+                f"{shortened(there)} instead of {shortened(wanted)}. Choose another folder, or delete this one to "
+                "draw again."
             )
 
 
 def _complete_rows(path: Path) -> list[Row]:
-    lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line break was cut short
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut short
     return [json.loads(line) for line in lines]
 
 
 def _cut_incomplete_line(path: Path) -> None:
-    """Read from the end, so that the cost does not grow with the file."""
+    """Cut a line without end. Reads from the end, so that the cost does not grow with the file."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -109,7 +109,7 @@ def _cut_incomplete_line(path: Path) -> None:
 
 
 def _first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Name of the innermost entry that differs between two JSON objects, and both values."""
+    """Return the name of the innermost entry that differs between two JSON objects, and both values."""
     if there == wanted:
         return None
     if not (isinstance(there, dict) and isinstance(wanted, dict)):
@@ -118,4 +118,4 @@ def _first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any
         inner = _first_difference(there.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         if inner is not None:
             return inner
-    return name, there, wanted  # an entry that is there, as null, in one alone
+    return name, there, wanted  # an entry that only one has, as null

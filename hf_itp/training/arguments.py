@@ -1,4 +1,4 @@
-"""Arguments of the trainers: transformers' or TRL's own, and those of CTRL's objective."""
+"""Arguments of the trainers: those of transformers or TRL, and those of CTRL's objective."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_itp.training.objective import ObjectiveArguments
 
 class TokensStayHere:
     """
-    Tokens among the arguments are left out where they are pickled: transformers pickles them into every checkpoint, as
-    `training_args.bin`, and pushes it. Copies in memory keep them.
+    Arguments that are pickled without their tokens: transformers pickles them into every checkpoint, as
+    `training_args.bin`, and pushes it. Copies in memory keep the tokens.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -37,12 +37,12 @@ class TokensStayHere:
 @dataclass
 class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
     """
-    Arguments of [`CTRLTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of TRL's `RLOOConfig`,
-    whose `beta` they replace. vLLM, DeepSpeed and FSDP settings pass through.
+    Arguments of [`CTRLTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`], whose `beta` replaces
+    TRL's, and of TRL's `RLOOConfig`. vLLM, DeepSpeed and FSDP settings pass through.
 
     Args:
         shared_prefix_rollouts (`bool`, *optional*, defaults to `True`):
-            Draw responses with the sampler that runs a prompt once for all of them, where TRL would call `generate`.
+            Run each prompt once for all its responses, instead of TRL's `generate`.
 
     Examples:
 
@@ -55,7 +55,7 @@ class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ig
     _VALID_DICT_FIELDS = [*RLOOConfig._VALID_DICT_FIELDS, "strategy_fields"]  # noqa: RUF012  as in TRL
 
     shared_prefix_rollouts: bool = field(
-        default=True, metadata={"help": "Run a prompt once for all its responses, where TRL would call generate."}
+        default=True, metadata={"help": "Run each prompt once for all its responses, instead of TRL's generate."}
     )
 
     def __post_init__(self) -> None:
@@ -71,14 +71,14 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
 
     Args:
         partition (`str`, *optional*, defaults to `"exact"`):
-            Where `log Z` comes from: `exact`, the integral for rewards without ties; `empirical`, per prompt the mean
-            over its references, right with ties too.
+            How to compute `log Z`: `exact` is the integral for rewards without ties; `empirical` is the mean over the
+            prompt's references, correct with ties too.
         responses_per_prompt (`int`, *optional*):
-            How many of a prompt's references are trained on, the first; each is calibrated among all of them.
+            Train on the first so many references of a prompt, each calibrated among all of them. Defaults to all.
         max_completion_length (`int`, *optional*, defaults to 256):
-            Most tokens of a response, where references have to be drawn.
+            Maximum tokens of a response, if references are drawn.
         generation_kwargs (`dict`, *optional*):
-            Further settings of `generate` to draw references with, before the checkpoint's.
+            Further settings of `generate` for drawing references. They override the checkpoint's.
         chat_template_kwargs (`dict`, *optional*):
             Arguments of the chat template, e.g. `{"enable_thinking": False}`.
     """
@@ -91,13 +91,13 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
     ]
     references_are_trained_on: ClassVar[bool] = True
 
-    partition: str = field(default="exact", metadata={"help": "exact, or empirical where rewards tie."})
+    partition: str = field(default="exact", metadata={"help": "exact, or empirical if rewards tie."})
     responses_per_prompt: int | None = field(
-        default=None, metadata={"help": "How many of a prompt's references are trained on."}
+        default=None, metadata={"help": "Train on the first so many references of a prompt. Default: all."}
     )
-    max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a drawn response."})
+    max_completion_length: int = field(default=256, metadata={"help": "Maximum tokens of a drawn response."})
     generation_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Further settings of generate to draw references with."}
+        default=None, metadata={"help": "Further settings of generate for drawing references."}
     )
     chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
@@ -106,11 +106,11 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.remove_unused_columns = False  # the columns are the trainer's own
-        check_choice("partition", self.partition, ("exact", "empirical"), "Choose empirical where rewards tie.")
+        self.remove_unused_columns = False  # the trainer makes the columns itself
+        check_choice("partition", self.partition, ("exact", "empirical"), "Choose empirical if rewards tie.")
 
 
 def _settle_precision(args: CTRLArguments) -> None:
-    # TRL trains in bfloat16 where nothing is said, which transformers refuses where there is no accelerator.
+    # TRL defaults to bfloat16, which transformers refuses without an accelerator.
     if args.bf16 is None and PartialState(cpu=args.use_cpu).device.type == "cpu":
         args.bf16 = False

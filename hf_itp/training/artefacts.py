@@ -1,8 +1,8 @@
 """
-What a trained policy carries beside its weights: its calibration, and how it wants to be decoded.
+What a trained policy carries beside its weights: its calibration, and how to decode it.
 
-A mixin over `transformers.Trainer`. Artefacts go into every saved folder, and into `output_dir` before each push:
-a push in mid-training uploads that folder and takes from the checkpoint only weights and configurations.
+A mixin over `transformers.Trainer`. Artefacts go into every saved folder, and into `output_dir` before each push: a
+push during training uploads that folder, with only weights and configurations from the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ else:
 
 
 class CarriesCalibration(_Base):
-    """Saves and pushes `calibrator` and the decoding entry with the model."""
+    """Mixin that saves and pushes `calibrator` and the decoding entry with the model."""
 
     args: Any
     model: Any
@@ -39,14 +39,14 @@ class CarriesCalibration(_Base):
     reference_identity: dict[str, Any]
 
     def decoding_entry(self) -> dict[str, Any]:
-        """The entry of `generation_config.json` that `generate(strategy="auto")` follows."""
+        """Return the entry of `generation_config.json` that `generate(strategy="auto")` follows."""
         args = self.args
         fields = args.strategy_fields if isinstance(args.strategy_fields, dict) else {}
-        # A function or a folder of this machine is no id: who decodes has to bring the reward.
+        # A function or a local folder has no id: whoever decodes must pass the reward.
         return decoding_entry(args.strategy, args.num_candidates, *published_reward(self.reward), fields)
 
     def save_artefacts(self, folder: str | Path) -> None:
-        """Writes the calibration, the decoding entry, `custom_generate/` and the card into `folder`."""
+        """Write the calibration, the decoding entry, `custom_generate/` and the card into `folder`."""
         model: Any = self.accelerator.unwrap_model(self.model)
         write_artefacts(
             folder,
@@ -57,14 +57,14 @@ class CarriesCalibration(_Base):
         )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the card into `output_dir`: at every checkpoint and push, in place of the library's own."""
+        """Write the card into `output_dir`, at every checkpoint and push, instead of the library's own."""
         if self.is_world_process_zero():
             card = policy_card(self.card_facts(), self.decoding_entry(), self.calibrator)
             with files_put_at_once(Path(self.args.output_dir)) as folder:
                 (folder / "README.md").write_text(str(card), encoding="utf-8")
 
     def card_facts(self) -> CardFacts:
-        """What the card says of this training."""
+        """Return the facts of this training for the card."""
         args, expected = self.args, self.objective.expected()
         steps = self.state.global_step
         last = {name: value for logs in self.state.log_history for name, value in logs.items()}
@@ -107,7 +107,7 @@ def _first(logs: dict[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 class ArtefactsBeforePush(TrainerCallback):
-    """Puts the artefacts where a push in mid-training looks for them."""
+    """Write the artefacts into `output_dir` before a push during training."""
 
     def __init__(self, trainer: CarriesCalibration):
         self._trainer = trainer
@@ -120,8 +120,10 @@ class ArtefactsBeforePush(TrainerCallback):
 
 def check_strategy(args: ObjectiveArguments) -> None:
     """
+    Refuse arguments whose strategy does not exist.
+
     Raises:
-        `ArgumentError`: If `args.strategy` is none, or its fields are not its own.
+        `ArgumentError`: If `args.strategy` is no strategy, or does not have the fields.
     """
     from hf_itp.strategies import get_strategy
 

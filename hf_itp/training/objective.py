@@ -1,8 +1,8 @@
 r"""
-What CTRL maximizes, settled from the arguments: \\( E_\pi[\Phi(C)] - \beta KL(\pi \| \pi_{ref}) \\), over `beta`.
+CTRL's objective, made from the arguments: \\( E_\pi[\Phi(C)] - \beta KL(\pi \| \pi_{ref}) \\), divided by `beta`.
 
-In nats the optimum's log-ratio to the reference policy is the reward itself up to a constant, whatever the transform's
-own scale: that of `exponential(10)` is 22,000.
+The reward is then in nats: up to a constant, it is the optimum's log-ratio to the reference policy, whatever the scale
+of the transform (22,000 for `exponential(10)`).
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from hf_itp.functional.transforms import Exponential, Identity, Transform, get_t
 DEFAULT_KL = 0.5
 DEPTH = 6.0
 """
-Nats by which the reward of the worst response is below that of the best at most. The optimum leaves responses further
-down less than e^-6 of the others' share. With the penalties of `exponential(-10)` in full, 87 nats at a KL of 0.5, a
-policy gives up the first tokens of good responses along with those of bad ones before it can tell them apart.
+Rewards are clipped to at most 6 nats below the best. The optimum leaves responses further down less than e^-6 of the
+others' share. With the unclipped penalties of `exponential(-10)`, 87 nats at a KL of 0.5, a policy gives up the first
+tokens of good responses along with those of bad ones before it can tell them apart.
 """
-# Which exponentials "auto" tries, as far as the references carry: from t = sqrt(K) on the noise of an estimate is more
-# than half of its value.
+# Exponentials that "auto" tries, as far as the references allow: from t = sqrt(K) on, an estimate's noise exceeds half
+# of its value.
 _AUTO_T = range(1, 21)
 
 
 @dataclass
 class ObjectiveArguments:
     """
-    The arguments of every way to train: what for, by which transform, how far from the reference policy.
+    Arguments of every trainer: the strategy, the transform, and the distance from the reference policy.
 
     Args:
         strategy (`str`, *optional*, defaults to `"best_of_n"`):
-            What the policy will be decoded with; written beside it for `generate(strategy="auto")`. `"none"` for plain
+            Strategy the policy will be decoded with, saved with it for `generate(strategy="auto")`. `"none"` is plain
             sampling.
         num_candidates (`int`, *optional*, defaults to 4):
-            The N it will be decoded with.
+            N the policy will be decoded with.
         strategy_fields (`dict`, *optional*):
             Further fields of the strategy, such as `beta` of pessimism.
         transform (`str`, *optional*, defaults to `"auto"`):
-            Of the calibrated reward: `identity`, `log`, `exponential`, `best_of_n_optimal`, `worst_of_n_optimal`, or
-            `auto`: the exponential with the best win rate under `strategy` at the KL aimed at.
+            Transform of the calibrated reward: `identity`, `log`, `exponential`, `best_of_n_optimal`,
+            `worst_of_n_optimal`, or `auto`, the exponential with the best win rate under `strategy` at `target_kl`.
         t (`float`, *optional*):
-            Of `exponential`. 5 is near the optimum for best-of-2, 10 for best-of-4.
+            Parameter of `exponential`. 5 is near the optimum for best-of-2, 10 for best-of-4.
         target_kl (`float`, *optional*, defaults to 0.5):
-            KL of the optimum to the reference policy in nats, from which `beta` follows.
+            KL divergence of the optimum from the reference policy, in nats. Determines `beta`.
         beta (`float`, *optional*):
             KL strength in units of the transform, instead of `target_kl`.
         num_reference (`int`, *optional*, defaults to 100):
-            Reference responses per prompt, where no calibrator is given.
+            Reference responses per prompt, if no calibrator is given.
     """
 
     references_are_trained_on: ClassVar[bool] = False
-    """Whether a response is calibrated among the references it is one of, of which K - 1 others are left then."""
+    """Whether the responses are references themselves, each calibrated among the K - 1 others."""
 
     strategy: str = field(
-        default="best_of_n", metadata={"help": "What the policy will be decoded with; none is plain."}
+        default="best_of_n", metadata={"help": "Strategy the policy will be decoded with; none is plain sampling."}
     )
-    num_candidates: int = field(default=4, metadata={"help": "The N it will be decoded with."})
+    num_candidates: int = field(default=4, metadata={"help": "N the policy will be decoded with."})
     strategy_fields: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further fields of the strategy, as JSON."}
     )
@@ -69,9 +69,10 @@ class ObjectiveArguments:
         default="auto",
         metadata={"help": "identity, log, exponential, best_of_n_optimal, worst_of_n_optimal or auto."},
     )
-    t: float | None = field(default=None, metadata={"help": "Of the exponential transform."})
+    t: float | None = field(default=None, metadata={"help": "Parameter of the exponential transform."})
     target_kl: float | None = field(
-        default=None, metadata={"help": "KL of the optimum to the reference policy, in nats; 0.5 if beta is absent."}
+        default=None,
+        metadata={"help": "KL of the optimum from the reference policy, in nats. Default: 0.5, without beta."},
     )
     beta: float | None = field(
         default=None, metadata={"help": "KL strength in units of the transform, instead of target_kl."}
@@ -85,8 +86,8 @@ class CTRLObjective:
     A transform and its KL strength.
 
     Args:
-        transform ([`~functional.transforms.Transform`]): Of the calibrated reward.
-        beta (`float`): In units of the transform.
+        transform ([`~functional.transforms.Transform`]): Transform of the calibrated reward.
+        beta (`float`): KL strength in units of the transform.
     """
 
     transform: Transform
@@ -95,17 +96,18 @@ class CTRLObjective:
     @classmethod
     def from_arguments(cls, args: ObjectiveArguments, num_reference: int | None = None) -> CTRLObjective:
         """
+        Make the objective that the arguments describe.
+
         Args:
-            num_reference (`int`, *optional*): `K`, the references of a prompt at hand; `args.num_reference` without
-                any.
+            num_reference (`int`, *optional*): `K`, the references per prompt. Defaults to `args.num_reference`.
 
         Raises:
             `ArgumentError`: If the arguments contradict each other, or `K` is too small for the transform.
         """
         if args.beta is not None and args.target_kl is not None:
             raise ArgumentError(
-                f"Only one of `beta` and `target_kl` can be given, but they are {args.beta} and {args.target_kl}: "
-                "each follows from the other. Drop one of them."
+                f"Only one of `beta` and `target_kl` may be given, got {args.beta} and {args.target_kl}: each follows "
+                "from the other. Drop one of them."
             )
         kl = DEFAULT_KL if args.target_kl is None else args.target_kl
         count = args.num_reference if num_reference is None else num_reference
@@ -114,24 +116,24 @@ class CTRLObjective:
         transform.check_num_reference(count)
         beta = beta_for_kl(transform, kl) if args.beta is None else args.beta
         objective = cls(transform.at_beta(beta), beta)
-        objective.expected()  # refuses a beta that is none
+        objective.expected()  # refuses an invalid beta
         return objective
 
     def rewards(self, below: torch.Tensor, equal: torch.Tensor, num_reference: int) -> torch.Tensor:
         """
-        The reward in nats of responses of which it is known how many references stand below and at them, at most
-        `DEPTH` below that of a response that beats all.
+        Return rewards in nats, given how many reference rewards are lower and equal. They are clipped to at most
+        `DEPTH` below the reward of a response that beats all.
         """
         estimates = self.transform.estimate(below, num_reference, ties=equal) / self.beta
         best = float(self.transform(torch.ones(1, dtype=torch.float64))) / self.beta
         return estimates.clamp(min=best - DEPTH)
 
     def log_partition(self) -> float:
-        """Of the optimum, for rewards without ties."""
+        """Return the log partition function of the optimum, for rewards without ties."""
         return self.transform.log_partition(self.beta)
 
     def expected(self) -> AlignmentTradeoff:
-        """Where training arrives if it finds the optimum, for rewards without ties."""
+        """Return KL and win rates of the optimum, for rewards without ties."""
         return alignment_tradeoff(self.transform, self.beta)
 
 
@@ -139,7 +141,7 @@ def _transform(args: ObjectiveArguments, kl: float, num_reference: int) -> Trans
     if args.transform == "auto":
         if args.t is not None:
             raise ArgumentError(
-                f"`t` belongs to transform='exponential', but `transform` is 'auto' and t is {args.t}. Pass "
+                f"`t` must come with transform='exponential', got t={args.t} and transform='auto'. Pass "
                 "transform='exponential', or drop `t`."
             )
         return _best_exponential(args, kl, num_reference)
@@ -147,12 +149,14 @@ def _transform(args: ObjectiveArguments, kl: float, num_reference: int) -> Trans
     if args.transform == "exponential":
         if args.t is None:
             raise ArgumentError(
-                "`t` has to be given with transform='exponential', but is missing. Pass t=5 or t=10 for best-of-n, "
-                "t=-5 or t=-10 for worst-of-n."
+                "`t` must be given with transform='exponential', got none. Pass t=5 or t=10 for best-of-n, t=-5 or "
+                "t=-10 for worst-of-n."
             )
         fields["t"] = args.t
     elif args.t is not None:
-        raise ArgumentError(f"`t` belongs to transform='exponential', but `transform` is {args.transform!r}. Drop it.")
+        raise ArgumentError(
+            f"`t` must come with transform='exponential', got t={args.t} and transform={args.transform!r}. Drop `t`."
+        )
     if args.transform in ("best_of_n_optimal", "worst_of_n_optimal"):
         fields |= {"n": args.num_candidates, "beta": args.beta or 1.0}
     return get_transform(args.transform, **fields)
@@ -162,8 +166,8 @@ def _best_exponential(args: ObjectiveArguments, kl: float, num_reference: int) -
     strategy, n = args.strategy, args.num_candidates
     if args.beta is not None:
         raise ArgumentError(
-            f"`beta` is in units of the transform, so it cannot be given with transform='auto', but is {args.beta}. "
-            "Pass `target_kl` instead, or name a transform."
+            f"`beta` must come with a named transform, in whose units it is, got beta={args.beta} and "
+            "transform='auto'. Pass `target_kl` instead, or name a transform."
         )
     if strategy == "none" or n == 1:
         return Identity()
@@ -172,8 +176,8 @@ def _best_exponential(args: ObjectiveArguments, kl: float, num_reference: int) -
         n = max(1, round(3 / math.sqrt(2 * args.strategy_fields["beta"]) - 1))
     elif strategy not in ("best_of_n", "worst_of_n", "pessimism"):
         raise ArgumentError(
-            f"transform='auto' knows the strategies best_of_n, worst_of_n, pessimism and none, but `strategy` is "
-            f"{strategy!r}. Name a transform, such as transform='exponential', t=5."
+            f"`strategy` must be best_of_n, worst_of_n, pessimism or none with transform='auto', got {strategy!r}. "
+            "Name a transform, e.g. transform='exponential', t=5."
         )
 
     def rate(transform: Transform) -> float:

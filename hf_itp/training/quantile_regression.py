@@ -1,5 +1,5 @@
 """
-CTRL without rollouts: the log-ratio to the reference policy, regressed on what the optimum's is known to be.
+CTRL without rollouts: regress the policy's log-ratio to the reference policy on the known log-ratio of the optimum.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from hf_itp.training.rollouts import check_pictures, end_tokens
 
 class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     r"""
-    Trains a policy for the strategy it will be decoded with, from reference responses alone.
+    Trains a policy for the strategy it will be decoded with, from reference responses only.
 
-    The optimum of CTRL's objective is \\( \pi \propto \pi_{ref} e^{\Phi(C) / \beta} \\), and its partition function is
-    known, since calibrated rewards are uniform under the reference policy. So the log-ratio can be regressed:
+    The optimum of CTRL's objective is \\( \pi \propto \pi_{ref} e^{\Phi(C) / \beta} \\). Its partition function is
+    known, since calibrated rewards are uniform under the reference policy, so the log-ratio can be regressed:
 
     $$ L = E_{y \sim \pi_{ref}} \left[ \left( \frac{\hat\Phi(x, y)}{\beta} - \log Z
     - \log \frac{\pi(y|x)}{\pi_{ref}(y|x)} \right)^2 \right] $$
 
-    as in [QRPO](https://huggingface.co/papers/2507.08068), with ties counted half, the exact partition function of
-    every transform, and a target that is unbiased where the transform's estimate is: the gradient is linear in it. No
-    rollouts, no second model in memory; each response is calibrated among the other references of its prompt.
+    as in [QRPO](https://huggingface.co/papers/2507.08068), with ties counted half and the exact partition function of
+    every transform. The gradient is linear in the target, so it is unbiased if the transform's estimate is. Needs no
+    rollouts and no second model in memory. Each response is calibrated among the other references of its prompt.
 
     Args:
         model (`PreTrainedModel`):
@@ -52,18 +52,18 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         args ([`QuantileRegressionArguments`]):
             Objective and training.
         train_dataset (`datasets.Dataset`, *optional*):
-            With a column `prompt`. Its references are drawn when training begins, into `output_dir/_calibration`,
+            Data set with a column `prompt`. References are drawn when training starts, into `output_dir/_calibration`,
             unless `pool` holds them.
         pool (`str` or `Path`, *optional*):
             A folder that `RewardCalibrator.fit(output_dir=...)` wrote, or a pool file with `prompt`, `responses` and
-            `rewards`. Trained on are its prompts, with a dataset those of them that are in it.
+            `rewards`. Its prompts are trained on, or with `train_dataset` only those in both.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
         peft_config (`peft.PeftConfig`, *optional*):
             Adapters to train instead of the whole model.
         reference_logprobs (`list[float]`, *optional*):
-            Log-probability of every response trained on under the reference policy, in the order of the pool: what
-            another run on the same pool left in its attribute of that name. Worked out when training begins if absent.
+            Log-probability under the reference policy of every response trained on, in the order of the pool: the
+            attribute of that name of another run on the same pool. By default computed when training starts.
 
     Raises:
         `ArgumentError`: If neither `train_dataset` nor `pool` is given, the pool lacks a prompt of the dataset, or
@@ -88,8 +88,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     ):
         if train_dataset is None and pool is None:
             raise ArgumentError(
-                "One of `train_dataset` and `pool` has to be given: prompts to draw references for, or references. "
-                "Pass one of them, or both to train on some prompts of the pool."
+                "`train_dataset` or `pool` must be given, got neither. Pass prompts to draw references for, "
+                "references, or both to train on some prompts of the pool."
             )
         check_strategy(args)
         reward = as_reward_function(reward_model)
@@ -117,7 +117,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
-            # Adapters are drawn from the global generators, which `Trainer` seeds only later.
+            # peft draws adapters from the global generators, which `Trainer` seeds only later.
             with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
                 torch.manual_seed(args.seed)  # noqa: TID251  peft takes no generator
                 model = get_peft_model(model, peft_config)
@@ -135,14 +135,14 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         self.add_callback(ArtefactsBeforePush(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Draws the references where they are not there yet, works out the targets, and trains."""
+        """Draw the references unless given, compute the targets, and train."""
         rows = self._references()
         examples = self._examples(rows)
         if self.reference_logprobs is None:
             self.reference_logprobs = self._reference_logprobs(examples)
         if len(self.reference_logprobs) != len(examples):
             raise ArgumentError(
-                f"`reference_logprobs` has to hold one number per response trained on ({len(examples)}), but holds "
+                f"`reference_logprobs` must hold one number per response trained on ({len(examples)}), got "
                 f"{len(self.reference_logprobs)}. Leave it out, or take it from a run on the same pool."
             )
         known = zip(examples, self.reference_logprobs, strict=True)
@@ -158,7 +158,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         return (loss, log_ratios) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the KL to the reference policy in nats, by importance weights."""
+        """Add the KL to the reference policy in nats, estimated by importance weights."""
         if self._log_ratios:
             ratios = torch.tensor(self._log_ratios, dtype=torch.float64)
             logs["kl"] = float((ratios.softmax(dim=0) * ratios).sum() - ratios.logsumexp(0) + torch.log(
@@ -196,7 +196,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         return self._read_pool
 
     def _check_prompts_are_read_alike(self, calibrator: RewardCalibrator) -> None:
-        """Nothing more is drawn, so of a draw only that counts which turns its prompts into tokens."""
+        """Compare only how prompts become tokens, since no more responses are drawn."""
         if calibrator.draw is not None:
             prompts = [row["prompt"] for row in self._read_pool or []]
             ours = self.draw.entries(calibrator.draw["policy"], prompts)
@@ -209,8 +209,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         for number, row in enumerate(rows, start=1):
             if len(row.get("responses") or []) != len(row["rewards"]):
                 raise ArgumentError(
-                    f"Every row of `pool` has to have a response per reward, but row {number} has "
-                    f"{len(row.get('responses') or [])} for {len(row['rewards'])}. Keep the responses when you draw."
+                    f"Every row of `pool` must have a response per reward, got {len(row.get('responses') or [])} for "
+                    f"{len(row['rewards'])} in row {number}. Keep the responses when you draw."
                 )
             prompt = self.draw.prompt_ids(row["prompt"])
             responses = row.get("response_ids") or [
@@ -237,7 +237,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
 
     @torch.no_grad()
     def _reference_logprobs(self, examples: list[dict[str, Any]]) -> list[float]:
-        """The policy is the reference policy until the first step."""
+        """Compute them by the policy, which is the reference policy until the first step."""
         found: list[float] = []
         model = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
         size = self.args.per_device_eval_batch_size
@@ -265,7 +265,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
 
 
 def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Log-probability of each response `(B,)`, float32."""
+    """Return the log-probability of each response `(B,)`, float32."""
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
     rows, places = inputs["response_mask"][:, 1:].nonzero(as_tuple=True)
     tokens = inputs["input_ids"][:, 1:][rows, places]
@@ -274,19 +274,19 @@ def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tor
 
 
 def pool_file(pool: str | Path) -> Path:
-    """The pool file of a calibration's folder, or the one that is named."""
+    """Return the pool file of a calibration's folder, or the file itself."""
     path = Path(pool)
     return path / POOL if path.is_dir() else path
 
 
 def _rows_of(rows: Sequence[Row], prompts: Sequence[Prompt]) -> list[Row]:
-    """The rows of these prompts, in the order of the pool."""
+    """Return the rows of these prompts, in the order of the pool."""
     wanted = {prompt_fingerprint(prompt): prompt for prompt in prompts}
     found = {prompt_fingerprint(row["prompt"]): row for row in rows}
     for fingerprint, prompt in wanted.items():
         if fingerprint not in found:
             raise ArgumentError(
-                f"Every prompt of `train_dataset` has to be in `pool`, but {prompt!r:.60} is not. Calibrate with the "
-                "prompts that are trained on, texts as texts and chats as chats, or leave `train_dataset` out."
+                f"Every prompt of `train_dataset` must be in `pool`, got {prompt!r:.60}, which is not. Calibrate with "
+                "the prompts to train on, texts as texts and chats as chats, or leave `train_dataset` out."
             )
     return [row for fingerprint, row in found.items() if fingerprint in wanted]

@@ -1,5 +1,5 @@
 """
-How a trainer draws: one description for its references and its rollouts, and what each way to roll out cannot honour.
+How a trainer draws: one description for its references and rollouts, checked against each way to roll out.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from hf_itp.errors import ArgumentError
 from hf_itp.policies.checks import FIXED_CACHES
 from hf_itp.sampling.description import DrawDescription
 
-# What vLLM and transformers' continuous batching take over from a trainer. Of the rest continuous batching drops what
-# it does not know, with a line in the log, and vLLM is never told.
+# Settings that vLLM and transformers' continuous batching take from a trainer. Others never reach vLLM; continuous
+# batching drops them with a line in the log.
 _VLLM = {"eos_token_id", "max_new_tokens", "min_p", "repetition_penalty", "temperature", "top_k", "top_p"}
 _CONTINUOUS_BATCHING = {"eos_token_id", "max_new_tokens", "temperature", "top_k", "top_p"}
 
 
 def rollout_description(trainer: Any, policy: Any) -> DrawDescription:
     """
-    How an `RLOOTrainer` draws from a policy: its own settings before the checkpoint's, its template arguments.
+    Return how an `RLOOTrainer` draws from a policy: by its own settings, then the checkpoint's, and its template
+    arguments.
 
     Raises:
-        `ArgumentError`: If a setting is one that the trainer's way to roll out would not honour; names it.
+        `ArgumentError`: If the trainer's way to roll out would ignore a setting; names it.
     """
     if trainer.use_vllm:
         config = _told_to_vllm(trainer)
@@ -38,7 +39,7 @@ def rollout_description(trainer: Any, policy: Any) -> DrawDescription:
             f"`cache_implementation` must be a growing cache where responses share their prompt, got {cache!r}. "
             "Leave it out, or pass shared_prefix_rollouts=False."
         )
-    # A checkpoint's cache says nothing of what is drawn; references are drawn with one that grows.
+    # A checkpoint's cache does not change what is drawn; references are drawn with a growing one.
     with _without_cache_implementation(policy):
         description = DrawDescription.of(
             policy,
@@ -53,19 +54,19 @@ def rollout_description(trainer: Any, policy: Any) -> DrawDescription:
         _check_known(settings, _CONTINUOUS_BATCHING, "use_transformers_continuous_batching")
     elif not draws_itself(trainer):
         for name, reason in (
-            ("stop_strings", "TRL's own rollouts do not know where a response ended by one"),
-            ("min_length", "TRL's own rollouts pad prompts, whose padding it counts; pass `min_new_tokens` instead"),
+            ("stop_strings", "they do not notice where a response ends by one"),
+            ("min_length", "it counts their padding of prompts; pass `min_new_tokens` instead"),
         ):
             if name in settings:
                 raise ArgumentError(
-                    f"`{name}` must be off where TRL draws the rollouts, got {settings[name]!r}: {reason}. Remove it, "
-                    "or leave `shared_prefix_rollouts` at True."
+                    f"`{name}` must be off for TRL's own rollouts, got {settings[name]!r}: {reason}. Remove it, or "
+                    "leave `shared_prefix_rollouts` at True."
                 )
     return description
 
 
 def draws_itself(trainer: Any) -> bool:
-    """Whether texts are rolled out by the sampler that runs a prompt once, in place of TRL's own generation."""
+    """Return whether our sampler, which runs a prompt once, rolls out texts instead of TRL's own generation."""
     return bool(
         trainer.args.shared_prefix_rollouts
         and not trainer.use_vllm
@@ -75,7 +76,7 @@ def draws_itself(trainer: Any) -> bool:
 
 
 def end_tokens(policy: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a response: those the policy declares, and the tokenizer's."""
+    """Return every token that ends a response: the policy's and the tokenizer's."""
     own = policy.generation_config.eos_token_id
     declared = [] if own is None else [own] if isinstance(own, int) else list(own)
     last = tokenizer.eos_token_id
@@ -84,8 +85,10 @@ def end_tokens(policy: Any, tokenizer: Any) -> list[int]:
 
 def check_pictures(rows: Sequence[Mapping[str, Any]]) -> None:
     """
+    Refuse prompts with pictures, for which references cannot be drawn.
+
     Raises:
-        `ArgumentError`: If references would have to be drawn for a picture, which they cannot.
+        `ArgumentError`: If a row holds a picture; names the row.
     """
     for number, row in enumerate(rows):
         pictures = [name for name in ("image", "images") if row.get(name)]
@@ -97,14 +100,14 @@ def check_pictures(rows: Sequence[Mapping[str, Any]]) -> None:
         )
         if pictures or any(part.get("type", "text") != "text" for part in parts):
             raise ArgumentError(
-                f"`train_dataset` must hold texts or chats of text, since references are drawn for text alone, got a "
+                f"`train_dataset` must hold texts or chats of text, since references are drawn for text only, got a "
                 f"picture in row {number}. Leave pictures out."
             )
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Responses are drawn from the policy itself, without dropout."""
+    """Put the model in eval mode, so that responses are drawn without dropout."""
     was_training = model.training
     model.eval()
     try:
@@ -138,8 +141,8 @@ def _told_to_vllm(trainer: Any) -> GenerationConfig:
         name = f"generation_kwargs[{unknown[0]!r}]" if unknown else "vllm_structured_outputs_regex"
         value = further[unknown[0]] if unknown else args.vllm_structured_outputs_regex
         raise ArgumentError(
-            f"`{name}` must be left out with `use_vllm`, got {value!r}: references are drawn by transformers, which "
-            "does not know it. Remove it, or train without `use_vllm`."
+            f"`{name}` must be left out with `use_vllm`, got {value!r}: transformers draws the references and does "
+            "not know it. Remove it, or train without `use_vllm`."
         )
     return GenerationConfig(
         do_sample=True,
@@ -153,7 +156,7 @@ def _check_known(settings: Mapping[str, Any], known: set[str], option: str) -> N
     unknown = sorted(settings.keys() - known)
     if unknown:
         raise ArgumentError(
-            f"`{unknown[0]}` must be off with `{option}`, which draws without it, got {settings[unknown[0]]!r}: "
-            f"references would be drawn with it. Switch it off (in the model's generation config, if it is from "
-            f"there), or leave `{option}` out."
+            f"`{unknown[0]}` must be off with `{option}`, which ignores it, got {settings[unknown[0]]!r}: references "
+            "would be drawn with it. Switch it off (in the model's generation config, if it is from there), or leave "
+            f"`{option}` out."
         )

@@ -1,5 +1,5 @@
 """
-One training run from a configuration: parsed and checked without a model, then loaded and trained.
+One training run from a configuration: parse and check it without a model, then load and train.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.loading import load_policy_checkpoint
+from hf_itp.policies.policy import as_conversations
 from hf_itp.pools.file import read_pool
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
@@ -30,11 +33,13 @@ from hf_itp.training.trainer import CTRLTrainer
 @dataclass
 class TrainingRun:
     """
+    A checked configuration of one run.
+
     Args:
         run ([`RunArguments`]): Models, data, adapters.
-        args ([`CTRLArguments`] or [`QuantileRegressionArguments`]): The trainer's.
-        objective ([`CTRLObjective`]): What follows from them, and from the calibration where there is one.
-        num_reference (`int`): References per prompt, of the calibration where there is one.
+        args ([`CTRLArguments`] or [`QuantileRegressionArguments`]): Arguments of the trainer.
+        objective ([`CTRLObjective`]): The objective that follows from them.
+        num_reference (`int`): References per prompt, those of the calibration if there is one.
     """
 
     run: RunArguments
@@ -45,14 +50,15 @@ class TrainingRun:
     @classmethod
     def from_command_line(cls, arguments: Sequence[str], solver: str | None = None, dry: bool = False) -> TrainingRun:
         """
-        Reads `--config file.yaml` and `--name value` pairs, the latter before the former, in TRL's manner. Every name
-        has to be whole, and every argument that is given has to be of use to the run. Of a calibration it reads how
-        many references a prompt has, on which the transform depends.
+        Read `--config file.yaml` and `--name value` pairs, which override the file, as TRL does.
+
+        Names must not be abbreviated, and the run must use every argument. A calibration is read for its references
+        per prompt, on which the transform depends.
 
         Args:
-            solver (`str`, *optional*): Which arguments to expect; read from the configuration if absent.
-            dry (`bool`, *optional*, defaults to `False`): Only to be checked, which a machine without the accelerator
-                that the configuration is for can do.
+            solver (`str`, *optional*): Solver whose arguments to expect. By default read from the configuration.
+            dry (`bool`, *optional*, defaults to `False`): Only check, which needs no accelerator even if the
+                configuration does.
 
         Raises:
             `ArgumentError`: If anything does not parse, contradicts itself or would not be used.
@@ -67,7 +73,7 @@ class TrainingRun:
         sources = [source for source in (run.train_file, run.dataset_name) if source is not None]
         if len(sources) > 1 or (not sources and not has_prompts):
             raise ArgumentError(
-                f"One of `train_file` and `dataset_name` has to be given, but they are {run.train_file!r} and "
+                f"One of `train_file` and `dataset_name` must be given, got {run.train_file!r} and "
                 f"{run.dataset_name!r}. Name one source of prompts."
             )
         check_strategy(args)
@@ -76,14 +82,14 @@ class TrainingRun:
         if given.get("num_reference", count) != count:
             raise ArgumentError(
                 f"`num_reference` is {args.num_reference}, but would not be used: {run.calibration} holds {count} "
-                "references per prompt. Leave it out, or calibrate anew."
+                "references per prompt. Leave it out, or calibrate again."
             )
         objective = CTRLObjective.from_arguments(args, count)
         _check_file(run.train_file)
         return cls(run, args, objective, count)
 
     def summary(self) -> dict[str, str]:
-        """What the run is for and where its optimum lies, in words."""
+        """Return in words what the run trains for, and the KL and win rates of its optimum."""
         expected, n = self.objective.expected(), self.args.num_candidates
         worst = self.args.strategy == "worst_of_n"
         rate = expected.worst_of_n_win_rate(n) if worst else expected.best_of_n_win_rate(n)
@@ -104,7 +110,7 @@ class TrainingRun:
         }
 
     def train(self, resume: bool = False) -> Any:
-        """Loads everything, trains, saves and, where the arguments say so, pushes; returns the trainer."""
+        """Load, train, save and, if the arguments say so, push; return the trainer."""
         checkpoint = self.checkpoint(resume)
         trainer = self._trainer()
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -115,10 +121,11 @@ class TrainingRun:
 
     def checkpoint(self, resume: bool) -> str | None:
         """
-        The checkpoint to go on from: `args.resume_from_checkpoint`, or with `resume` the last in `output_dir`.
+        Return the checkpoint to continue from: `args.resume_from_checkpoint`, or with `resume` the last in
+        `output_dir`.
 
         Raises:
-            `ArgumentError`: If both are asked for, or the one named is not there.
+            `ArgumentError`: If both are given, or the named one does not exist.
         """
         named = self.args.resume_from_checkpoint
         if named is None:
@@ -126,19 +133,13 @@ class TrainingRun:
             return get_last_checkpoint(self.args.output_dir) if there else None
         if resume:
             raise ArgumentError(
-                f"`--resume` takes the last checkpoint, but `resume_from_checkpoint` names {named!r}. Leave one out."
+                f"`--resume` must come without `resume_from_checkpoint`, got {named!r}. Leave one of them out."
             )
         if not Path(named).is_dir():
-            raise ArgumentError(
-                f"`resume_from_checkpoint` has to be a folder, but there is none at {named!r}. Check the path."
-            )
+            raise ArgumentError(f"`resume_from_checkpoint` must be a folder, got none at {named!r}. Check the path.")
         return str(named)
 
     def _trainer(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        from hf_itp.policies.loading import load_policy_checkpoint
-
         model, tokenizer, _ = load_policy_checkpoint(
             self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM
         )
@@ -154,11 +155,11 @@ class TrainingRun:
         }
         if isinstance(self.args, CTRLArguments):
             calibrator = None if calibrated is None else RewardCalibrator.from_pretrained(calibrated)
-            return CTRLTrainer(**common, train_dataset=self._dataset(), calibrator=calibrator)
-        data = None if self.run.train_file is None and self.run.dataset_name is None else self._dataset()
+            return CTRLTrainer(**common, train_dataset=self._dataset(tokenizer), calibrator=calibrator)
+        data = None if self.run.train_file is None and self.run.dataset_name is None else self._dataset(tokenizer)
         return QuantileRegressionTrainer(**common, train_dataset=data, pool=calibrated)
 
-    def _dataset(self) -> Dataset:
+    def _dataset(self, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         if self.run.train_file is not None:
             dataset = load_dataset("json", data_files=self.run.train_file, split="train")
         else:
@@ -166,14 +167,19 @@ class TrainingRun:
         column = self.run.prompt_column
         if column not in dataset.column_names:
             raise ArgumentError(
-                f"`prompt_column` has to be a column of the data, but is {column!r}. Choose one of "
+                f"`prompt_column` must be a column of the data, got {column!r}. Choose one of "
                 f"{', '.join(dataset.column_names)}."
             )
-        if column == "prompt":
+        if column != "prompt":
+            # All other columns stay, since a reward may take them.
+            dataset = dataset.remove_columns([name for name in dataset.column_names if name == "prompt"])
+            dataset = dataset.rename_column(column, "prompt")
+        given = dataset["prompt"][:]
+        prompts = as_conversations(given, tokenizer, plain=self.run.plain)
+        if prompts == given:
             return dataset
-        # The others stay: a reward may want them.
-        other = [name for name in dataset.column_names if name == "prompt"]
-        return dataset.remove_columns(other).rename_column(column, "prompt")
+        # Added before the texts go, since a data set without columns has no rows.
+        return dataset.add_column("_prompt", prompts).remove_columns("prompt").rename_column("_prompt", "prompt")
 
     def _adapters(self) -> Any:
         if self.run.lora_r == 0:
@@ -189,7 +195,7 @@ class TrainingRun:
 
 
 def _take_configuration(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
-    """The words without `--config`, what the file holds, and which solver both name."""
+    """Return the words without `--config`, the content of its file, and the solver that either names."""
     file, words = take_option(arguments, "--config")
     config = {} if file is None else read_config(file)
     solver, _ = take_option(words, "--solver")
@@ -197,7 +203,7 @@ def _take_configuration(arguments: Sequence[str]) -> tuple[list[str], dict[str, 
 
 
 def _references_held(run: RunArguments, args: Any) -> int:
-    """How many references of a prompt the calibration holds."""
+    """Return how many references per prompt the calibration holds."""
     assert run.calibration is not None
     if isinstance(args, QuantileRegressionArguments):
         return len(read_pool(pool_file(run.calibration))[0]["rewards"])
@@ -205,11 +211,11 @@ def _references_held(run: RunArguments, args: Any) -> int:
 
 
 def _check_file(file: str | None) -> None:
-    # A pattern or an address is the business of `datasets`.
+    # `datasets` resolves patterns and URLs.
     if file is not None and not any(sign in file for sign in "*?[") and "://" not in file and not Path(file).is_file():
-        raise ArgumentError(f"`train_file` has to be a file, but there is none at {file!r}. Check the path.")
+        raise ArgumentError(f"`train_file` must be a file, got none at {file!r}. Check the path.")
 
 
 def print_all_options(arguments: Sequence[str] = ()) -> None:
-    """Every option of a run with the solver that the arguments name, as the parser lists them."""
+    """Print every option of a run with the solver that the arguments name."""
     RunParser(_take_configuration(arguments)[2]).print_help(sys.stdout)

@@ -1,4 +1,4 @@
-"""Which arguments of a run nothing would use: they are refused by name, before anything is loaded."""
+"""Refuse arguments that a run would not use, by name and before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ _EVALUATION = (
 
 def check_all_used(run: RunArguments, args: Any, given: dict[str, Any]) -> None:
     """
+    Refuse given arguments without effect.
+
     Args:
-        given (`dict`): The arguments that somebody set, by name.
+        given (`dict`): The arguments that were set, by name.
 
     Raises:
-        `ArgumentError`: If the solver, or what else was asked for, leaves one of them without effect.
+        `ArgumentError`: If the solver or another argument leaves one of them without effect.
     """
     for name, reason in _unused(run, args):
         if name in given:
             raise ArgumentError(f"`{name}` is {given[name]!r}, but would not be used: {reason}.")
-    # Arguments of the libraries: what is as if it had not been given does no harm.
+    # Arguments of the libraries may be given as their defaults.
     for name, reason in _unused_of_libraries(args):
         if name in given and given[name] != _without(args, name):
             raise ArgumentError(f"`{name}` is {given[name]!r}, but would not be used: {reason}.")
@@ -38,40 +40,41 @@ def check_all_used(run: RunArguments, args: Any, given: dict[str, Any]) -> None:
 def _unused(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:
     if run.dataset_name is None:
         for name in ("dataset_config", "dataset_train_split"):
-            yield name, "it belongs to `dataset_name`, which is not given. Leave it out"
+            yield name, "it needs `dataset_name`, which is not given. Leave it out"
     if run.dataset_name is None and run.train_file is None:
-        yield "prompt_column", "no data are given, but a calibration with its prompts. Leave it out"
+        for name in ("prompt_column", "plain"):
+            yield name, "the prompts are those of `calibration`. Leave it out"
     if run.lora_r == 0:
         for name in ("lora_alpha", "lora_target_modules"):
             yield name, "`lora_r` is 0, so the whole model is trained. Pass e.g. lora_r=16, or leave it out"
     if isinstance(args, QuantileRegressionArguments) and run.calibration is not None:
-        yield "max_completion_length", "the responses that `calibration` holds are trained on. Leave it out"
+        yield "max_completion_length", "the run trains on the responses of `calibration`. Leave it out"
     if args.strategy == "none":
         yield "strategy_fields", "`strategy` is 'none'. Name a strategy, or leave it out"
         if not args.transform.endswith("_of_n_optimal"):
             yield "num_candidates", "`strategy` is 'none'. Name a strategy, or leave it out"
     if getattr(args, "use_vllm", False) or getattr(args, "use_transformers_continuous_batching", False):
-        yield "shared_prefix_rollouts", "another engine was chosen for the rollouts. Leave one of both out"
+        yield "shared_prefix_rollouts", "another engine draws the rollouts. Leave one of them out"
     if not args.do_train:
-        yield "do_train", "the run trains in any case. Leave it out, or add --dry-run to see what it would be"
+        yield "do_train", "a run always trains. Leave it out, or add --dry-run to only check"
 
 
 def _unused_of_libraries(args: Any) -> Iterator[tuple[str, str]]:
     for name in _EVALUATION:
         yield name, "a run has no data to evaluate on. Leave it out"
-    yield "do_predict", "a run trains and does nothing else. Leave it out"
+    yield "do_predict", "a run only trains. Leave it out"
     yield "label_smoothing_factor", "the loss has no labels. Leave it out"
     if isinstance(args, QuantileRegressionArguments):
-        yield "remove_unused_columns", "the columns are the trainer's own. Leave it out"
+        yield "remove_unused_columns", "the trainer makes the columns itself. Leave it out"
         return
     yield "per_device_eval_batch_size", "a run has no data to evaluate on. Leave it out"
-    yield "reward_weights", "there is one reward, whose weight follows from `target_kl` or `beta`. Use these"
+    yield "reward_weights", "the weight of the one reward follows from `target_kl` or `beta`. Use these"
     for name in ("model_init_kwargs", "trust_remote_code"):
-        yield name, "the run loads the policy itself, without code of its repository. Use CTRLTrainer in Python for it"
+        yield name, "a run loads the policy itself, without code of its repository. Use CTRLTrainer in Python"
 
 
 def _without(args: Any, name: str) -> Any:
-    """What an argument is where nobody gives it."""
+    """Return the default of an argument."""
     field = next((field for field in dataclasses.fields(args) if field.name == name), None)
     if name == "remove_unused_columns" and isinstance(args, QuantileRegressionArguments):
         return False

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
@@ -48,40 +48,39 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     $$ \max_\pi E_{y \sim \pi}[\Phi(C(x, y))] - \beta KL(\pi \| \pi_{ref}) $$
 
     TRL's `RLOOTrainer` does the last step: its KL penalty over whole sequences and its leave-one-out baseline are this
-    objective, divided by `beta` so that the reward is in nats. Everything of it (PEFT, vLLM, DeepSpeed, FSDP,
-    conversations and texts) stays as it is.
+    objective, divided by `beta` so that the reward is in nats. All else of it (PEFT, vLLM, DeepSpeed, FSDP,
+    conversations and texts) works as in TRL.
 
     References and rollouts are drawn by one description ([`~sampling.description.DrawDescription`]): the trainer's
-    settings, where it has none the checkpoint's, and `chat_template_kwargs`. A setting that the way to roll out would
-    not honour is refused.
+    settings, then the checkpoint's, and `chat_template_kwargs`. A setting that the way to roll out would ignore is
+    refused.
 
-    Of TRL's private interfaces it uses: the attributes `beta` (set to 1), `generation_config` and `eos_token_ids`
-    (both set to what is described), `_metrics` and `_step`, the method `_generate_single_turn`, and the instance's
-    `forward` that TRL sets.
+    Of TRL's private interface it uses the attributes `beta` (set to 1), `generation_config` and `eos_token_ids` (both
+    set to the description's), `_metrics` and `_step`, the method `_generate_single_turn`, and the `forward` that TRL
+    sets on the instance.
 
     Args:
         model (`str` or `PreTrainedModel`):
-            The policy to train, from which the reference policy is taken.
+            The policy to train. It starts as the reference policy.
         reward_model:
             What [`~rewards.as_reward_function`] takes; a list of reward models is averaged before it is calibrated.
         args ([`CTRLArguments`]):
             Objective and training.
         train_dataset, eval_dataset (`datasets.Dataset`):
-            With a column `prompt`, of texts or of chats.
+            Data sets with a column `prompt` of texts or of chats.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer.
         calibrator ([`RewardCalibrator`], *optional*):
-            Reference rewards of every prompt. Without it they are drawn when training begins, into
-            `output_dir/_calibration`, from which a killed run takes them up.
-        peft_config, callbacks, optimizers, kwargs: As `RLOOTrainer` takes them.
+            Reference rewards of every prompt. By default drawn when training starts, into `output_dir/_calibration`,
+            from which an interrupted run resumes.
+        kwargs: `peft_config`, `callbacks`, `optimizers` and others of `RLOOTrainer`.
 
-    Logged beside TRL's own: `reward/raw`, `reward/calibrated`, `reward/transformed`, `kl_sequence` (nats),
-    `win_rate` and, where a prompt has as many completions, the win rate under the strategy, both with the ends of
-    their 95 % intervals.
+    Logs besides TRL's own metrics: `reward/raw`, `reward/calibrated`, `reward/transformed`, `kl_sequence` (nats),
+    `win_rate` and, for prompts with enough completions, the win rate under the strategy, each with its 95 % interval.
 
     Raises:
         `ArgumentError`: If the arguments contradict each other, the calibrator is of another policy, reward model or
-            draw or has too few references for the transform, or a setting cannot be honoured.
+            draw or has too few references for the transform, or a setting would be ignored.
     """
 
     _tag_names = ["hf-itp", "ctrl", "trl", "rloo"]  # noqa: RUF012  as in TRL
@@ -96,7 +95,6 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         calibrator: RewardCalibrator | None = None,
-        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         args = with_safe_loading(model, CTRLArguments("ctrl") if args is None else args)
@@ -117,7 +115,6 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
@@ -139,23 +136,23 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         self.add_callback(ArtefactsBeforePush(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Draws the references, where no calibrator was given, and trains."""
+        """Draw the references unless a calibrator was given, and train."""
         self.calibrate()
         return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Draws the references, where no calibrator was given, and evaluates."""
+        """Draw the references unless a calibrator was given, and evaluate."""
         self.calibrate()
         return super().evaluate(*args, **kwargs)
 
     def calibrate(self) -> RewardCalibrator:
-        """The calibrator; fitted on the prompts of both datasets if there is none."""
+        """Return the calibrator, fitted on the prompts of both data sets unless given."""
         if self.calibrator is not None:
             return self.calibrator
         rows = list(self._rows())
         if not rows:
             raise ArgumentError(
-                "`calibrator` has to be given with a streamed dataset, whose prompts are not known beforehand, but is "
+                "`calibrator` must be given with a streamed data set, whose prompts are not known beforehand, got "
                 "None. Fit one with RewardCalibrator.fit on the prompts."
             )
         check_pictures(rows)
@@ -174,7 +171,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         return self.calibrator
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds win rates against the reference policy and the sequence-level KL."""
+        """Add win rates against the reference policy and the KL over sequences."""
         mode = "train" if self.model.training else "eval"
         prefix = "" if mode == "train" else "eval_"
         logs.update({f"{prefix}{name}": value for name, value in self._win_rates().items()})
@@ -213,10 +210,10 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
                 yield from dataset
 
     def _as_in_training(self) -> RewardFunction:
-        """The reward as it is called at rollouts, where TRL passes its state and its logs beside the columns."""
+        """Return the reward as rollouts call it, where TRL passes its state and logs besides the columns."""
         if not any(self.reward.takes(name) for name in NO_COLUMNS):
             return self.reward
-        # What references say is not logged: there is no step it would belong to.
+        # Do not log rewards of references, which belong to no step.
         nowhere = {"log_extra": lambda *arguments: None, "log_metric": lambda *arguments: None}
         return CalledAsInTraining(self.reward, {"trainer_state": self.state, **nowhere})
 
@@ -225,11 +222,11 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
     @property
     def has_whole_weights(self) -> bool:
-        """Whether every process has all weights, so that the sampler can run them by itself."""
+        """Whether every process has all weights, so that our sampler can run the policy."""
         return self.accelerator.distributed_type in _SHARED_MEMORY
 
     def _check_reference(self) -> None:
-        """TRL loads the reference policy anew by the model's name; a model changed since is another."""
+        """Refuse a model changed since it was loaded, since TRL loads the reference policy again by name."""
         if self.ref_model is None or not self.has_whole_weights:
             return
         loaded = model_identity(self.accelerator.unwrap_model(self.ref_model))
@@ -243,7 +240,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     def _draw_as_described(self) -> None:
         if self.use_vllm:
             return
-        # What TRL's own path is given: the same settings, each resolved.
+        # TRL's own rollouts get the same settings, all resolved.
         described = copy.deepcopy(self.draw.generation_config)
         described.cache_implementation = self.generation_config.cache_implementation
         described.disable_compile = self.generation_config.disable_compile
@@ -257,7 +254,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         model = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
         with evaluating(model):
             if hasattr(model, "peft_config"):
-                # As TRL has it: a copy of adapters that were there before, else the model without them.
+                # As in TRL: the copy of adapters that the model came with, else the model without adapters.
                 adapter = "ref" if "ref" in model.peft_config else None
                 with use_adapter(model, adapter), _own_forward(model.get_base_model()):
                     yield model
@@ -267,7 +264,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
         if not draws_itself(self) or images is not None:
-            if self.use_vllm:  # draws without dropout, and asks whether this is training
+            if self.use_vllm:  # draws without dropout, and must see whether this is training
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
             with evaluating(self.accelerator.unwrap_model(self.model)):
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
@@ -299,8 +296,8 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
 @contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
-    # TRL sets a `forward` on the instance that can also score; without its keyword it is the class's own. A model with
-    # one cannot be viewed, and prompts would be run once per response.
+    # TRL sets a `forward` on the instance that can also score, and is the class's own without its keyword. A model
+    # with one cannot be viewed, and would run prompts once per response.
     forward = vars(model).pop("forward", None)
     try:
         yield

@@ -96,8 +96,8 @@ def test_pool_of_any_engine_calibrates(tmp_path):
     ("text", "message"),
     [
         ('{"prompt": "a", "rewards": [1.0]}\n{"prompt": "b"}', "row 2"),
-        ('{"prompt": "a", "rewards": [1.0, 2.0]}\n{"prompt": "b", "rewards": [1.0]}', "row 2 .* has 1"),
-        ('{"prompt": "a", "rewards": [1.0]}\n{"prompt', "row 2 .* does not parse"),
+        ('{"prompt": "a", "rewards": [1.0, 2.0]}\n{"prompt": "b", "rewards": [1.0]}', "got 1 in row 2 "),
+        ('{"prompt": "a", "rewards": [1.0]}\n{"prompt', "does not parse in row 2 "),
     ],
 )
 def test_incomplete_pool_names_the_row(tmp_path, text, message):
@@ -109,7 +109,7 @@ def test_incomplete_pool_names_the_row(tmp_path, text, message):
 
 def test_unseen_prompt_names_the_remedies():
     calibrator = RewardCalibrator(["a"], torch.tensor([[1.0, 2.0]]))
-    with pytest.raises(ArgumentError, match=r"1 of 2 are not.*'b'.*predict=True"):
+    with pytest.raises(ArgumentError, match=r"got 1 of 2 that are not.*'b'.*predict=True"):
         calibrator.calibrate(["a", "b"], torch.tensor([1.0, 1.0]))
 
 
@@ -119,7 +119,7 @@ def test_calibrator_of_another_reward_or_policy_is_refused(prompt_bound_reward):
     def other(prompts, completions, **kwargs):
         return [0.0] * len(prompts)
 
-    with pytest.raises(ArgumentError, match=r"fitted with prompt_bound_reward. Fit one"):
+    with pytest.raises(ArgumentError, match=r"fitted with prompt_bound_reward. Fit another"):
         CalibratedReward(other, calibrator)
     from hf_itp.calibration.fingerprints import model_identity
 
@@ -165,7 +165,7 @@ def test_no_prompts_are_refused():
 
 
 def test_rewards_that_tell_nothing_apart_are_refused():
-    with pytest.raises(ArgumentError, match=r"tell responses apart.*higher temperature"):
+    with pytest.raises(ArgumentError, match=r"must differ between responses.*higher temperature"):
         fitted(lambda prompts, completions, **kwargs: [1.0] * len(prompts))
 
 
@@ -235,7 +235,7 @@ def test_predictor_learns_what_the_prompt_decides(tmp_path):
     calibrator.save_pretrained(tmp_path)
     loaded = RewardCalibrator.from_pretrained(tmp_path, reward_model=reward)
     assert torch.equal(loaded.references_of(prompts), calibrator.references_of(prompts))
-    with pytest.raises(ArgumentError, match="are not"):
+    with pytest.raises(ArgumentError, match="that are not"):
         RewardCalibrator.from_pretrained(tmp_path).references_of(prompts)
 
 
@@ -253,10 +253,10 @@ def test_predictor_admits_that_it_knows_nothing():
 def test_predictor_needs_features_and_prompts(prompt_bound_reward):
     from hf_itp.calibration import QuantilePredictor
 
-    with pytest.raises(ArgumentError, match="reward model with features"):
+    with pytest.raises(ArgumentError, match="must have features"):
         QuantilePredictor.fit(Featureless(), PROMPTS, torch.arange(12.0).view(3, 4))
     reward = RewardModel(tiny_classifier("llama"), tiny_tokenizer())
-    with pytest.raises(ArgumentError, match="at least 10 prompts"):
+    with pytest.raises(ArgumentError, match="must hold at least 10 with `predict`"):
         QuantilePredictor.fit(reward, ["a", "b"], torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
 

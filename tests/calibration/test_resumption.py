@@ -78,7 +78,7 @@ def test_line_cut_short_is_no_row(tmp_path):
 
 def test_folder_of_another_draw_is_refused(tmp_path):
     ReferencePool(tmp_path, SETTINGS)
-    with pytest.raises(ArgumentError, match=r"`seed` is 0 and is to be 1. Choose another folder"):
+    with pytest.raises(ArgumentError, match=r"`seed` 0 instead of 1. Choose another folder"):
         ReferencePool(tmp_path, {"seed": 1})
 
 

@@ -76,7 +76,7 @@ def test_command_that_does_not_parse_ends_with_2(run, arguments, told):
 @pytest.mark.parametrize(
     "arguments, remedy",
     [
-        (["how", ""], "Write something in it or leave it out."),
+        (["how", ""], "Prompt 2 must hold text, got ''. Leave it out."),
         ([], "Write one on each line."),
         (["-f", "missing.txt"], "Name a text file in UTF-8"),
         (["-f", "x.txt", "how"], "Leave one of them out."),
@@ -88,9 +88,12 @@ def test_command_that_does_not_parse_ends_with_2(run, arguments, told):
         (["--beta", "0", "how"], "Choose a beta on the scale of the rewards"),
         (["--beta", "nan", "how"], "Choose a beta on the scale of the rewards"),
         (["-s", "soft_best_of_n", "how"], "Pass temperature=..."),
-        (["-m", "no/such/model", "how"], "Check the spelling"),
+        (["-m", "no/such/model", "how"], "`--model` 'no/such/model' could not be loaded"),
         (["-m", "nobody/nothing", "how"], "you are online and have access to it."),
-        (["--device", "toaster", "how"], "Use cpu, or leave it out."),
+        (
+            ["--device", "toaster", "how"],
+            "`--device` must name a device of this machine, got 'toaster'. Pass e.g. --device cpu",
+        ),
     ],
 )
 def test_error_of_ours_ends_with_1_and_its_remedy(run, arguments, remedy):

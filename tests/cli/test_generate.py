@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.rewards import RewardModel
 from tests.tiny import saved_policy, tiny_tokenizer
 
@@ -200,8 +200,8 @@ def test_encoder_decoder_answers_too(run, reward_model, tmp_path):
 def test_dtype_is_the_one_asked_for(generate, policy):
     [half], [full] = (records(generate("--json", "--dtype", dtype, PROMPT)) for dtype in ("bfloat16", "auto"))
     assert half["rewards"] != full["rewards"] or half["responses"] == full["responses"]
-    assert load_policy(str(policy), dtype="bfloat16").model.dtype == torch.bfloat16
-    assert load_policy(str(policy)).model.dtype == torch.float32
+    assert Policy.from_pretrained(str(policy), dtype="bfloat16").model.dtype == torch.bfloat16
+    assert Policy.from_pretrained(str(policy)).model.dtype == torch.float32
 
 
 def test_progress_goes_to_stderr_and_quiet_switches_it_off(generate):

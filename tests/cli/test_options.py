@@ -11,6 +11,7 @@ import torch
 import typer
 
 from hf_itp.cli import app
+from hf_itp.generation.keywords import KEYWORDS
 from tests.cli.test_app import unwrapped
 
 PROMPT = "how do i bake bread"
@@ -28,6 +29,17 @@ def recommending(policy: Path, folder: Path, **entry: object) -> Path:
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(config | {"hf_itp": entry}))
     return folder
+
+
+def test_keyword_with_a_help_is_an_option_with_that_help():
+    """And so is no keyword that has none: adding one to `generate` is done in one place."""
+    for command, expected in (("generate", {name for name, keyword in KEYWORDS.items() if keyword.help}),
+                              ("calibrate", {"seed", "batch_size", "reward_model"}),
+                              ("push", {"strategy", "reward_model", "num_candidates"})):  # fmt: skip
+        parameters = {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
+        assert parameters.keys() & KEYWORDS.keys() - {"prompts"} == expected
+        for name in expected:
+            assert parameters[name].help.startswith(KEYWORDS[name].help), (command, name)
 
 
 # What shows that an option of `generate` is used: the record of a run with it is another than without.
@@ -224,7 +236,7 @@ def test_chat_in_plain_text_is_refused_with_the_remedy(run, policy, reward_model
     rows = json.dumps({"messages": [{"role": "user", "content": "how"}]})
     for command in (("generate",), ("calibrate", tmp_path / "out", "-f", "-")):
         ended = run(*command, "-m", policy, "-r", reward_model, "--plain", stdin=rows)
-        assert ended.code == 1 and "without --plain" in ended.err
+        assert ended.code == 1 and "without `--plain`" in ended.err
 
 
 DEMO = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_itp.cli.prompts import as_conversations, parse_prompts, read_prompts
+from hf_itp.cli.prompts import parse_prompts, read_prompts, with_system
 from hf_itp.errors import ArgumentError, ItpWarning, LoadError
 
 CHAT = [{"role": "user", "content": "how"}]
@@ -65,19 +65,19 @@ def test_arguments_leave_stdin_alone(monkeypatch):
 @pytest.mark.parametrize(
     "line, remedy",
     [
-        ("{", r'Line 2 of stdin is not JSON .* Write \{"prompt": "\.\.\."\}'),
-        ('"how"', "Line 2 of stdin has to be an object"),
-        ("[1]", "has to be an object with either `prompt` or `messages`"),
-        ('{"text": "how"}', "has to be an object with either `prompt` or `messages`"),
+        ("{", r'Line 2 of stdin must be JSON, got .* Write \{"prompt": "\.\.\."\}'),
+        ('"how"', "Line 2 of stdin must be an object"),
+        ("[1]", "must be an object with either `prompt` or `messages`"),
+        ('{"text": "how"}', "must be an object with either `prompt` or `messages`"),
         ('{"prompt": "how", "messages": []}', "with either `prompt` or `messages`"),
-        ('{"prompt": 3}', "neither text nor a list of messages, but 3"),
+        ('{"prompt": 3}', "must hold text or a list of messages, got 3"),
         ('{"prompt": "  "}', "empty `prompt`"),
-        ('{"prompt": null}', "neither text nor a list of messages, but null"),
-        ('{"messages": "how"}', "neither text nor a list of messages"),
-        ('{"messages": []}', "neither text nor a list of messages"),
-        ('{"messages": ["how"]}', "neither text nor a list of messages"),
-        ('{"messages": [{"role": "user"}]}', "neither text nor a list of messages"),
-        ('{"messages": [{"role": "user", "content": null}]}', "neither text nor a list of messages"),
+        ('{"prompt": null}', "must hold text or a list of messages, got null"),
+        ('{"messages": "how"}', "must hold text or a list of messages"),
+        ('{"messages": []}', "must hold text or a list of messages"),
+        ('{"messages": ["how"]}', "must hold text or a list of messages"),
+        ('{"messages": [{"role": "user"}]}', "must hold text or a list of messages"),
+        ('{"messages": [{"role": "user", "content": null}]}', "must hold text or a list of messages"),
         ('{"messages": [{"role": "assistant", "content": "hi"}]}', "End it with the user's"),
     ],
 )
@@ -111,9 +111,9 @@ def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name, conte
     "arguments, file, remedy",
     [
         (["how"], Path("prompts.txt"), "Leave one of them out"),
-        (["how", " "], None, "Prompt 2 is empty"),
-        ([], Path("-"), "no prompts in -.*Write one on each line"),
-        ([], None, "no prompts in stdin.*Write one on each line"),
+        (["how", " "], None, "Prompt 2 must hold text, got ' '"),
+        ([], Path("-"), "must hold prompts, got none in -.*Write one on each line"),
+        ([], None, "must hold prompts, got none in stdin.*Write one on each line"),
     ],
 )
 def test_prompts_from_two_places_or_none_are_refused(monkeypatch, arguments, file, remedy):
@@ -122,25 +122,19 @@ def test_prompts_from_two_places_or_none_are_refused(monkeypatch, arguments, fil
         read_prompts(arguments, file)
 
 
-def test_text_becomes_a_chat_where_there_is_a_template_and_a_chat_stays_one():
-    assert as_conversations(["how", CHAT], has_template=True, system=None) == [CHAT, CHAT]
-    assert as_conversations(["how"], has_template=False, system=None) == ["how"]
-
-
 def test_system_message_comes_first_and_the_given_chat_is_not_changed():
-    [chat] = as_conversations([CHAT], has_template=True, system="be kind")
+    [chat] = with_system([CHAT], "be kind")
     assert chat == [{"role": "system", "content": "be kind"}, *CHAT]
     assert len(CHAT) == 1
 
 
 @pytest.mark.parametrize(
-    "prompt, has_template, system, remedy",
+    ("prompt", "remedy"),
     [
-        (CHAT, False, None, "Give it as text"),
-        ("how", False, "be kind", "Leave `--system` out"),
-        ([{"role": "system", "content": "be brief"}, *CHAT], True, "be kind", "remove that message"),
+        ("how", "Leave `--system` out"),
+        ([{"role": "system", "content": "be brief"}, *CHAT], "remove that message"),
     ],
 )
-def test_conversation_the_policy_cannot_have_is_refused(prompt, has_template, system, remedy):
+def test_system_message_the_prompt_cannot_have_is_refused(prompt, remedy):
     with pytest.raises(ArgumentError, match=remedy):
-        as_conversations([prompt], has_template=has_template, system=system)
+        with_system([prompt], "be kind")

@@ -94,12 +94,12 @@ def test_stdin_is_utf8_whatever_the_console_is(monkeypatch):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_byte_that_is_not_utf8_is_named_with_its_place(monkeypatch, tmp_path, mark):
     data = mark + b"how\ncaf\xe9 latte\n"
-    place = rf"byte 0xe9 at offset {len(mark) + 7}, in line 2, is not UTF-8"
+    place = rf"must be UTF-8, got byte 0xe9 at offset {len(mark) + 7}, in line 2"
     stdin_of(monkeypatch, data)
-    with pytest.raises(LoadError, match=f"Stdin could not be read: {place}"):
+    with pytest.raises(LoadError, match=f"Stdin {place}"):
         read_prompts([], Path("-"))
     (tmp_path / "latin.txt").write_bytes(data)
-    with pytest.raises(LoadError, match=rf"latin.txt' could not be read: {place}"):
+    with pytest.raises(LoadError, match=rf"latin.txt' {place}"):
         read_prompts([], tmp_path / "latin.txt")
 
 
@@ -114,8 +114,8 @@ def test_arguments_are_utf8_whatever_the_locale_says():
 
 
 def test_half_a_character_is_refused_with_its_place(monkeypatch):
-    with pytest.raises(ArgumentError, match=r"Prompt 2 holds '.udce9'"):
+    with pytest.raises(ArgumentError, match=r"Prompt 2 must hold whole characters, got '.udce9'"):
         read_prompts(["how", os.fsdecode(b"caf\xe9")], None)
     stdin_of(monkeypatch, b'{"prompt": "how"}\n{"prompt": "bread \\ud83c"}\n')
-    with pytest.raises(ArgumentError, match=r"Line 2 of stdin holds '.ud83c'"):
+    with pytest.raises(ArgumentError, match=r"Line 2 of stdin must hold whole characters, got '.ud83c'"):
         read_prompts([], None)

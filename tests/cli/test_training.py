@@ -42,22 +42,23 @@ def settings(models, prompts, output):
 
 def calibrate(run, models, prompts, folder, *more):
     return run(
-        "calibrate", str(folder), "-f", prompts, "-m", models[0], "-r", models[1], "-k", "32", "--plain",
+        "calibrate", str(folder), "-f", prompts, "-m", models[0], "-r", models[1], "-k", "32",
         "--max-new-tokens", "4", "-q", *more,
     )  # fmt: skip
 
 
-def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path):
-    shown = calibrate(run, models, prompts, tmp_path / "calibration")
+@pytest.mark.parametrize("plain", [(), ("--plain",)])
+def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path, plain):
+    shown = calibrate(run, models, prompts, tmp_path / "calibration", *plain)
     assert shown.code == 0, shown.err
     assert "2 prompts with 32 references each" in shown.out
-    again = calibrate(run, models, prompts, tmp_path / "calibration")
+    again = calibrate(run, models, prompts, tmp_path / "calibration", *plain)
     assert again.code == 0 and again.out == shown.out
-    other = calibrate(run, models, prompts, tmp_path / "calibration", "--seed", "7")
+    other = calibrate(run, models, prompts, tmp_path / "calibration", *plain, "--seed", "7")
     assert other.code == 1 and "Choose another folder" in other.err
 
     output = tmp_path / "trained"
-    arguments = settings(models, prompts, output)
+    arguments = [*settings(models, prompts, output), *plain]
     # The responses are drawn already.
     length = arguments.index("--max_completion_length")
     del arguments[length : length + 2]
@@ -66,6 +67,15 @@ def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path):
     assert shown.code == 0, shown.err
     assert json.loads((output / "generation_config.json").read_text())["hf_itp"]["strategy"] == "best_of_n"
     assert (output / "calibration.json").is_file() and (output / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_calibrate_then_train_by_reinforcement(run, models, prompts, tmp_path):
+    assert calibrate(run, models, prompts, tmp_path / "calibration").code == 0
+    arguments = settings(models, prompts, tmp_path / "trained")
+    arguments += ["--num_generations", "2", "--calibration", str(tmp_path / "calibration")]
+    shown = run("train", *arguments)
+    assert shown.code == 0, shown.err
 
 
 @pytest.mark.slow
@@ -102,12 +112,15 @@ def test_full_scale_recipe_holds(run):
         (["--output_dir", "x", "--train_file", "y", "--solver", "magic"], "`solver` must be one of 'rl'"),
         (["--output_dir", "x", "--train_file", "y", "--target_kl", "-1"], "`kl` must be positive"),
         (["--output_dir", "x", "--train_file", "y", "--strategy", "nonsense"], "Unknown strategy"),
-        (["--config", "/does/not/exist.yaml"], "there is none at"),
-        (["--output_dir", "x", "--train_file", "y", "--betta", "1"], "`--betta` is no name of an option"),
+        (["--config", "/does/not/exist.yaml"], "got none at"),
+        (
+            ["--output_dir", "x", "--train_file", "y", "--betta", "1"],
+            "`--betta` must be an option of a run, got no such name",
+        ),
         (["--output_dir", "x", "--train_fil", "y"], "Did you mean `--train_file`?"),
         (["--output_dir", "x", "--train_file", "y", "--dry"], "Did you mean `--dry-run`?"),
-        (["--output_dir", "x", "--train_file", "y"], "there is none at 'y'"),
-        (["y.jsonl", "--output_dir", "x"], "'y.jsonl' stands behind no option"),
+        (["--output_dir", "x", "--train_file", "y"], "got none at 'y'"),
+        (["y.jsonl", "--output_dir", "x"], "must follow an option, got 'y.jsonl'"),
     ],
 )
 def test_configurations_that_do_not_hold_are_refused(run, arguments, told):

@@ -373,7 +373,7 @@ def test_failed_build_is_cleared_away_and_another_content_is_another_folder(
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(LoadError, match="Make room or set the environment variable HF_HOME"):
+    with pytest.raises(LoadError, match="Make room, or set the environment variable HF_HOME"):
         build_once("thing", "1", full_disk, "Building")
     assert not list(tmp_path.rglob("half"))
     first, second = (build_once("thing", content, lambda folder: None, "Building") for content in ("1", "2"))
@@ -388,4 +388,4 @@ def test_cache_that_cannot_be_a_folder_is_a_load_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     code = "from hf_itp.embedded.cache import build_once\nbuild_once('thing', '1', print, 'Building')"
-    assert "LoadError: The embedded default could not be built" in python(code, blocked).stderr
+    assert "LoadError: The embedded default must be built" in python(code, blocked).stderr

@@ -138,7 +138,7 @@ def test_without_an_input_there_is_nothing_to_continue(beside, by_object):
         arguments = {"custom_generate": decoding, "do_sample": True, "top_k": 0, "max_new_tokens": 3}
     else:
         arguments = aligned()
-    with pytest.raises(ArgumentError, match=r"`input_ids` is missing.*apply_chat_template"):
+    with pytest.raises(ArgumentError, match=r"`input_ids` must be given.*apply_chat_template"):
         policy.model.generate(**beside, **arguments)
     assert policy.calls == 0
 
@@ -157,7 +157,7 @@ def test_without_an_input_there_is_nothing_to_continue(beside, by_object):
 )
 def test_empty_input_is_nothing_to_continue(inputs):
     policy = Counted(tiny_model("llama"))
-    with pytest.raises(ArgumentError, match="nothing to continue"):
+    with pytest.raises(ArgumentError, match="must hold at least one row of one token"):
         policy.model.generate(**inputs, **aligned())
     assert policy.calls == 0
 

@@ -193,7 +193,7 @@ def test_adapter_is_pushed_alone_and_decodes_as_recommended_by_every_way(
 ):
     from peft import LoraConfig, get_peft_model
 
-    from hf_itp.cli.models import load_policy
+    from hf_itp import Policy
 
     def adapted(base):
         config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -220,4 +220,4 @@ def test_adapter_is_pushed_alone_and_decodes_as_recommended_by_every_way(
     pulled.generation_config = GenerationConfig.from_pretrained(POLICY)
     assert decoded(pulled, strategy="auto").equal(expected)
     assert decoded(pulled, custom_generate=POLICY, trust_remote_code=True).equal(expected)
-    assert load_policy(POLICY).model.generation_config.hf_itp["beta"] == 0.3
+    assert Policy.from_pretrained(POLICY).model.generation_config.hf_itp["beta"] == 0.3

@@ -99,10 +99,10 @@ def test_pushed_calibration_is_the_repositorys_where_the_policy_is_on_the_hub(
         ("pessimism", ("--set", "num_candidates=3"), "no field `num_candidates`"),
         ("pessimism", ("-s", "best_of_n", "--beta", "0.1"), "Strategy 'best_of_n' has no field `beta`"),
         ("pessimism", ("-s", "none"), "Unknown strategy 'none'"),
-        (None, ("-n", "8"), "`--num-candidates` belongs to a strategy"),
-        (None, ("-r", "embedded"), "`--reward-model` belongs to a strategy"),
-        (None, ("--beta", "0.1"), "`--beta or --set` belongs to a strategy"),
-        (None, ("--set", "pool=fresh"), "`--beta or --set` belongs to a strategy"),
+        (None, ("-n", "8"), "`--num-candidates` must come with a strategy"),
+        (None, ("-r", "embedded"), "`--reward-model` must come with a strategy"),
+        (None, ("--beta", "0.1"), "`--beta or --set` must come with a strategy"),
+        (None, ("--set", "pool=fresh"), "`--beta or --set` must come with a strategy"),
     ],
 )
 def test_option_that_would_not_be_used_sends_nothing(hub_here, tmp_path, capfd, recommended, options, told):

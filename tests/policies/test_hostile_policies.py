@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_itp.cli.models import load_policy
+from hf_itp import Policy
 from hf_itp.errors import ArgumentError, ItpError, LoadError
 from hf_itp.models.checkpoint_sizes import check_outline
 from hf_itp.policies.loading import check_policy, load_policy_checkpoint
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 def refused(folder, reason, error=LoadError):
     started = time.monotonic()
-    for load in (lambda: load_policy(str(folder)), lambda: load_policy_checkpoint(str(folder))):
+    for load in (lambda: Policy.from_pretrained(str(folder)), lambda: load_policy_checkpoint(str(folder))):
         with pytest.raises(error, match=reason):
             load()
     assert not list(folder.rglob("harm"))
@@ -42,15 +42,13 @@ def longest(prompts, completions, **kwargs):
 
 def generate(folder, prompts=("how do you bake bread",), **arguments):
     call = {"strategy": "best_of_n", "reward_model": longest, "num_candidates": 2, "max_new_tokens": 4, "seed": 0}
-    return load_policy(str(folder)).generate(list(prompts), **(call | arguments))
+    return Policy.from_pretrained(str(folder)).generate(list(prompts), **(call | arguments))
 
 
 def test_pickle_is_never_loaded(folder):
     (folder / "model.safetensors").unlink()
     put_pickle(folder)
-    refused(
-        folder, f"has to be stored as safetensors, but holds none. A pickle such as pytorch_model.bin .* {CONVERT}"
-    )
+    refused(folder, f"must be stored as safetensors, got none. A pickle such as pytorch_model.bin .* {CONVERT}")
     with pytest.raises(LoadError, match=CONVERT):
         check_policy(str(folder))
 
@@ -63,7 +61,7 @@ def test_pickle_beside_safetensors_is_left_alone(folder):
 
 
 def test_pickle_is_not_loaded_on_request_either(folder):
-    with pytest.raises(ArgumentError, match="`use_safetensors` has to be True"):
+    with pytest.raises(ArgumentError, match="`use_safetensors` must be True"):
         load_policy_checkpoint(str(folder), use_safetensors=False)
 
 
@@ -195,7 +193,7 @@ def test_quantization_imports_nothing_by_name(quantization, folder, tmp_path, mo
     edit(folder, quantization_config=quantization)
     # As it is, or by an error: what is installed decides which.
     try:
-        load_policy(str(folder))
+        Policy.from_pretrained(str(folder))
     except Exception as error:
         assert isinstance(error, (ItpError, ImportError))
     assert not (tmp_path / "harm").exists() and "harmful_module" not in sys.modules
@@ -241,7 +239,7 @@ def test_honest_checkpoints_are_of_their_size(folder):
 
 def test_weights_that_would_be_random_are_refused(folder):
     edit(folder, num_hidden_layers=3)
-    refused(folder, r"has to bring all of its weights, but .* does not hold `model\.layers\.2\.")
+    refused(folder, r"must bring all of its weights, got none for `model\.layers\.2\.")
 
 
 @pytest.mark.parametrize(
@@ -317,16 +315,16 @@ def test_recommendation_asks_for_nothing_unreasonable(entry, folder):
 def test_template_cannot_loop_forever_or_leave_its_sandbox(template, folder, monkeypatch):
     (folder / "chat_template.jinja").write_text(template)
     monkeypatch.chdir(folder)
-    policy = load_policy(str(folder))
+    policy = Policy.from_pretrained(str(folder))
     started = time.monotonic()
-    with pytest.raises(ArgumentError, match="chat template cannot render"):
+    with pytest.raises(ArgumentError, match="got a refusal: "):
         policy.generate([CHAT], strategy="best_of_n", reward_model=longest, num_candidates=2, max_new_tokens=2)
     assert time.monotonic() - started < 10 and not list(folder.rglob("harm"))
 
 
 def test_nothing_of_a_prompt_is_executed(folder):
     tokenizer = tiny_tokenizer()
-    policy = load_policy(str(folder))
+    policy = Policy.from_pretrained(str(folder))
     content = "{{ 7 * 7 }} {% for i in range(9) %} {{ messages.__class__ }} {% endfor %} how"
     seen = []
 

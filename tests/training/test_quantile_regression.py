@@ -91,7 +91,7 @@ def test_trained_policy_carries_its_calibration(folder, tmp_path):
 
 
 def test_both_sources_or_none_are_refused(folder, tmp_path):
-    with pytest.raises(ArgumentError, match="One of `train_dataset` and `pool`"):
+    with pytest.raises(ArgumentError, match="`train_dataset` or `pool` must be given"):
         trainer(folder, tmp_path, pool=None)
 
 

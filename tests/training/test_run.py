@@ -12,11 +12,13 @@ from datasets import Dataset
 from hf_itp import RewardCalibrator
 from hf_itp.errors import ArgumentError, LoadError
 from hf_itp.rewards import RewardModel
+from hf_itp.sampling.drawing import prompt_ids
 from hf_itp.training.run import TrainingRun
 from tests.rewards.classifiers import saved, tiny_classifier
 from tests.tiny import saved_policy, tiny_tokenizer
 
 PROMPTS = ["how do you bake bread", "what is salt for", "how hot is it"]
+CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 K = 20
 SOLVERS = ("rl", "quantile_regression")
 
@@ -38,7 +40,7 @@ def calibration(models, tmp_path_factory):
     RewardCalibrator.fit(
         AutoModelForCausalLM.from_pretrained(models[0]),
         RewardModel.from_pretrained(models[1]),
-        PROMPTS,
+        CHATS,
         num_reference=K,
         tokenizer=tiny_tokenizer(),
         output_dir=folder,
@@ -97,7 +99,7 @@ def test_regression_trains_on_the_prompts_of_its_file(models, tmp_path, calibrat
     regression = ("--solver", "quantile_regression", "--calibration", calibration, "--transform", "identity")
     some = file_of(tmp_path / "some.jsonl", [{"prompt": PROMPTS[2]}, {"prompt": PROMPTS[0]}, {"prompt": PROMPTS[2]}])
     trained = read(models, tmp_path, *regression, "--train_file", some).train()
-    begun = [tiny_tokenizer()(prompt)["input_ids"] for prompt in (PROMPTS[0], PROMPTS[2])]
+    begun = [prompt_ids(tiny_tokenizer(), chat) for chat in (CHATS[0], CHATS[2])]
     assert [row["prompt_ids"] for row in trained.train_dataset] == [ids for ids in begun for _ in range(K)]
     everything = read(models, tmp_path, *regression)
     assert everything.summary()["prompts"] == f"those of {calibration}"
@@ -117,23 +119,25 @@ def test_prompt_that_the_calibration_lacks_is_refused(models, tmp_path, calibrat
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_file_that_is_not_there_is_refused(models, tmp_path, calibration, solver, calibrated):
     more = ("--calibration", calibration) if calibrated else ()
-    with pytest.raises(ArgumentError, match=r"there is none at 'nowhere.jsonl'"):
+    with pytest.raises(ArgumentError, match=r"got none at 'nowhere.jsonl'"):
         read(models, tmp_path, "--solver", solver, "--train_file", "nowhere.jsonl", *more)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_calibration_that_is_not_there_is_refused(models, tmp_path, prompts, solver):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoadError, match="There is no"):
+    with pytest.raises(LoadError, match=r"There is no|must be a file"):
         read(models, tmp_path, "--solver", solver, "--train_file", prompts, "--calibration", str(tmp_path / "empty"))
 
 
 def test_other_columns_stay_beside_the_prompts(models, tmp_path):
     rows = [{"question": prompt, "solution": str(index), "prompt": "old"} for index, prompt in enumerate(PROMPTS)]
     file = file_of(tmp_path / "rows.jsonl", rows)
-    data = read(models, tmp_path, "--train_file", file, "--prompt_column", "question")._dataset()
-    assert isinstance(data, Dataset)
-    assert data["prompt"][:] == PROMPTS and data["solution"][:] == ["0", "1", "2"]
+    for plain, expected in (((), CHATS), (("--plain",), PROMPTS)):
+        run = read(models, tmp_path, "--train_file", file, "--prompt_column", "question", *plain)
+        data = run._dataset(tiny_tokenizer())
+        assert isinstance(data, Dataset)
+        assert data["prompt"][:] == expected and data["solution"][:] == ["0", "1", "2"]
 
 
 CALIBRATED = ("--calibration", "CALIBRATION")
@@ -186,8 +190,9 @@ def test_two_sources_of_prompts_and_none_are_refused(models, tmp_path, prompts, 
     for more in ((), ("--calibration", calibration), ("--train_file", prompts, "--dataset_name", "x"), REGRESSION):
         with pytest.raises(ArgumentError, match="Name one source of prompts"):
             read(models, tmp_path, *more)
-    with pytest.raises(ArgumentError, match="`prompt_column` is 'question', but would not be used"):
-        read(models, tmp_path, *REGRESSION, "--calibration", calibration, "--prompt_column", "question")
+    for name, value in (("prompt_column", "question"), ("plain", "true")):
+        with pytest.raises(ArgumentError, match=f"`{name}` is .* but would not be used"):
+            read(models, tmp_path, *REGRESSION, "--calibration", calibration, f"--{name}", value)
 
 
 def test_argument_that_says_what_is_so_is_taken(models, tmp_path, prompts, calibration):
@@ -199,19 +204,25 @@ def test_argument_that_says_what_is_so_is_taken(models, tmp_path, prompts, calib
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--train_fil", "x"], r"`--train_fil` is no name of an option of a run. Did you mean `--train_file`\?"),
+        (
+            ["--train_fil", "x"],
+            r"`--train_fil` must be an option of a run, got no such name. Did you mean `--train_file`\?",
+        ),
         (["--num_gen", "4"], r"`--num_gen` .*Did you mean `--num_generations`\?"),
         (["--lora", "8"], r"Did you mean `--lora_r`\?"),
         (["--target-k=1"], r"`--target-k` .*Did you mean `--target_kl`\?"),
         (["--trian_file", "x"], r"Did you mean `--train_file`\?"),
         (["--resum"], r"Did you mean `--resume`\?"),
         (["--all"], r"Did you mean `--all-options`\?"),
-        (["--partition", "empirical"], "`--partition` belongs to solver='quantile_regression'"),
-        (["--num_generations", "2", "--solver", "quantile_regression"], "`--num_generations` belongs to solver='rl'"),
-        (["prompts.jsonl"], "'prompts.jsonl' stands behind no option"),
+        (["--partition", "empirical"], "`--partition` must come with solver='quantile_regression'"),
+        (
+            ["--num_generations", "2", "--solver", "quantile_regression"],
+            "`--num_generations` must come with solver='rl'",
+        ),
+        (["prompts.jsonl"], "must follow an option, got 'prompts.jsonl'"),
         (["--num_candidates", "four"], "argument --num_candidates/--num-candidates: invalid int value: 'four'"),
         (["--solver", "magic"], "`solver` must be one of 'rl'"),
-        (["--config"], "stands last"),
+        (["--config"], "`--config` must have a value"),
     ],
 )
 def test_name_that_is_not_whole_is_refused_with_the_nearest(models, tmp_path, prompts, words, told):
@@ -222,14 +233,17 @@ def test_name_that_is_not_whole_is_refused_with_the_nearest(models, tmp_path, pr
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("train_fil: x", r"`train_fil` is no name of a key of the file of a run. Did you mean `train_file`\?"),
-        ("target_kl: 1\ntarget_kl: 2", "`target_kl` is given twice"),
+        (
+            "train_fil: x",
+            r"`train_fil` must be a key of the file of a run, got no such name. Did you mean `train_file`\?",
+        ),
+        ("target_kl: 1\ntarget_kl: 2", "`target_kl` must be given once"),
         ("num_candidates: 4.5", "argument --num_candidates/--num-candidates: invalid int value: '4.5'"),
         ("num_candidates: yes", "argument --num_candidates/--num-candidates: invalid int value: 'True'"),
-        ("partition: empirical", "`partition` belongs to solver='quantile_regression'"),
-        ("- a", "has to hold `name: value` lines"),
-        ("a: [", "could not be read"),
-        ("env: 3", "`env` in"),
+        ("partition: empirical", "`partition` must come with solver='quantile_regression'"),
+        ("- a", "must hold `name: value` lines"),
+        ("a: [", "`--config` must be readable"),
+        ("env: 3", "`env` must hold `NAME: value` lines"),
     ],
 )
 def test_file_that_does_not_hold_is_refused(models, tmp_path, prompts, text, told):
@@ -264,7 +278,7 @@ def test_checkpoint_that_is_named_is_gone_on_from(models, tmp_path, prompts, cal
     marked = {**state, "log_history": [*state["log_history"], {"step": 1, "from the checkpoint": 7}]}
     (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").write_text(json.dumps(marked))
     assert {"step": 1, "from the checkpoint": 7} in further.train().state.log_history
-    with pytest.raises(ArgumentError, match="Leave one out"):
+    with pytest.raises(ArgumentError, match="Leave one of them out"):
         further.checkpoint(resume=True)
-    with pytest.raises(ArgumentError, match="there is none at 'nowhere'"):
+    with pytest.raises(ArgumentError, match="got none at 'nowhere'"):
         read(models, tmp_path, *regression, "--resume_from_checkpoint", "nowhere").train()

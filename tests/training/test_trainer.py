@@ -141,7 +141,7 @@ def test_calibrator_of_another_policy_or_reward_is_refused(folder, tmp_path):
         ({"num_reference": 8}, "Draw 17 or more"),
         ({"strategy": "nonsense"}, "nonsense"),
         ({"strategy_fields": {"betta": 1.0}}, "betta"),
-        ({"transform": "exponential", "t": None}, "`t` has to be given"),
+        ({"transform": "exponential", "t": None}, "`t` must be given"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_loaded(folder, tmp_path, overrides, message):
@@ -151,7 +151,7 @@ def test_bad_arguments_are_refused_before_anything_is_loaded(folder, tmp_path, o
 
 def test_constant_rewards_are_refused_when_training_begins(folder, tmp_path):
     training = trainer(folder, tmp_path, reward=lambda prompts, completions, **kwargs: [1.0] * len(prompts))
-    with pytest.raises(ArgumentError, match="tell responses apart"):
+    with pytest.raises(ArgumentError, match="must differ between responses"):
         training.train()
 
 

@@ -1,0 +1,162 @@
+"""
+A policy with its tokenizer, loaded from a checkpoint: texts and chats in, candidates out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jinja2 import TemplateError
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from hf_itp.errors import ArgumentError
+from hf_itp.policies.loading import load_policy_checkpoint
+from hf_itp.rewards.base import Prompt
+from hf_itp.sampling.text import response_text
+
+# What a checkpoint's template raises: it may refuse a role as well as try what its sandbox forbids.
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """
+    A model with its tokenizer, ready to continue prompts in batches.
+
+    Args:
+        model (`PreTrainedModel`): The model, in eval mode, on the device it runs on.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, which pads on the left.
+
+    Examples:
+
+    ```python
+    >>> from hf_itp import Policy
+    >>> policy = Policy.from_pretrained("embedded")  # doctest: +SKIP
+    >>> chat = [{"role": "user", "content": "Name a river."}]
+    >>> output = policy.generate([chat], strategy="pessimism", reward_model="embedded")  # doctest: +SKIP
+    >>> winner = output.candidates[0][output.selected[0, 0]]  # doctest: +SKIP
+    >>> print(policy.text_of(chat)(winner))  # doctest: +SKIP
+
+    ```
+    """
+
+    model: Any  # transformers has no type for a `PreTrainedModel` that generates
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """
+        Load a policy and its tokenizer, both at one commit.
+
+        Args:
+            model_id (`str`): Hub id, local folder or `"embedded"`; adapters load on their base model.
+            device (`str` or `torch.device`, *optional*): Where it runs. Defaults to an accelerator if there is one.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): The checkpoint's own by default.
+            trust_remote_code (`bool`, *optional*, defaults to `False`): Run code that the checkpoint brings.
+
+        Raises:
+            `LoadError`: If no policy with a tokenizer can be read there, it is a pickle, brings code that may not run,
+                or lacks weights.
+            `ArgumentError`: If there is no such device.
+        """
+        place = _device(device)
+        model, tokenizer, _ = load_policy_checkpoint(
+            model_id, dtype=dtype, trust_remote_code=trust_remote_code, argument="model_id"
+        )
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(model.to(place), tokenizer)
+
+    def generate(self, prompts: Sequence[Prompt], **arguments: Any) -> Any:
+        """
+        Call the model's `generate` on the prompts as one batch.
+
+        Args:
+            prompts (`list[str]` or `list[list[dict]]`): All texts, which are continued, or all chats.
+            arguments: Keywords of `generate`, `strategy` and `reward_model` among them.
+
+        Returns:
+            [`~hf_itp.StrategyOutput`]: Winners and all candidates; transformers' own output without a `strategy`.
+
+        Raises:
+            `ArgumentError`: If the chat template refuses a chat.
+        """
+        return self.model.generate(
+            **self._encode(list(prompts)),
+            prompts=list(prompts),
+            tokenizer=self.tokenizer,
+            pad_token_id=self.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            **arguments,
+        )
+
+    def text_of(self, prompt: Prompt) -> Callable[[torch.Tensor], str]:
+        """Return the function that decodes responses to this prompt, without special tokens."""
+        prompt_ids = [] if self.model.config.is_encoder_decoder else self._encode([prompt])["input_ids"][0].tolist()
+        return lambda response: response_text(self.tokenizer, prompt_ids, response.tolist())
+
+    def _encode(self, prompts: list[Any]) -> BatchEncoding:
+        form: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
+        if isinstance(prompts[0], str):
+            return self.tokenizer(prompts, **form).to(self.model.device)
+        try:
+            inputs: Any = self.tokenizer.apply_chat_template(
+                prompts, add_generation_prompt=True, return_dict=True, **form
+            )
+        except _TEMPLATE_ERRORS as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ArgumentError(
+                f"`prompts` must hold chats that the policy's chat template renders, got a refusal: {reason}. Change "
+                "the messages, or pass the prompts as text."
+            ) from error
+        return inputs.to(self.model.device)
+
+
+def as_conversations(
+    prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase, *, plain: bool = False
+) -> list[Prompt]:
+    """
+    Return the prompts as a policy reads them: a text becomes a user's message if the policy has a chat template.
+
+    Args:
+        prompts: Texts and chats.
+        tokenizer (`PreTrainedTokenizerBase`): The policy's.
+        plain (`bool`, *optional*, defaults to `False`): Keep texts as texts, whatever the tokenizer has.
+
+    Raises:
+        `ArgumentError`: If a chat meets a policy without a chat template, or `plain`.
+    """
+    if tokenizer.chat_template is not None and not plain:
+        return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    texts = list(prompts)
+    for position, prompt in enumerate(texts, start=1):
+        if not isinstance(prompt, str):
+            raise ArgumentError(
+                f"Prompt {position} must be text for a policy that reads plain text, got a chat. Give it as text, or "
+                "choose a policy with a chat template, without `plain`."
+            )
+    return texts
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, dtype=torch.float32, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ArgumentError(
+            f"`device` must name a device of this machine, got {name!r}. Pass e.g. device='cpu', or leave it out."
+        ) from error
+    return device
