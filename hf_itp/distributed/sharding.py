@@ -13,7 +13,6 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 import torch
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from hf_itp.distributed.processes import Processes, launched_processes
 from hf_itp.errors import ArgumentError, ItpWarning, UnsupportedModelError
@@ -97,7 +96,7 @@ class Sharding:
         Raises:
             `ArgumentError`: On every process, if two of them differ in an entry of `request`.
         """
-        answers = self.processes.gather((seed, {name: _digest(value) for name, value in request.items()}))
+        answers = self.processes.gather(lambda: (seed, {name: _digest(value) for name, value in request.items()}))
         for rank, (_, other) in enumerate(answers):
             for name, value in answers[0][1].items():
                 if other[name] != value:
@@ -117,13 +116,13 @@ class Sharding:
             # A process without a prompt still needs one to have a sampler for.
             self._rows = [row for row in self._rows if self.owner(row, 0) == rank] or [0]
             arguments |= self._narrowed(**arguments)
-        arguments["stopping_criteria"] = StoppingCriteriaList(
-            [*arguments["stopping_criteria"], _OthersAreWell(self.processes)]
-        )
         if self.processes.rank != 0:
             arguments["progress"] = False
-        run = self.processes.run_in_step if self._in_step else self.processes.run
-        return run(lambda: make(**arguments))
+        if self._in_step:
+            return make(**arguments)
+        made: list[Sampler] = []
+        self.processes.gather(lambda: made.append(make(**arguments)))
+        return made[0]
 
     def collect(
         self,
@@ -146,16 +145,17 @@ class Sharding:
             most = max(owners.count(rank) for rank in range(self.processes.size))
             # Drawn for the forward passes alone, and thrown away.
             idle = pairs[:1] * (most - len(asked))
-            drawn = self.processes.run_in_step(lambda: draw(asked + idle))[: len(mine)]
-            rewards = self.processes.run(lambda: score(mine, drawn))
+            # A failure here reaches the others by the launcher: they wait in a forward pass, where they hear nothing.
+            drawn = draw(asked + idle)[: len(mine)]
         else:
+            drawn = []
 
-            def work() -> tuple[list[torch.Tensor], torch.Tensor]:
-                drawn = draw(asked)
-                return drawn, score(mine, drawn)
+        def work() -> list[float]:
+            if not self._in_step:
+                drawn.extend(draw(asked))
+            return score(mine, drawn).tolist()
 
-            drawn, rewards = self.processes.run(work)
-        everyones = [iter(part.tolist()) for part in self.processes.gather(rewards)]
+        everyones = [iter(part) for part in self.processes.gather(work)]
         return dict(zip(mine, drawn, strict=True)), torch.tensor(
             [next(everyones[owner]) for owner in owners], dtype=torch.float32
         )
@@ -165,7 +165,7 @@ class Sharding:
         if self.processes.size == 1:
             return {pair: held[pair] for pair in wanted}
         # As lists: a slice of a tensor is pickled with all that it is a slice of.
-        parts = self.processes.gather({pair: held[pair].tolist() for pair in wanted if pair in held})
+        parts = self.processes.gather(lambda: {pair: held[pair].tolist() for pair in wanted if pair in held})
         return {pair: torch.tensor(ids, dtype=torch.long) for part in parts for pair, ids in part.items()}
 
     def _narrowed(self, *, input_ids: torch.Tensor, **arguments: Any) -> dict[str, Any]:
@@ -177,19 +177,6 @@ class Sharding:
             "model_kwargs": select_rows(arguments["model_kwargs"], index, len(input_ids)),
             "prompt_keys": [arguments["prompt_keys"][row] for row in self._rows],
         }
-
-
-class _OthersAreWell(StoppingCriteria):
-    """Stops no row; a failure elsewhere ends the loop from here, at the next token."""
-
-    rowwise = True
-
-    def __init__(self, processes: Processes):
-        self._processes = processes
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self._processes.check()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _is_rowwise(model_kwargs: dict[str, Any]) -> bool:

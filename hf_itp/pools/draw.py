@@ -70,12 +70,12 @@ def draw_references(
                 output_dir=folder, batch_size=batch_size, progress=progress,
             )  # fmt: skip
     processes = launched_processes()
-    pool = processes.run(lambda: ReferencePool(Path(output_dir), settings, processes.rank))
+    pool = processes.gather(lambda: ReferencePool(Path(output_dir), settings, processes.rank))[processes.rank]
     # The same prompts go together whatever was there before, so that a batch's rounding is that of an unbroken run.
     size = max(1, math.ceil(_RESPONSES_PER_WRITE / num_reference))
     chunks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     # Nobody writes before everybody has read, and all go by what the first has read.
-    done = set(processes.gather(sorted(processes.run(pool.rows)))[0])
+    done = set(processes.gather(lambda: sorted(pool.rows()))[0])
     missing = [chunk for chunk in chunks if any(index not in done for index in chunk)]
     mine = missing[processes.rank :: processes.size]
     tokenizer, derived = text_tokenizer(description.tokenizer), derived_seed(seed, "references")
@@ -125,7 +125,6 @@ def draw_references(
 
         def work() -> None:
             for chunk in mine:
-                processes.check()
                 keep(chunk, draw(chunk))
                 bar.update(len(chunk) * processes.size)
 
@@ -135,19 +134,18 @@ def draw_references(
             for turn in range(math.ceil(len(missing) / processes.size)):
                 own = mine[turn] if turn < len(mine) else range(0)
                 places = [*own, *[missing[0][0]] * (size - len(own))]
-                drawn = processes.run_in_step(partial(draw, places))
-                processes.run(partial(keep, own, drawn))
+                # A failure to draw reaches the others by the launcher: they wait in a forward pass.
+                processes.gather(partial(keep, own, draw(places)))
                 bar.update(len(own) * processes.size)
         else:
-            processes.run(work)
+            processes.gather(work)
 
     def finish() -> list[Row]:
         rows = pool.rows()
         pool.finish()
         return [rows[index] for index in range(len(prompts))]
 
-    rows: list[Row] = processes.run(finish if processes.rank == 0 else list)
-    return processes.gather(rows)[0]
+    return processes.gather(finish if processes.rank == 0 else list)[0]
 
 
 def check_lengths(policy: PreTrainedModel, description: DrawDescription, prompts: Sequence[Prompt]) -> None:
