@@ -7,13 +7,13 @@ Knows nothing of rewards.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.logits_process import LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase
 
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.description import DrawDescription, prompt_ids
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.recorded import text_tokenizer
@@ -126,26 +126,11 @@ class _Draw:
         self._progress = progress
         self.responses: list[list[torch.Tensor]] = []
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
-    ) -> torch.Tensor:
-        tokens = unpadded(input_ids, model_kwargs.get("attention_mask"))
+    def __call__(self, model: Any, input_ids: torch.Tensor, **prepared: Any) -> torch.Tensor:
+        keys = prompt_keys(self._seed, unpadded(input_ids, prepared.get("attention_mask")))
+        call = DecodingCall.of(model, input_ids, **prepared)
         sampler = CandidateSampler(
-            model=model,
-            input_ids=input_ids,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            model_kwargs=model_kwargs,
-            prompt_keys=prompt_keys(self._seed, tokens),
-            batch_size=self._batch_size,
-            progress=self._progress,
+            replace(call, prompt_keys=keys, batch_size=self._batch_size, progress=self._progress)
         )
         drawn = iter(sampler.draw([(row, i) for row, count in enumerate(self._num_candidates) for i in range(count)]))
         self.responses = [[next(drawn) for _ in range(count)] for count in self._num_candidates]

@@ -12,8 +12,6 @@ from hashlib import blake2b
 
 import torch
 
-from hf_itp.functional.kernels.random import signed64
-
 PromptKey = bytes
 """Fingerprint of one prompt of a batch, made by [`prompt_keys`]."""
 
@@ -60,7 +58,7 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _as_int64(digest: bytes) -> int:
-    return signed64(int.from_bytes(digest[:8], "little"))
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -46,7 +46,11 @@ class Strategy(ABC):
         """
 
     def select(
-        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
+        self,
+        rewards: torch.Tensor,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | None = None,
+        law: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Draws the indices to return, all different: the first from [`probabilities`], each further one from the same
@@ -56,6 +60,7 @@ class Strategy(ABC):
             rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
             num_return_sequences (`int`, *optional*, defaults to 1): How many indices per pool, between 1 and `N`.
             generator (`torch.Generator`, *optional*): Source of randomness; torch's global one without it.
+            law (`torch.Tensor` of shape `(..., N)`, *optional*): Their checked [`probabilities`], where known already.
 
         Returns:
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
@@ -66,16 +71,26 @@ class Strategy(ABC):
         pools = rewards.reshape(-1, size)
         # Prompts do not matter to one another, so the work may be done in any portions.
         block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
+        laws = None if law is None else law.reshape(-1, size).split(block)
         indices: list[torch.Tensor] = []
         for part in map(check_rewards, pools.split(block)):
-            first_row = len(indices) * block if rewards.dim() > 1 else None
-            law = check_law(self.probabilities(part), part, self.name, first_row)
-            indices.append(sample_without_replacement(law, num_return_sequences, generator, self.preference(part)))
+            if laws is None:
+                first_row = len(indices) * block if rewards.dim() > 1 else None
+                own = check_law(self.probabilities(part), part, self.name, first_row)
+            else:
+                own = laws[len(indices)]
+            indices.append(sample_without_replacement(own, num_return_sequences, generator, self.preference(part)))
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
 
     def preference(self, rewards: torch.Tensor) -> torch.Tensor:
         """Of the candidates `(..., N)` without any probability, the highest of these are returned first."""
         return rewards
+
+    @property
+    def takes_law(self) -> bool:
+        """Whether [`decide`], [`select`] and [`diagnostics`] take known [`probabilities`] as `law`: these here do."""
+        names = ("decide", "select", "diagnostics")
+        return all(getattr(type(self), name) is getattr(Strategy, name) for name in names)
 
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
         """How many candidates beyond `num_candidates` [`decide`] may ask for. 0 for all that select from one pool."""
@@ -87,6 +102,7 @@ class Strategy(ABC):
         num_candidates: int,
         num_return_sequences: int = 1,
         generator: torch.Generator | None = None,
+        law: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """
         The indices to return for one prompt, or `None` while more candidates have to be drawn first.
@@ -98,12 +114,16 @@ class Strategy(ABC):
             num_candidates (`int`): `N`, the size of the first pool; `P >= N`.
             num_return_sequences (`int`, *optional*, defaults to 1): How many indices to return.
             generator (`torch.Generator`, *optional*): Source of randomness.
+            law (`torch.Tensor` of shape `(P,)`, *optional*): Their checked [`probabilities`], where known already.
+                Given only to a strategy that [`takes_law`].
         """
-        return self.select(rewards, num_return_sequences, generator)
+        return self.select(rewards, num_return_sequences, generator, law)
 
-    def diagnostics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the rule found in each pool `(..., N)`: tensors of shape `(...)`, by name."""
-        law = check_law(self.probabilities(rewards), rewards, self.name)
+    def diagnostics(self, rewards: torch.Tensor, law: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """
+        What the rule found in each pool `(..., N)`: tensors of shape `(...)`, by name. `law` is as in [`select`].
+        """
+        law = check_law(self.probabilities(rewards), rewards, self.name) if law is None else law
         return {"effective_sample_size": effective_sample_size(law)}
 
     def selection_diagnostics(self, indices: torch.Tensor, num_candidates: int) -> dict[str, torch.Tensor]:

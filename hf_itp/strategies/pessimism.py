@@ -110,7 +110,11 @@ class Pessimism(Strategy):
         return rejection_law(weights, bound)
 
     def select(
-        self, rewards: torch.Tensor, num_return_sequences: int = 1, generator: torch.Generator | None = None
+        self,
+        rewards: torch.Tensor,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | None = None,
+        law: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Draws the indices to return, all different; see [`Strategy.select`].
@@ -120,7 +124,7 @@ class Pessimism(Strategy):
         first `k` accepted are returned in order, then fallbacks in order.
         """
         if self.pool == "shared":
-            return super().select(rewards, num_return_sequences, generator)
+            return super().select(rewards, num_return_sequences, generator, law)
         rewards = check_rewards(rewards)
         num_rewards = rewards.shape[-1]
         num_return_sequences = check_num_return_sequences(num_return_sequences, num_rewards)
@@ -133,6 +137,10 @@ class Pessimism(Strategy):
         keys = torch.where(torch.cat([accepted, fallbacks], dim=-1), places, places + num_rewards)
         return keys.sort(dim=-1).values[..., :num_return_sequences]
 
+    @property
+    def takes_law(self) -> bool:
+        return self.pool == "shared"
+
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
         return num_candidates + num_return_sequences if self.pool == "fresh" else 0
 
@@ -142,6 +150,7 @@ class Pessimism(Strategy):
         num_candidates: int,
         num_return_sequences: int = 1,
         generator: torch.Generator | None = None,
+        law: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """
         The indices to return for one prompt, or `None` while more candidates have to be drawn first.
@@ -150,7 +159,7 @@ class Pessimism(Strategy):
         on fallbacks. The first `num_return_sequences` accepted are returned; fallbacks fill up what is missing.
         """
         if self.pool == "shared":
-            return super().decide(rewards, num_candidates, num_return_sequences, generator)
+            return super().decide(rewards, num_candidates, num_return_sequences, generator, law)
         rewards = check_rewards(rewards)
         if rewards.dim() != 1 or len(rewards) < num_candidates:
             raise ArgumentError(
@@ -166,7 +175,7 @@ class Pessimism(Strategy):
         indices = torch.cat([accepted, drawn[2 * num_candidates :]])[:num_return_sequences]
         return indices if len(indices) == num_return_sequences else None
 
-    def diagnostics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+    def diagnostics(self, rewards: torch.Tensor, law: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """
         What the rule found in each pool `(..., N)`, the first pool with `pool="fresh"`: tensors of shape `(...)`.
 
@@ -181,7 +190,7 @@ class Pessimism(Strategy):
             "normalizer": normalizer,
             "bound": bound,
             "acceptance_rate": acceptance_rate,
-            "effective_sample_size": effective_sample_size(rejection_law(weights, bound)),
+            "effective_sample_size": effective_sample_size(rejection_law(weights, bound) if law is None else law),
             "support_size": (weights > 0).sum(dim=-1),
         }
         if self.pool == "fresh":
