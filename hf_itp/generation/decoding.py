@@ -125,7 +125,9 @@ class StrategyDecoding(Keywords):
                 self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size
             )
 
-    def __call__(self, model: PreTrainedModel, input_ids: torch.Tensor, **prepared: Any) -> Any:
+    def __call__(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, **prepared: Any
+    ) -> torch.Tensor | StrategyOutput:
         """Decode in place of `generate`'s own loop, which hands over everything it has prepared."""
         # Check what is asked for, before the first forward pass.
         call = DecodingCall.of(model, input_ids, **prepared)

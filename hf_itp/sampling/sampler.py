@@ -19,13 +19,13 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.utils import logging as transformers_logging
 
 from hf_itp.errors import ItpWarning
 from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.cohort import Responses
 from hf_itp.sampling.decoders import Decoder, make_decoder
 from hf_itp.sampling.loop import Review, decode_rows
-from hf_itp.sampling.progress import responses_bar
 from hf_itp.sampling.row_calls import Pair, RowCalls
 from hf_itp.sampling.streams import candidate_key
 from hf_itp.sampling.token_sampler import TokenSampler
@@ -34,6 +34,8 @@ from hf_itp.sampling.token_sampler import TokenSampler
 _MEMORY_SHARE = 0.5
 # Copies of a row's float32 logits that exist at once while a token is drawn.
 _LOGIT_COPIES = 8
+# A progress bar on a call shorter than this is noise.
+_SECONDS_BEFORE_A_BAR = 5.0
 
 
 @dataclass
@@ -95,7 +97,7 @@ class CandidateSampler:
         if self._calls is None:
             self._calls = RowCalls(call.logits_processor, call.stopping_criteria, len(call), len(candidates))
             self._calls.check(batch_size=call.batch_size, reviewed=review is not None)
-        with responses_bar(len(candidates), call.progress) as bar:
+        with _bar(len(candidates), call.progress) as bar:
             if review is not None:
                 return self._draw_under_review(candidates, bar.update, review)
             if self._calls.rows_are_independent:
@@ -252,6 +254,18 @@ class CandidateSampler:
         logits = self.call.model.config.get_text_config().vocab_size * 4 * _LOGIT_COPIES
         row = logits + self.decoder.bytes_per_row(self.call.generation_config.max_length)
         return max(1, min(size, int(free * _MEMORY_SHARE) // row))
+
+
+def _bar(total: int, progress: bool | None) -> Any:
+    """Return a bar of `total` responses: always, never, or (`None`) on long calls where somebody watches."""
+    return transformers_logging.tqdm(
+        total=total,
+        desc="Sampling",
+        unit=" responses",
+        leave=False,
+        delay=0.0 if progress else _SECONDS_BEFORE_A_BAR,
+        disable=None if progress is None else not progress,
+    )
 
 
 def _complete(responses: Responses) -> list[torch.Tensor]:

@@ -102,7 +102,7 @@ def test_attention_that_is_not_known_is_named():
     model.set_attn_implementation("flex_attention")
     call = prepared(model, left_padded_batch([7, 5]))
     with pytest.raises(CannotShare, match="the attention implementation 'flex_attention' is not known to share"):
-        check_can_share(model, call.input_ids, call.model_kwargs)
+        check_can_share(call)
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ class SharedPrefixDecoder:
 
     def __init__(self, call: DecodingCall):
         model, self._device = call.model, call.input_ids.device
-        self._cache_name, cache = check_can_share(model, call.input_ids, call.model_kwargs)
+        self._cache_name, cache = check_can_share(call)
         mode, reason = _verdicts.get(model, (None, None))
         if reason is not None and mode == _mode(model, self._device):
             raise CannotShare(reason)
