@@ -1,18 +1,17 @@
 """
-The processes of one launch as a call that is split over them sees them: work, hear of each other's end, exchange.
+Coordinate the processes of a launch: run work in each, exchange the results, propagate a failure.
 
-Messages take a gloo group of their own. There a dead process is noticed at once, where NCCL waits for a watchdog, and
-no message gets between the collectives of sharded weights, which the default group carries. That is why accelerate's
-`gather_object`, which knows the default group only, is not used. Knows nothing of candidates.
+Messages take a gloo group of their own. There a lost connection is noticed at once, where NCCL waits for a watchdog,
+and no message gets between the collectives of sharded weights, which the default group carries. That is why
+accelerate's `gather_object`, which knows only the default group, is not used. A process that is killed is the
+launcher's business, which ends the others. Knows nothing of candidates.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,159 +24,67 @@ from hf_itp.errors import ArgumentError, ProcessError
 
 T = TypeVar("T")
 
-# How long the processes wait for one that is still at work, a slow judge say: as long as it takes. That one is dead is
-# noticed at once, by its connection.
+# How long the processes wait for one that is still at work, such as a slow judge: as long as it takes.
 _PATIENCE = timedelta(days=365)
-# Between two looks at whether the others still live, while this process has work of its own.
-_SECONDS_BETWEEN_VOTES = 1.0
-# A dead process is noticed within a fraction of this.
-_SECONDS_TO_TELL_WHO_FAILED = 5.0
 
 _message_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-_at_work: weakref.WeakSet[Processes] = weakref.WeakSet()
 _lock = threading.Lock()
-
-
-class _AnotherFailed(Exception):
-    """Unwinds the work of a process that has heard of a failure."""
 
 
 class Processes:
     """
-    The processes of the default group, or this one alone.
-
-    All of them have to call [`run`] and [`gather`] equally often and in the same order. While they work, they vote
-    again and again, in the background: "I have work left", "I have failed". The first vote that finds nobody at work,
-    or anybody failed, ends the work of all; a vote that cannot be completed says that a process is gone.
+    The processes of the default group, or this one only. All must call [`gather`] equally often and in one order.
 
     Args:
-        group (`torch.distributed.ProcessGroup`, *optional*): What carries messages; `None` for a process alone.
+        group (`torch.distributed.ProcessGroup`, *optional*): Carries the messages; `None` for a single process.
     """
 
     def __init__(self, group: Any = None):
         self._group = group
         self.rank = 0 if group is None else torch.distributed.get_rank(group)
         self.size = 1 if group is None else torch.distributed.get_world_size(group)
-        self._vote: tuple[Any, torch.Tensor] | None = None
-        self._last_vote = time.monotonic()
-        _at_work.add(self)
 
-    def run(self, work: Callable[[], T]) -> T:
+    def gather(self, work: Callable[[], T]) -> list[T]:
         """
-        What `work` returns, once every process has done its own. It may call [`check`] as often as it likes.
+        Run `work` in every process and return the results of all, in order. They travel pickled: keep them small.
 
         Raises:
-            `Exception`: Its own, where `work` fails here.
-            `ProcessError`: Where it fails elsewhere, with that process's error, or where a process is gone.
+            `Exception`: Its own, where `work` fails here, once the others have been told.
+            `ProcessError`: If `work` fails only elsewhere, or another process has ended.
         """
         if self.size == 1:
-            return work()
-        error, anybody_failed = None, False
+            return [work()]
+        result: Any = None
+        failure: Exception | None = None
         try:
             result = work()
-        except ProcessError:
-            raise
-        except _AnotherFailed:
-            anybody_failed = True
-        except Exception as own_error:
-            error = own_error
-        anybody_failed = anybody_failed or self._await_all(failed=error is not None)
-        if not anybody_failed:
-            return result
-        errors = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        failed = next(rank for rank, message in enumerate(errors) if message is not None)
-        raise ProcessError(
-            f"Process {failed} of {self.size} failed, so process {self.rank} ends with it. Mend what failed there: "
-            f"{errors[failed]}"
-        )
-
-    def run_in_step(self, work: Callable[[], T]) -> T:
-        """
-        What `work` returns, where it makes all processes wait for one another itself, as sharded weights do.
-
-        A failure here is told nobody, for the others wait where they cannot hear of it: they end when this process
-        does.
-
-        Raises:
-            `Exception`: Its own, where `work` fails here.
-            `ProcessError`: Where it fails because a process is gone.
-        """
+        except Exception as error:
+            failure = error
+        reports: list[Any] = [None] * self.size
+        report = (result, None if failure is None else f"{type(failure).__name__}: {failure}")
         try:
-            return work()
-        except ProcessError:
-            raise
-        except RuntimeError:
-            # What a lost process looks like inside the model depends on its collectives; here it looks like one.
-            if self.size > 1:
-                self._await_all(failed=True, patience=_SECONDS_TO_TELL_WHO_FAILED)
-            raise
-
-    def check(self) -> None:
-        """Ends the work of this process if another has failed or is gone; next to free where none has."""
-        if self.size == 1:
-            return
-        if self._vote is None:
-            if time.monotonic() - self._last_vote >= _SECONDS_BETWEEN_VOTES:
-                self._cast(working=True, failed=False)
-        elif self._vote[0].is_completed() and self._counted()[1]:
-            raise _AnotherFailed
-
-    def gather(self, value: T) -> list[T]:
-        """The `value` of every process, in order. Small ones: they travel pickled."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        self._guarded(lambda: torch.distributed.all_gather_object(values, value, group=self._group))
-        return values
-
-    def _await_all(self, failed: bool, patience: float = math.inf) -> bool:
-        """Votes until nobody works any more, or somebody has failed: whether somebody has."""
-        deadline = time.monotonic() + patience
-        while True:
-            if self._vote is None:
-                self._cast(working=False, failed=failed)
-            while patience < math.inf and not self._vote[0].is_completed():  # type: ignore[index]
-                if time.monotonic() > deadline:
-                    return failed
-                time.sleep(0.05)
-            anybody_works, anybody_failed = self._counted()
-            if anybody_failed or not anybody_works:
-                return anybody_failed
-
-    def _cast(self, working: bool, failed: bool) -> None:
-        ballot = torch.tensor([working, failed], dtype=torch.int32)
-        vote = self._guarded(
-            lambda: torch.distributed.all_reduce(
-                ballot, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
-            )
-        )
-        self._vote, self._last_vote = (vote, ballot), time.monotonic()
-
-    def _counted(self) -> tuple[bool, bool]:
-        assert self._vote is not None
-        (vote, ballot), self._vote = self._vote, None
-        self._guarded(vote.wait)
-        working, failed = ballot.tolist()
-        return bool(working), bool(failed)
-
-    def _guarded(self, communicate: Callable[[], T]) -> T:
-        try:
-            return communicate()
+            torch.distributed.all_gather_object(reports, report, group=self._group)
         except RuntimeError as error:
-            others = "the other process" if self.size == 2 else f"one of the other {self.size - 1} processes"
             raise ProcessError(
-                f"Process {self.rank} of {self.size} has lost {others}, which was killed, crashed or cannot be "
-                "reached, so the candidates it had are missing. Look for its last words, and for what killed it "
-                "(often: out of memory); then start the whole launch again."
-            ) from error
+                f"Process {self.rank} of {self.size} has lost another process, which was killed, crashed or cannot be "
+                "reached, so the results it had are missing. Check its log for the cause (often: out of memory), "
+                "then start the whole launch again."
+            ) from (failure or error)
+        if failure is not None:
+            raise failure
+        for rank, (_, message) in enumerate(reports):
+            if message is not None:
+                raise ProcessError(
+                    f"Process {rank} of {self.size} failed, so process {self.rank} ends with it. Fix what failed "
+                    f"there: {message}"
+                )
+        return [result for result, _ in reports]
 
 
 def launched_processes() -> Processes:
     """
-    The processes of this launch, joined by `accelerate.Accelerator()` or `torch.distributed.init_process_group()`.
-    Without a launch, this one alone.
+    Return the processes of this launch, joined by `accelerate.Accelerator()` or
+    `torch.distributed.init_process_group()`; without a launch, this one only.
 
     Raises:
         `ArgumentError`: If several were launched and nothing has joined them.
@@ -187,8 +94,8 @@ def launched_processes() -> Processes:
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched not in ("", "1"):
         raise ArgumentError(
-            f"`shard` needs the {launched} processes of this launch to be joined, but they are not, and each would "
-            "draw everything. Create accelerate.Accelerator() before the call, on CPUs Accelerator(cpu=True)."
+            f"The {launched} processes of this launch must be joined to share work, but are not, and each would do "
+            "all of it. Create accelerate.Accelerator() before the call, on CPUs Accelerator(cpu=True)."
         )
     return Processes()
 
@@ -204,14 +111,12 @@ def _message_group() -> Any:
 @atexit.register
 def _end_message_group() -> None:
     """
-    Ends gloo's threads while Python still runs. One that still holds the tensor of the last message when Python ends
-    aborts the process ("terminate called without an active exception"), seen on a busy machine. To go once torch
-    does it by itself (pytorch/pytorch#190489).
+    End gloo's threads while Python still runs. A thread that still holds the tensor of the last message when Python
+    ends aborts the process ("terminate called without an active exception"), seen on a busy machine. Remove once torch
+    ends them itself (pytorch/pytorch#190489).
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return  # what has ended the launch has ended this group with it
-    # Its threads are waited for, and one with a vote that the others have not answered would wait for them.
-    if not any(processes._vote for processes in _at_work):
-        group = _message_groups.pop(torch.distributed.group.WORLD, None)
-        if group is not None:
-            torch.distributed.destroy_process_group(group)
+        return  # whoever ended the launch has ended this group with it
+    group = _message_groups.pop(torch.distributed.group.WORLD, None)
+    if group is not None:
+        torch.distributed.destroy_process_group(group)

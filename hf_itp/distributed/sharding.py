@@ -1,5 +1,5 @@
 """
-Which candidates of a call each process of a launch draws, and how all come to know what was drawn.
+Which candidates of a call each process of a launch draws and scores, and how all come to know what was drawn.
 
 A candidate is a function of the seed, its prompt and its index, so a process draws its own part as if it drew
 everything. Rewards are exchanged, and every process selects from the whole pool; the tokens of the winners follow.
@@ -7,37 +7,38 @@ everything. Rewards are exchanged, and every process selects from the whole pool
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from hf_itp.distributed.processes import Processes, launched_processes
+from hf_itp.distributed.processes import Processes
 from hf_itp.errors import ArgumentError, ItpWarning, UnsupportedModelError
-from hf_itp.models.host_names import CACHE_NAMES
-from hf_itp.sampling.decoders import select_rows
+from hf_itp.sampling.call import DecodingCall
+from hf_itp.sampling.loop import Review
+from hf_itp.sampling.row_calls import Pair, rows_are_independent
 from hf_itp.sampling.sampler import forwards_are_synchronized
-from hf_itp.sampling.token_sampler import TokenSampler
-
-Sampler = TypeVar("Sampler")
-Pair = tuple[int, int]
-"""A prompt (its row) and the index of one of its candidates."""
 
 SHARDS = ("candidates", "prompts")
 
-# Inputs with one row per prompt. Others (pictures, say) may have any number, so no part can be cut out of them.
-_ROWWISE_INPUTS = {
-    "attention_mask",
-    "decoder_attention_mask",
-    "decoder_input_ids",
-    "encoder_outputs",
-    "position_ids",
-    "token_type_ids",
-    *CACHE_NAMES,
-}
+
+class Source(Protocol):
+    """Draws and scores candidates, each named by its prompt and its index."""
+
+    seconds: dict[str, float]
+    """Time spent, by stage."""
+
+    def draw(self, pairs: list[Pair], review: Callable[[list[Pair]], Review] | None = None) -> list[torch.Tensor]:
+        """Return the response of each pair, cut short where a review says so."""
+        ...
+
+    def score(self, pairs: list[Pair], responses: list[torch.Tensor]) -> torch.Tensor:
+        """Return the rewards `(len(pairs),)` of responses."""
+        ...
 
 
 class Sharding:
@@ -45,18 +46,14 @@ class Sharding:
     One call's split over the processes of a launch.
 
     Args:
-        shard (`str`, *optional*): `"candidates"` splits each prompt's candidates, `"prompts"` the batch, `None`
-            nothing: this process then works alone.
-        model (`PreTrainedModel`): The policy.
-        num_prompts (`int`): Rows of the batch.
-        rows_are_independent (`bool`): Whether rows may be drawn one without another
-            ([`~sampling.row_calls.rows_are_independent`]). Where they may not, candidates are split
-            whatever was asked for, so that each process has all prompts.
+        processes ([`Processes`]): What shares the work.
+        shard (`str`): `"candidates"` splits each prompt's candidates, `"prompts"` the batch. Where rows depend on one
+            another, candidates are split whichever was asked for, so that each process has all prompts.
+        call ([`DecodingCall`]): The whole batch.
     """
 
-    def __init__(self, shard: str | None, model: Any, num_prompts: int, rows_are_independent: bool):
-        self.processes = Processes() if shard is None else launched_processes()
-        if shard is not None and self.processes.size == 1:
+    def __init__(self, processes: Processes, shard: str, call: DecodingCall):
+        if processes.size == 1:
             warnings.warn(
                 f"`shard` is {shard!r}, but there is one process, which draws everything. Start several, e.g. with "
                 "`accelerate launch --multi_gpu --num_processes 2` (on CPUs too, with ACCELERATE_USE_CPU=true), or "
@@ -64,138 +61,98 @@ class Sharding:
                 ItpWarning,
                 stacklevel=2,
             )
-        self._by_prompt = shard == "prompts" and rows_are_independent
-        self._rows_are_independent = rows_are_independent
-        self._num_prompts = num_prompts
-        self._rows = list(range(num_prompts))
-        # Sharded weights are gathered in each forward pass, so every process has to make the same ones.
-        self._in_step = self.processes.size > 1 and forwards_are_synchronized(model)
-        if self.processes.size > 1 and (getattr(model, "tp_size", None) or 1) > 1:
+        elif (size := getattr(call.model, "tp_size", None) or 1) > 1:
             raise UnsupportedModelError(
-                f"`shard` needs a policy that each process can run alone, but this one is split over {model.tp_size} "
-                "by tensor parallelism, whose processes draw everything together. Leave `shard` out."
+                f"`shard` needs a policy that each process can run by itself, but this one is split over {size} by "
+                "tensor parallelism, whose processes draw everything together. Leave `shard` out."
             )
-
-    @property
-    def num_processes(self) -> int:
-        """How many processes share the work."""
-        return self.processes.size
+        self.processes, self._num_prompts = processes, len(call)
+        self._rows_are_independent = rows_are_independent(call.logits_processor, call.stopping_criteria)
+        self._by_prompt = shard == "prompts" and self._rows_are_independent
+        # Sharded weights are gathered in each forward pass, so every process must make the same ones.
+        self.in_step = processes.size > 1 and forwards_are_synchronized(call.model)
+        self.rows = list(range(len(call)))
+        """The prompts this process has."""
+        if processes.size > 1 and self._by_prompt and not self.in_step and call.is_rowwise:
+            # A process without a prompt still needs one to have a decoder for.
+            self.rows = [row for row in self.rows if self.owner(row, 0) == processes.rank] or [0]
 
     def owner(self, prompt: int, candidate: int) -> int:
-        """The process that draws a candidate."""
+        """Return the process that draws a candidate."""
         size = self.processes.size
         if self._by_prompt:
             return ((prompt + 1) * size - 1) // self._num_prompts
         # Starting each prompt at another process spreads the remainders of all prompts evenly. Rows that depend on
-        # one another are drawn with all prompts at once, which one process has to do.
+        # one another are drawn with all prompts at once, by one process.
         return (candidate + prompt if self._rows_are_independent else candidate) % size
 
     def agree(self, seed: int, request: dict[str, Any]) -> int:
         """
-        The seed of process 0, once it is known that all processes ask for the same.
+        Return the seed of process 0, once all processes are known to ask for the same.
 
         Raises:
             `ArgumentError`: On every process, if two of them differ in an entry of `request`.
         """
-        answers = self.processes.gather((seed, {name: _digest(value) for name, value in request.items()}))
+        digests = {name: blake2b(repr(value).encode(), digest_size=16).digest() for name, value in request.items()}
+        answers = self.processes.gather(lambda: (seed, digests))
         for rank, (_, other) in enumerate(answers):
             for name, value in answers[0][1].items():
                 if other[name] != value:
                     raise ArgumentError(
-                        f"`{name}` has to be the same in every process with `shard`, but differs between process 0 "
-                        f"and process {rank}, so their candidates would not belong together. Give every process the "
-                        "whole batch and the same arguments, or leave `shard` out where each has prompts of its own."
+                        f"`{name}` must be the same in every process with `shard`, but differs between process 0 and "
+                        f"process {rank}, so their candidates would not belong together. Give every process the whole "
+                        "batch and the same arguments, or leave `shard` out where each has prompts of its own."
                     )
         return answers[0][0]
 
-    def sampler(self, make: Callable[..., Sampler], **arguments: Any) -> Sampler:
-        """`make(**arguments)` for this process's prompts, the arguments being those of a `CandidateSampler`."""
-        if self.processes.size == 1:
-            return make(**arguments)
-        if self._by_prompt and not self._in_step and _is_rowwise(arguments["model_kwargs"]):
-            rank = self.processes.rank
-            # A process without a prompt still needs one to have a sampler for.
-            self._rows = [row for row in self._rows if self.owner(row, 0) == rank] or [0]
-            arguments |= self._narrowed(**arguments)
-        arguments["stopping_criteria"] = StoppingCriteriaList(
-            [*arguments["stopping_criteria"], _OthersAreWell(self.processes)]
-        )
-        if self.processes.rank != 0:
-            arguments["progress"] = False
-        run = self.processes.run_in_step if self._in_step else self.processes.run
-        return run(lambda: make(**arguments))
+    def part(self, call: DecodingCall) -> DecodingCall:
+        """Return the call for this process's prompts; only process 0 shows a progress bar."""
+        own = call if len(self.rows) == len(call) else call.rows(self.rows)
+        return own if self.processes.rank == 0 else replace(own, progress=False)
 
-    def collect(
-        self,
-        pairs: list[Pair],
-        draw: Callable[[list[Pair]], list[torch.Tensor]],
-        score: Callable[[list[Pair], list[torch.Tensor]], torch.Tensor],
-    ) -> tuple[dict[Pair, torch.Tensor], torch.Tensor]:
-        """
-        Draws and scores this process's part of `pairs`: the responses it drew, and the rewards `(len(pairs),)` of all.
 
-        Args:
-            pairs (`list[tuple[int, int]]`): Prompts and indices of candidates.
-            draw (`Callable`): Responses for pairs whose prompts count the sampler's.
-            score (`Callable`): Rewards of pairs and their responses.
-        """
-        owners = [self.owner(*pair) for pair in pairs]
-        mine = [pair for pair, owner in zip(pairs, owners, strict=True) if owner == self.processes.rank]
-        asked = [(self._rows.index(prompt), candidate) for prompt, candidate in mine]
-        if self._in_step:
-            most = max(owners.count(rank) for rank in range(self.processes.size))
-            # Drawn for the forward passes alone, and thrown away.
-            idle = pairs[:1] * (most - len(asked))
-            drawn = self.processes.run_in_step(lambda: draw(asked + idle))[: len(mine)]
-            rewards = self.processes.run(lambda: score(mine, drawn))
-        else:
+class ShardedSource:
+    """
+    Draws and scores this process's part, and exchanges it with the others.
 
-            def work() -> tuple[list[torch.Tensor], torch.Tensor]:
-                drawn = draw(asked)
-                return drawn, score(mine, drawn)
+    Args:
+        source ([`Source`]): Draws and scores for this process's prompts, counted from 0.
+        sharding ([`Sharding`]): Which part that is.
+    """
 
-            drawn, rewards = self.processes.run(work)
-        everyones = [iter(part.tolist()) for part in self.processes.gather(rewards)]
-        return dict(zip(mine, drawn, strict=True)), torch.tensor(
-            [next(everyones[owner]) for owner in owners], dtype=torch.float32
-        )
+    def __init__(self, source: Source, sharding: Sharding):
+        self._source, self._sharding, self.seconds = source, sharding, source.seconds
+        self._processes = sharding.processes
 
-    def exchange(self, wanted: list[Pair], held: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
-        """The responses to `wanted`, each sent by the process that holds it."""
-        if self.processes.size == 1:
-            return {pair: held[pair] for pair in wanted}
+    def collect(self, pairs: list[Pair]) -> tuple[dict[Pair, torch.Tensor], torch.Tensor]:
+        """Draw and score `pairs`; return the responses drawn here, and the rewards `(len(pairs),)` of all."""
+        started, before = time.perf_counter(), sum(self.seconds.values())
+        owners = [self._sharding.owner(*pair) for pair in pairs]
+        mine = [pair for pair, owner in zip(pairs, owners, strict=True) if owner == self._processes.rank]
+        asked = [(self._sharding.rows.index(prompt), candidate) for prompt, candidate in mine]
+        drawn: list[torch.Tensor] = []
+        if self._sharding.in_step:
+            # As many as the process with most: what is too much is drawn only for the forward passes. A failure
+            # reaches the others through the launcher, since they wait in a forward pass.
+            most = max(owners.count(rank) for rank in range(self._processes.size))
+            drawn += self._source.draw(asked + pairs[:1] * (most - len(asked)))[: len(mine)]
+
+        def work() -> list[float]:
+            if not self._sharding.in_step:
+                drawn.extend(self._source.draw(asked))
+            return self._source.score(asked, drawn).tolist()
+
+        everyones = [iter(part) for part in self._processes.gather(work)]
+        rewards = torch.tensor([next(everyones[owner]) for owner in owners], dtype=torch.float32)
+        worked = sum(self.seconds.values()) - before
+        if self._processes.size > 1:
+            self.seconds["waiting"] = self.seconds.get("waiting", 0.0) + time.perf_counter() - started - worked
+        return dict(zip(mine, drawn, strict=True)), rewards
+
+    def fetch(self, pairs: Sequence[Pair], held: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
+        """Return the responses of `pairs`, each sent by the process that holds it."""
+        if self._processes.size == 1:
+            return held
         # As lists: a slice of a tensor is pickled with all that it is a slice of.
-        parts = self.processes.gather({pair: held[pair].tolist() for pair in wanted if pair in held})
+        parts = self._processes.gather(lambda: {pair: held[pair].tolist() for pair in pairs if pair in held})
         return {pair: torch.tensor(ids, dtype=torch.long) for part in parts for pair, ids in part.items()}
-
-    def _narrowed(self, *, input_ids: torch.Tensor, **arguments: Any) -> dict[str, Any]:
-        index = torch.tensor(self._rows, dtype=torch.long, device=input_ids.device)
-        token_sampler = TokenSampler(arguments["logits_processor"], bool(arguments["generation_config"].do_sample))
-        return {
-            "input_ids": input_ids[index],
-            "logits_processor": token_sampler.for_rows(index).logits_processor,
-            "model_kwargs": select_rows(arguments["model_kwargs"], index, len(input_ids)),
-            "prompt_keys": [arguments["prompt_keys"][row] for row in self._rows],
-        }
-
-
-class _OthersAreWell(StoppingCriteria):
-    """Stops no row; a failure elsewhere ends the loop from here, at the next token."""
-
-    rowwise = True
-
-    def __init__(self, processes: Processes):
-        self._processes = processes
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self._processes.check()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def _is_rowwise(model_kwargs: dict[str, Any]) -> bool:
-    plain = (bool, int, float, str, type(None))
-    return all(name in _ROWWISE_INPUTS or isinstance(value, plain) for name, value in model_kwargs.items())
-
-
-def _digest(value: Any) -> str:
-    return blake2b(repr(value).encode(), digest_size=16).hexdigest()

@@ -19,15 +19,15 @@ _REMEDY = 'Pass reward_kwargs={"solution": [...]}, one entry per input row.'
 
 def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None) -> dict[str, list]:
     """
-    The columns as lists, once each is known to be one with a name no reward is called with anyway.
+    Return the columns as lists, each under a name that no reward is called with anyway.
 
     Args:
         columns (`dict`): What the caller gave.
-        num_rows (`int`, *optional*): How many entries each has to have; not checked without it.
+        num_rows (`int`, *optional*): How many entries each must have. By default not checked.
 
     Raises:
-        `ArgumentTypeError`: If it is no dict of lists by name.
-        `ArgumentError`: If a name is taken, or a column has not one entry per row.
+        `ArgumentTypeError`: If it is not a dict of lists by name.
+        `ArgumentError`: If a name is taken, or a column does not have one entry per row.
     """
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns):
         raise ArgumentTypeError(f"`reward_kwargs` must be a dict of columns by name, got {columns!r:.80}. {_REMEDY}")

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 @dataclass
 class StrategyOutput(ModelOutput):
     """
-    The selected responses and all that led to them. `B` prompts, `N` candidates drawn and `k` returned per prompt.
+    The selected responses, and how they were selected. `B` prompts, `N` candidates drawn and `k` returned per prompt.
 
     Args:
         sequences (`torch.LongTensor` of shape `(B * k, L)`):
@@ -23,16 +23,16 @@ class StrategyOutput(ModelOutput):
             Rewards of the winners, in the order selected.
         candidates (`list[list[torch.LongTensor]]`):
             For each prompt the token ids of every response drawn, end token included, without padding. With
-            `early_rejection` some are the first tokens of a response, and their reward is that of these.
+            `early_rejection` some are only the first tokens of a response, with the reward of these.
         candidate_rewards (`torch.FloatTensor` of shape `(B, N)`):
-            Their rewards. Where a strategy draws further candidates lazily (`pessimism(pool="fresh")`) there are
-            more than `N` columns, NaN where a prompt needed no further draw.
+            Rewards of all candidates. Where a strategy draws further ones (`pessimism(pool="fresh")`) there are more
+            than `N` columns, NaN where a prompt needed no further draw.
         probabilities (`torch.DoubleTensor` of shape `(B, N)`, *optional*):
             Exact law of the first winner given the pool; `None` where it depends on candidates never drawn.
         selected (`torch.LongTensor` of shape `(B, k)`):
             Index of each winner among its prompt's candidates.
         diagnostics (`dict`):
-            `path` the forward passes took and `path_reason`, `num_tokens` drawn `(B, N)`, `seconds` per stage,
+            `path` of the forward passes and `path_reason`, `num_tokens` drawn `(B, N)`, `seconds` per stage,
             `effective_sample_size` `(B,)`, and what the strategy (`normalizer`, `acceptance_rate`, `fallbacks`, ...)
             and `early_rejection` add.
     """

@@ -1,8 +1,7 @@
 """
-Whether the prompts that a reward is to see belong to the rows that the policy continues.
+Warn where the prompts that a reward sees do not belong to the rows that the policy continues.
 
-A pipeline hands every batch of chats the same `prompts`. Where a chat's row is plainly another chat's, that is said:
-the rewards would be right ones, for another question.
+A pipeline hands every batch of chats the same `prompts`, and the rewards would be right for another question.
 """
 
 from __future__ import annotations
@@ -23,24 +22,23 @@ def warn_of_other_rows(
     prompts: Sequence[Prompt], token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """
-    Warns, once a call, of a row that is a chat of the tokenizer's template, but in which the last user's text of the
-    prompt given for it does not occur.
+    Warn, once a call, of a row that is a chat but does not contain the last user's text of the prompt given for it.
 
-    Says nothing where that cannot be told: of prompts and rows that are no chats, of other content than text, of
-    templates that change the text. What else the row holds (a system prompt, examples, documents) does not matter.
+    Not checked where it cannot be told: prompts and rows that are no chats, other content than text, templates that
+    change the text. What else the row holds (a system prompt, examples, documents) does not matter.
 
     Args:
-        prompts (`list[str]` or `list[list[dict]]`): What the reward is to see.
+        prompts (`list[str]` or `list[list[dict]]`): What the reward sees.
         token_prompts (`list[list[int]]`): The tokens of each row without padding.
         tokenizer (`PreTrainedTokenizerBase`): The policy's.
     """
     for row, (prompt, ids) in enumerate(zip(prompts, token_prompts, strict=True)):
         if not isinstance(prompt, str) and _is_another_chat(prompt, ids, tokenizer):
             warnings.warn(
-                f"`prompts` seems not to belong to the input: the last user's text of prompt {row}, "
-                f"{_user_text(prompt)[1]!r:.60}, does not occur in row {row}, so its responses are judged as answers "
-                "to something else. Pass prompts in the order of the rows; through a pipeline, which hands all of "
-                "`prompts` on with each batch, call it with one chat at a time, or with batch_size=len(prompts).",
+                f"`prompts` must belong to the input, but the last user's text of prompt {row}, "
+                f"{_user_text(prompt)[1]!r:.60}, does not occur in row {row}: its responses are judged as answers to "
+                "something else. Pass prompts in the order of the rows. A pipeline passes all of `prompts` with each "
+                "batch: call it with one chat at a time, or with batch_size=len(prompts).",
                 ItpWarning,
                 stacklevel=3,
             )
@@ -54,7 +52,7 @@ def _is_another_chat(chat: list[dict], ids: Sequence[int], tokenizer: PreTrained
     try:
         rendered = str(tokenizer.apply_chat_template(chat[: position + 1], tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError, TypeError, KeyError):
-        return False  # The policy was shown the chat in another way, which this tokenizer does not know.
+        return False  # The policy saw the chat in another form, which this tokenizer does not know.
     _, found, end = _squeezed(rendered).rpartition(_squeezed(text))
     row = _squeezed(str(tokenizer.decode(list(ids))))
     if not found or not end or end not in row:
@@ -67,7 +65,7 @@ def _is_another_chat(chat: list[dict], ids: Sequence[int], tokenizer: PreTrained
 
 
 def _user_text(chat: list[dict]) -> tuple[int, str]:
-    """Position and text of the last message of the user that has text; `(-1, "")` where there is none."""
+    """Return position and text of the user's last message with text; `(-1, "")` where there is none."""
     for position in reversed(range(len(chat))):
         content: Any = chat[position].get("content")
         if chat[position].get("role") != "user":
@@ -80,5 +78,5 @@ def _user_text(chat: list[dict]) -> tuple[int, str]:
 
 
 def _squeezed(text: str) -> str:
-    """Without what rendering, tokenizing and decoding may change: space, case, forms of a character."""
+    """Remove what rendering, tokenizing and decoding may change: space, case, forms of a character."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())

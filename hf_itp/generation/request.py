@@ -1,5 +1,5 @@
 """
-From the arguments of `generate(strategy=...)` to those of transformers' own `generate` with a [`StrategyDecoding`].
+Turn the arguments of `generate(strategy=...)` into those of transformers' own `generate` with a [`StrategyDecoding`].
 
 Knows nothing of how `generate` comes to call it (`patching`).
 """
@@ -32,14 +32,14 @@ from hf_itp.strategies.registry import strategy_class
 
 def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """
-    The arguments for transformers' own `generate`, with all that concerns the strategy in one `custom_generate`.
+    Return the arguments for transformers' own `generate`, all that concerns the strategy in one `custom_generate`.
 
     Args:
         model (`PreTrainedModel`): The policy.
         arguments (`dict`): All arguments of `generate` by name, `strategy` among them.
 
     Raises:
-        `ItpError`: Of the kind that fits, before any token is drawn.
+        `ItpError`: A fitting subclass, before any token is drawn.
     """
     if type(model).generate is not GenerationMixin.generate:
         raise UnsupportedModelError(
@@ -48,23 +48,29 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
             "with `hf_itp.get_strategy(...).select(rewards)`."
         )
     check_model(model)
+
+    # Sort the arguments: ours, the strategy's own fields, transformers'.
     ours = {name: arguments.pop(name) for name in KEYWORDS if name in arguments}
     if ours["strategy"] == "auto":
         ours, arguments = recommended_arguments(model, ours, arguments)
     strategy = _strategy(ours["strategy"], arguments)
+
+    # Check the others, and switch sampling on.
     _refuse_conflicts(arguments)
     check_inputs(model, arguments)
     arguments, num_return_sequences = _sampling_arguments(model, arguments)
     tokenizer = arguments.pop("tokenizer", None)
     _check_arguments(model, arguments, strategy, ours.get("num_candidates"))
-    if ours.get("reward_model") is None:
+    reward = ours.get("reward_model")
+    if reward is None:
         raise ArgumentError(
-            f"`reward_model` has to be given with strategy={strategy.name!r}, but is missing: nothing else can rank "
-            "the candidates. Pass a Hub id, a folder, a model or a function f(prompts, completions, **kwargs)."
+            f"`reward_model` must be given with strategy={strategy.name!r}, got None, and nothing else can rank the "
+            "candidates. Pass a Hub id, a folder, a model or a function f(prompts, completions, **kwargs)."
         )
-    reward = ours["reward_model"]
     streamer = arguments.pop("streamer", None)
     arguments = without_need_of_tokenizer(model, arguments, tokenizer)
+
+    # Load the reward, and put all that concerns the strategy into one value.
     decoding = StrategyDecoding(
         strategy=strategy,
         reward=(
@@ -84,14 +90,14 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
 
 def arguments_beside_decoding(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """
-    The arguments for transformers' own `generate` where the caller passes a [`StrategyDecoding`] as `custom_generate`.
+    Return the arguments for transformers' own `generate` where the caller passes a [`StrategyDecoding`] to it.
 
     Args:
         model (`PreTrainedModel`): The policy.
         arguments (`dict`): All arguments of `generate` by name.
 
     Raises:
-        `ItpError`: Of the kind that fits, before any token is drawn.
+        `ItpError`: A fitting subclass, before any token is drawn.
     """
     check_inputs(model, arguments)
     decoding: StrategyDecoding = arguments["custom_generate"]
@@ -106,7 +112,7 @@ def arguments_beside_decoding(model: Any, arguments: dict[str, Any]) -> dict[str
 
 
 def _strategy(strategy: str | Strategy, arguments: dict[str, Any]) -> Strategy:
-    """The strategy, its own fields taken out of `arguments`."""
+    """Return the strategy, and take its own fields out of `arguments`."""
     if not isinstance(strategy, str):
         return get_strategy(strategy)
     known = strategy_class(strategy).field_names()
@@ -114,8 +120,8 @@ def _strategy(strategy: str | Strategy, arguments: dict[str, Any]) -> Strategy:
     shared = [name for name in fields if hasattr(GenerationConfig(), name)]
     if shared:
         raise ArgumentError(
-            f"`{shared[0]}` is a keyword of sampling and of strategy {strategy!r}, so it cannot be told which is "
-            f"meant. Pass strategy=hf_itp.get_strategy({strategy!r}, {shared[0]}=...), and sampling's beside it."
+            f"`{shared[0]}` is a keyword of sampling and of strategy {strategy!r}, so it is ambiguous. Pass "
+            f"strategy=hf_itp.get_strategy({strategy!r}, {shared[0]}=...), and sampling's beside it."
         )
     for name in fields:
         del arguments[name]
@@ -135,15 +141,13 @@ def _refuse_conflicts(arguments: dict[str, Any]) -> None:
     for name in ("strategy", "reward_model", "num_candidates"):
         if hasattr(config, name):
             raise ArgumentError(
-                f"`{name}` has to be a keyword of `generate`, but was put into `generation_config`, where "
-                f"transformers ignores it. Pass {name}=... to `generate`."
+                f"`{name}` must be a keyword of `generate`, but is in `generation_config`, where transformers ignores "
+                f"it. Pass {name}=... to `generate`."
             )
 
 
 def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """
-    The arguments with sampling switched on and what nobody set switched off, and how many responses to return.
-    """
+    """Return the arguments, sampling on and what nobody set off, and the number of responses to return."""
     arguments = dict(arguments)
     config = arguments.get("generation_config")
     num_return_sequences = first_set("num_return_sequences", sources_of(model, arguments, config))
@@ -161,7 +165,7 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
 
 
 def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, num_candidates: int | None) -> None:
-    """Everything transformers would find only after work was done, or in words that do not know of strategies."""
+    """Check what transformers would find only after work was done, or in words that do not know of strategies."""
     named = set(inspect.signature(GenerationMixin.generate).parameters)
     rest = {name: value for name, value in arguments.items() if name not in named}
     config, model_kwargs = model._prepare_generation_config(arguments.get("generation_config"), **rest)

@@ -1,5 +1,5 @@
 """
-Drawing and scoring of reference responses: any number of prompts, any number of processes, killed and taken up again.
+Draw and score reference responses: for any number of prompts, in any number of processes, resumable after a kill.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hf_itp.sampling.sampler import forwards_are_synchronized
 from hf_itp.sampling.streams import derived_seed
 from hf_itp.sampling.text import ResponseReader
 
-# Responses drawn between two writes: what a kill costs at most, and enough for a batch.
+# Responses drawn between two writes: the maximum that a kill loses, and enough for a batch.
 _RESPONSES_PER_WRITE = 64
 
 
@@ -47,22 +47,22 @@ def draw_references(
     progress: bool | None = None,
 ) -> list[Row]:
     """
-    `num_reference` responses per prompt with their rewards, in the order of the prompts. Under `accelerate launch`
-    the processes share the prompts, and each returns all rows. However long one is at its own, the others wait.
+    Return `num_reference` responses per prompt with their rewards, in the order of the prompts. Under `accelerate
+    launch` the processes share the prompts, wait for one another, and each returns all rows.
 
     Args:
         description ([`DrawDescription`]): How they are drawn.
-        settings (`dict`): All that decides what is drawn; rows under other settings are not taken up.
-        columns (`dict[str, list]`, *optional*): What else the reward takes: one entry per prompt.
-        output_dir (`str` or `Path`, *optional*): Where the pool is kept. A folder all processes see. Without it the
-            rows are in memory alone, and one process draws them.
+        settings (`dict`): Everything that decides what is drawn. A pool with other settings is refused.
+        columns (`dict[str, list]`, *optional*): Further columns for the reward, one entry per prompt.
+        output_dir (`str` or `Path`, *optional*): Folder of the pool, seen by all processes. By default the rows are
+            only in memory, and one process draws them.
     """
     state = PartialState()
     if output_dir is None:
         if state.num_processes > 1:
             raise ArgumentError(
-                f"`output_dir` has to be given where {state.num_processes} processes share the prompts, but is None. "
-                "Pass a folder that all of them see."
+                f"`output_dir` must be given where {state.num_processes} processes share the prompts, got None. Pass "
+                "a folder that all of them see."
             )
         with TemporaryDirectory() as folder:
             return draw_references(
@@ -70,12 +70,12 @@ def draw_references(
                 output_dir=folder, batch_size=batch_size, progress=progress,
             )  # fmt: skip
     processes = launched_processes()
-    pool = processes.run(lambda: ReferencePool(Path(output_dir), settings, processes.rank))
-    # The same prompts go together whatever was there before, so that a batch's rounding is that of an unbroken run.
+    pool = processes.gather(lambda: ReferencePool(Path(output_dir), settings, processes.rank))[processes.rank]
+    # The same prompts share a batch whatever was there before, so that its rounding is that of an unbroken run.
     size = max(1, math.ceil(_RESPONSES_PER_WRITE / num_reference))
     chunks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    # Nobody writes before everybody has read, and all go by what the first has read.
-    done = set(processes.gather(sorted(processes.run(pool.rows)))[0])
+    # No process writes before all have read, and all go by what the first has read.
+    done = set(processes.gather(lambda: sorted(pool.rows()))[0])
     missing = [chunk for chunk in chunks if any(index not in done for index in chunk)]
     mine = missing[processes.rank :: processes.size]
     tokenizer, derived = text_tokenizer(description.tokenizer), derived_seed(seed, "references")
@@ -87,7 +87,7 @@ def draw_references(
         )
 
     def keep(chunk: range, drawn: list[list[torch.Tensor]]) -> None:
-        """Scores and writes the responses to a chunk; what stands behind them was drawn for nobody."""
+        """Score and write the responses to a chunk; any behind them were drawn only for the forward passes."""
         if not chunk:
             return
         drawn = drawn[: len(chunk)]
@@ -125,33 +125,33 @@ def draw_references(
 
         def work() -> None:
             for chunk in mine:
-                processes.check()
                 keep(chunk, draw(chunk))
                 bar.update(len(chunk) * processes.size)
 
         if processes.size > 1 and forwards_are_synchronized(policy):
-            # Sharded weights are gathered in each forward pass, so every process has to make the same ones: as many
-            # draws of as many prompts, those that are not its own for the forward passes alone.
+            # Sharded weights are gathered in each forward pass, so every process must make the same ones: as many
+            # draws of as many prompts, those that are not its own only for the forward passes.
             for turn in range(math.ceil(len(missing) / processes.size)):
                 own = mine[turn] if turn < len(mine) else range(0)
                 places = [*own, *[missing[0][0]] * (size - len(own))]
-                drawn = processes.run_in_step(partial(draw, places))
-                processes.run(partial(keep, own, drawn))
+                # A failure to draw reaches the others by the launcher: they wait in a forward pass.
+                processes.gather(partial(keep, own, draw(places)))
                 bar.update(len(own) * processes.size)
         else:
-            processes.run(work)
+            processes.gather(work)
 
     def finish() -> list[Row]:
         rows = pool.rows()
         pool.finish()
         return [rows[index] for index in range(len(prompts))]
 
-    rows: list[Row] = processes.run(finish if processes.rank == 0 else list)
-    return processes.gather(rows)[0]
+    return processes.gather(finish if processes.rank == 0 else list)[0]
 
 
 def check_lengths(policy: PreTrainedModel, description: DrawDescription, prompts: Sequence[Prompt]) -> None:
     """
+    Check that prompts and responses fit.
+
     Raises:
         `ArgumentError`: If a prompt and its response would be longer than the policy's positions, or the chat template
             refuses a prompt.

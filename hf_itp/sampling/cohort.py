@@ -1,5 +1,5 @@
 """
-Rows of a batch that began together, and so have written equally many tokens.
+Rows of a batch that began together, and so have equally many tokens.
 
 Knows nothing of the model: tokens come in, finished responses go out.
 """
@@ -17,14 +17,16 @@ Responses = list[torch.Tensor | None]
 
 class Cohort:
     """
+    Rows that began together.
+
     Args:
         token_sampler ([`TokenSampler`]): Draws the tokens.
         prompts (`torch.LongTensor` of shape `(B, L)`): All prompts.
         prompt_index (`torch.LongTensor` of shape `(R,)`): Which of them each row continues.
         keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
         places (`torch.LongTensor` of shape `(R,)`): Which response each row writes.
-        pad_token (`int`, *optional*): What finished rows go on with while they are there, as plain `generate` has it;
-            without it, with what is drawn for them.
+        pad_token (`int`, *optional*): Appended to finished rows that stay, as plain `generate` does. By default they
+            continue with what is drawn for them.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Cohort:
 
     @property
     def step(self) -> int:
-        """How many tokens each response has."""
+        """Number of tokens each response has."""
         return self.input_ids.shape[1] - self._prompt_length
 
     @property
@@ -58,23 +60,18 @@ class Cohort:
         return self.input_ids[:, self._prompt_length :]
 
     def process(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the next tokens are drawn from, given the model's logits `(R, V)`."""
+        """Return what the next tokens are drawn from, given the model's logits `(R, V)`."""
         return self._row_sampler.process(self.input_ids, logits)
 
-    def append(
-        self,
-        tokens: torch.Tensor,
-        stopping_criteria: StoppingCriteriaList,
-        responses: Responses,
-    ) -> int:
-        """Append one token `(R,)` per row, store the responses that end with it, return how many did."""
+    def append(self, tokens: torch.Tensor, stopping_criteria: StoppingCriteriaList, responses: Responses) -> int:
+        """Append one token `(R,)` per row, store finished responses, return how many finished."""
         if self._pad_token is not None:
             tokens = tokens.masked_fill(~self.unfinished, self._pad_token)
         self.input_ids = torch.cat([self.input_ids, tokens[:, None]], dim=-1)
         return self.end(stopping_criteria(self.input_ids, None), responses)
 
     def end(self, rows: torch.Tensor, responses: Responses) -> int:
-        """Store the responses of the unfinished rows among `rows` `(R,)`, a mask, and return how many there are."""
+        """End the unfinished rows of the mask `rows` `(R,)`: store their responses, return how many there are."""
         ended = (self.unfinished & rows).nonzero().squeeze(-1)
         for row in ended.tolist():
             responses[int(self.places[row])] = self.written[row].cpu()
@@ -82,7 +79,7 @@ class Cohort:
         return len(ended)
 
     def leave(self) -> torch.Tensor:
-        """Takes the finished rows out; the rows `(R',)` that stay."""
+        """Remove the finished rows; return the indices `(R',)` of those that stay."""
         staying = self.unfinished.nonzero().squeeze(-1)
         if len(staying) < len(self):
             self.input_ids, self.places, self.keys, self.prompt_index, self.unfinished = (

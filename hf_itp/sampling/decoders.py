@@ -1,8 +1,8 @@
 """
-One forward pass after another for a batch of rows, each row a candidate that continues one of the prompts.
+Run the model step by step for a batch of rows, each a candidate that continues one of the prompts.
 
-A decoder hides where a row's past lives. The loop above it sees logits come out and tokens go in, so another way of
-sharing the prompt is another class here. Knows nothing of sampling, stopping or rewards.
+A decoder hides where a row's past lives: tokens go in, logits come out. Another way of sharing the prompt is another
+class here. Knows nothing of sampling, stopping or rewards.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from transformers import GenerationConfig
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 from transformers.generation import utils as generation_utils
 from transformers.utils import ModelOutput
 
 from hf_itp.errors import ItpWarning, UnsupportedModelError
 from hf_itp.models.caches import is_filled, layers_of, own_cache, why_rows_cannot_be_copied
+from hf_itp.sampling.call import DecodingCall, select_rows
 from hf_itp.sampling.shared_prefix import CannotShare, SharedPrefixDecoder, UnknownInterface
 
-# Classes of models whose user has heard why they do not share.
+# Classes of models whose user has been warned that they do not share.
 _warned: set[type] = set()
 _lock = threading.Lock()
 
@@ -32,51 +32,41 @@ class Decoder(Protocol):
     """Decodes rows that continue some of the prompts it was made for. Belongs to one call of `generate`."""
 
     path: str
-    """Name of the way taken, as the diagnostics say it."""
+    """How it treats the prompt, for the diagnostics."""
     path_reason: str
-    """Why that way, as the diagnostics say it."""
+    """Why so, for the diagnostics."""
     rows_can_leave: bool
     """Whether [`keep`] works."""
     rows_can_join: bool
     """Whether [`join`] works."""
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
-        """Begins a batch with one row per entry of `prompt_index`; the logits `(R, V)` of their first tokens."""
+        """Begin a batch with one row per entry of `prompt_index`; return the logits `(R, V)` of their first tokens."""
         ...
 
     def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The logits `(R, V)` after the newest token of `input_ids` `(R, L)`."""
+        """Return the logits `(R, V)` after the newest token of `input_ids` `(R, L)`."""
         ...
 
     def keep(self, index: torch.Tensor) -> None:
-        """Goes on with the rows at `index`, in ascending order, alone."""
+        """Continue with only the rows at `index`, which ascends."""
         ...
 
     def join(self, prompt_index: torch.Tensor) -> torch.Tensor:
-        """Further rows behind those there are, whatever they have written; the logits of their first tokens."""
+        """Add rows behind the others, however long these are; return the logits of their first tokens."""
         ...
 
     def bytes_per_row(self, length: int) -> int:
-        """Memory a row needs to grow to `length` tokens; 0 where that is not known yet."""
+        """Return the memory a row needs to grow to `length` tokens; 0 where that is not known yet."""
         ...
 
 
 class _ForwardDecoder:
-    """What the decoders that run the model's own cache have in common: the step."""
+    """The step that decoders with the model's own cache share."""
 
-    def __init__(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        path_reason: str = "",
-    ):
+    def __init__(self, call: DecodingCall, path_reason: str = ""):
         self.path_reason = path_reason
-        self._model = model
-        self._input_ids = input_ids
-        self._generation_config = generation_config
-        self._prepared = model_kwargs
+        self._call, self._model = call, call.model
         self._rows: dict[str, Any] = {}
         self._row_bytes = 0
 
@@ -91,13 +81,13 @@ class _ForwardDecoder:
         raise AssertionError("rows of a model's own cache are equally long")
 
     def bytes_per_row(self, length: int) -> int:
-        return self._row_bytes * length // max(1, self._input_ids.shape[1])
+        return self._row_bytes * length // max(1, self._call.input_ids.shape[1])
 
     def _prefill(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         model_kwargs = dict(model_kwargs)
         # The prompt pass is transformers' own, so chunked prefill and multimodal inputs come with it. Private name:
         # replace when GenerationMixin offers a public one.
-        outputs = self._model._prefill(input_ids, self._generation_config, model_kwargs)
+        outputs = self._model._prefill(input_ids, self._call.generation_config, model_kwargs)
         model_kwargs = self._updated(outputs, model_kwargs)
         self._row_bytes = _num_bytes(model_kwargs) // len(input_ids)
         return _last_logits(outputs), model_kwargs
@@ -110,22 +100,22 @@ class _ForwardDecoder:
 
 class ExpandedCacheDecoder(_ForwardDecoder):
     """
-    One prefill per prompt, whose cache is then copied to each row by `Cache.reorder_cache`. Finished rows can leave.
+    Runs each prompt once, and copies its cache to each row by `Cache.reorder_cache`. Finished rows can leave.
     """
 
     path = "expanded"
     rows_can_leave, rows_can_join = True, False
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self._prompt_logits, model_kwargs = self._prefill(self._input_ids, _with_own_cache(self._prepared))
+    def __init__(self, call: DecodingCall, path_reason: str = ""):
+        super().__init__(call, path_reason)
+        self._prompt_logits, model_kwargs = self._prefill(call.input_ids, _with_own_cache(call.model_kwargs))
         # Consumed by the prompt pass; left in, they would be copied to every row.
         consumed = getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ())
         self._prompts = {name: value for name, value in model_kwargs.items() if name not in consumed}
         self.caches = _caches(self._prompts)
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
-        self._rows = select_rows(_with_own_cache(self._prompts), prompt_index, len(self._input_ids))
+        self._rows = select_rows(_with_own_cache(self._prompts), prompt_index, len(self._call))
         return self._prompt_logits[prompt_index.to(self._prompt_logits.device)]
 
     def keep(self, index: torch.Tensor) -> None:
@@ -134,65 +124,60 @@ class ExpandedCacheDecoder(_ForwardDecoder):
 
 class RepeatedPromptDecoder(_ForwardDecoder):
     """
-    The prompt of every row is run anew, as `generate(num_return_sequences=N)` does: for models without a cache, or
-    with one whose rows cannot be copied. Rows stay to the end.
+    Runs the prompt of every row, as `generate(num_return_sequences=N)` does: for models without a cache, or with one
+    whose rows cannot be copied. Rows stay to the end.
     """
 
     path = "repeated"
     rows_can_leave = rows_can_join = False
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
-        rows = select_rows(_with_own_cache(self._prepared), prompt_index, len(self._input_ids))
-        logits, self._rows = self._prefill(self._input_ids[prompt_index.to(self._input_ids.device)], rows)
+        rows = select_rows(_with_own_cache(self._call.model_kwargs), prompt_index, len(self._call))
+        logits, self._rows = self._prefill(self._call.input_ids[prompt_index.to(self._call.input_ids.device)], rows)
         return logits
 
     def keep(self, index: torch.Tensor) -> None:
         raise AssertionError("rows of a repeated prompt stay to the end")
 
 
-def make_decoder(
-    model: Any,
-    input_ids: torch.Tensor,
-    generation_config: GenerationConfig,
-    model_kwargs: dict[str, Any],
-) -> Decoder:
-    """The decoder for these prompts: the prompt is paid for once wherever the model's cache allows it."""
-    arguments = (model, input_ids, generation_config, model_kwargs)
+def make_decoder(call: DecodingCall) -> Decoder:
+    """Make the decoder for a call's prompts: the prompt is paid for once wherever the model's cache allows it."""
+    model, generation_config = call.model, call.generation_config
     try:
-        return SharedPrefixDecoder(*arguments)
+        return SharedPrefixDecoder(call)
     except CannotShare as error:
         reason = str(error)
         if isinstance(error, UnknownInterface):
             _warn_of_the_slower_way(type(model), reason)
     if generation_config.compile_config is not None and not generation_config.disable_compile:
         warnings.warn(
-            "`compile_config` compiles the step of policies whose prompts can be shared; this call is decoded in "
-            f"another way ({reason}), and nothing is compiled. Leave it out.",
+            "`compile_config` compiles the step of policies whose prompts can be shared. This call's cannot "
+            f"({reason}), so nothing is compiled. Leave it out.",
             ItpWarning,
             stacklevel=2,
         )
-    if not model_kwargs.get("use_cache"):
-        return RepeatedPromptDecoder(*arguments, reason)
-    obstacle = _why_rows_cannot_be_copied(_caches(model_kwargs))
+    if not call.model_kwargs.get("use_cache"):
+        return RepeatedPromptDecoder(call, reason)
+    obstacle = _why_rows_cannot_be_copied(_caches(call.model_kwargs))
     if obstacle is None:
         # Some models make their cache only now, so whether its rows can be copied shows after the prompt pass.
-        expanded = ExpandedCacheDecoder(*arguments, reason)
+        expanded = ExpandedCacheDecoder(call, reason)
         _check_filled(model, expanded.caches)
         obstacle = _why_rows_cannot_be_copied(expanded.caches) or _where_else_the_past_is(model, expanded.caches)
         if obstacle is None:
             return expanded
-    return RepeatedPromptDecoder(*arguments, obstacle if obstacle == reason else f"{reason}; {obstacle}")
+    return RepeatedPromptDecoder(call, obstacle if obstacle == reason else f"{reason}; {obstacle}")
 
 
 def _check_filled(model: Any, caches: list[Cache]) -> None:
-    """Code of a checkpoint may take the cache by another name and pass over this one; plain `generate` goes on."""
+    """Refuse code of a checkpoint that knows the cache by another name; plain `generate` would go on without."""
     layers = [layer for cache in caches for layer in layers_of(cache)]
     recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
     if layers and not recurrent and not model._is_stateful and not any(map(is_filled, caches)):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has to fill the cache that transformers {transformers.__version__} gives it, but "
-            "leaves it empty, so that no token would see those before it. Pass use_cache=False, or install the "
-            "release of transformers the model's code was written for."
+            f"{type(model).__name__} must fill the cache that transformers {transformers.__version__} gives it, but "
+            "leaves it empty, so no token would see those before it. Pass use_cache=False, or install the release of "
+            "transformers that the model's code was written for."
         )
 
 
@@ -203,7 +188,7 @@ def _warn_of_the_slower_way(model_class: type, reason: str) -> None:
         _warned.add(model_class)
     warnings.warn(
         f"{model_class.__name__} does not share its prompts, which costs time and memory and changes no response: "
-        f"{reason} (transformers {transformers.__version__}). Install a release of transformers that this one of "
+        f"{reason} (transformers {transformers.__version__}). Install a release of transformers that this release of "
         "hf_itp was made for.",
         ItpWarning,
         stacklevel=2,
@@ -219,7 +204,7 @@ def _why_rows_cannot_be_copied(caches: list[Cache]) -> str | None:
 
 
 def _where_else_the_past_is(model: Any, caches: list[Cache]) -> str | None:
-    """What a row's future depends on beside the caches after the prompt pass; `None` if nothing."""
+    """Say what a row's future depends on beside the caches after the prompt pass; `None` if nothing."""
     if not caches:
         return "the model keeps no cache that is known"
     recurrent = [
@@ -229,34 +214,6 @@ def _where_else_the_past_is(model: Any, caches: list[Cache]) -> str | None:
     filled = all(any(layer.is_conv_states_initialized.values()) for layer in recurrent)
     outside = not filled if recurrent else model._is_stateful
     return "the model keeps states outside of its cache" if outside else None
-
-
-def select_rows(model_kwargs: dict[str, Any], index: torch.Tensor, num_rows: int | None) -> dict[str, Any]:
-    """
-    The same keyword arguments for the rows at `index`: expands where an entry repeats, compacts where one is left out.
-
-    Args:
-        model_kwargs (`dict`): Keyword arguments of `forward`; the cache among them is changed in place.
-        index (`torch.LongTensor` of shape `(R,)`): Rows to take.
-        num_rows (`int`, *optional*): How many rows they have now; a tensor of another first dimension is no row-wise
-            one and stays. `None` where all tensors are row-wise.
-    """
-    return {name: _select(name, value, index, num_rows) for name, value in model_kwargs.items()}
-
-
-def _select(name: str, value: Any, index: torch.Tensor, num_rows: int | None) -> Any:
-    if isinstance(value, Cache):
-        value.reorder_cache(index)  # type: ignore[arg-type]
-        return value
-    if isinstance(value, ModelOutput):
-        return type(value)(**select_rows(dict(value), index, num_rows))
-    if not isinstance(value, torch.Tensor) or value.dim() == 0:
-        return value
-    # Multimodal rotary positions are (3, rows, length).
-    dim = 1 if name == "position_ids" and value.dim() == 3 else 0
-    if num_rows is not None and value.shape[dim] != num_rows:
-        return value
-    return value.index_select(dim, index.to(value.device))
 
 
 def _with_own_cache(model_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """
-Responses to prompts outside of a decoding call: what calibration and training draw their references with.
+Draw responses to prompts outside of a decoding call, as calibration and training do for their references.
 
 Knows nothing of rewards.
 """
@@ -7,13 +7,13 @@ Knows nothing of rewards.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.logits_process import LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase
 
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.description import DrawDescription, prompt_ids
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.recorded import text_tokenizer
@@ -36,25 +36,25 @@ def draw_responses(
     **sampling: Any,
 ) -> list[list[torch.Tensor]]:
     """
-    `num_candidates` independent responses of the policy to each prompt, the prompt paid for once.
+    Draw `num_candidates` independent responses of the policy to each prompt, the prompt paid for once.
 
     A response is a function of the seed, its prompt (and how many equal ones stand before it) and its index, whatever
-    else is drawn with it. What neither the caller nor the policy's generation config sets is off, transformers' own
-    `top_k=50` included.
+    else is drawn with it. What neither the caller nor the policy's generation config sets is off, including
+    transformers' own `top_k=50`.
 
     Args:
         policy (`PreTrainedModel`): A decoder that generates text.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer; chats go through its chat template.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer. Chats go through its chat template.
         prompts (`list[str]` or `list[list[dict]]`): Texts or chats.
         num_candidates (`int`): Responses per prompt.
         seed (`int`, *optional*, defaults to 0): Names the draw.
-        batch_size (`int`, *optional*): Most responses decoded at once; by free memory if absent.
-        progress (`bool`, *optional*): A progress bar always or never; if absent, on long calls.
+        batch_size (`int`, *optional*): Maximum responses decoded at once. Defaults to what fits in free memory.
+        progress (`bool`, *optional*): Show a progress bar. By default only on calls longer than 5 seconds.
         chat_template_kwargs (`dict`, *optional*): Arguments of the chat template, e.g. `{"enable_thinking": False}`.
         sampling: Keywords of `generate`: `max_new_tokens`, `temperature`, `top_p`, `generation_config`, ...
 
     Raises:
-        `ArgumentError`: If a keyword is none that responses can be drawn with.
+        `ArgumentError`: If responses cannot be drawn with a keyword.
 
     Returns:
         `list[list[torch.LongTensor]]`: Per prompt its responses' tokens, the end token included, without padding.
@@ -72,7 +72,7 @@ def draw_described(
     num_candidates: int,
     **options: Any,
 ) -> list[list[torch.Tensor]]:
-    """[`draw_responses`] as described; `options` are its `seed`, `batch_size` and `progress`."""
+    """Do [`draw_responses`] as described; `options` are its `seed`, `batch_size` and `progress`."""
     rows = [description.prompt_ids(prompt) for prompt in prompts]
     return draw_continuations(policy, rows, [num_candidates] * len(rows), description, **options)
 
@@ -88,7 +88,7 @@ def draw_continuations(
     progress: bool | None = None,
 ) -> list[list[torch.Tensor]]:
     """
-    [`draw_responses`] for prompts that are tokens already, with a number of responses for each, as described.
+    Do [`draw_responses`] as described, for prompts that are tokens already, with a number of responses for each.
     """
     if description.reads_padding and len({len(row) for row in token_prompts}) > 1:
         return _draw_by_length(
@@ -109,7 +109,7 @@ def draw_continuations(
 def _draw_by_length(
     policy: Any, token_prompts: Sequence[Sequence[int]], num_candidates: Sequence[int], *args: Any, **options: Any
 ) -> list[list[torch.Tensor]]:
-    # Prompts of one length at a time have no padding. Equal ones stay together, so none reads another's stream.
+    # Prompts of one length at a time need no padding. Equal ones stay together, so none reads another's stream.
     drawn: dict[int, list[torch.Tensor]] = {}
     for length in sorted({len(row) for row in token_prompts}):
         places = [place for place, row in enumerate(token_prompts) if len(row) == length]
@@ -126,26 +126,11 @@ class _Draw:
         self._progress = progress
         self.responses: list[list[torch.Tensor]] = []
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
-    ) -> torch.Tensor:
-        tokens = unpadded(input_ids, model_kwargs.get("attention_mask"))
+    def __call__(self, model: Any, input_ids: torch.Tensor, **prepared: Any) -> torch.Tensor:
+        keys = prompt_keys(self._seed, unpadded(input_ids, prepared.get("attention_mask")))
+        call = DecodingCall.of(model, input_ids, **prepared)
         sampler = CandidateSampler(
-            model=model,
-            input_ids=input_ids,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            model_kwargs=model_kwargs,
-            prompt_keys=prompt_keys(self._seed, tokens),
-            batch_size=self._batch_size,
-            progress=self._progress,
+            replace(call, prompt_keys=keys, batch_size=self._batch_size, progress=self._progress)
         )
         drawn = iter(sampler.draw([(row, i) for row, count in enumerate(self._num_candidates) for i in range(count)]))
         self.responses = [[next(drawn) for _ in range(count)] for count in self._num_candidates]

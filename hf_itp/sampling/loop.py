@@ -1,7 +1,7 @@
 """
-The decoding loop: rows from the prompt to their last token, as many at once as there is room for.
+The decoding loop: take rows from the prompt to their last token, as many at once as there is room for.
 
-Knows nothing of where keys and values live (the decoder's) nor of how a token is drawn (the token sampler's).
+Knows nothing of where keys and values live (the decoder does) or how a token is drawn (the token sampler does).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Review:
     A look at the responses while they grow.
 
     Args:
-        interval (`int`): How many tokens lie between two looks.
-        reject (`Callable[[list[torch.Tensor], list[int]], list[int]]`): Given every response as far as it is written,
-            and which of them are unfinished, says which of the latter are to end where they are.
+        interval (`int`): Tokens between two looks.
+        reject (`Callable[[list[torch.Tensor], list[int]], list[int]]`): Takes every response as far as it is written
+            and which of them are unfinished; returns which of these end where they are.
     """
 
     interval: int
@@ -57,33 +57,32 @@ def decode_rows(
     time_is_over: Callable[[], bool] | None = None,
 ) -> int:
     """
-    Decode one response per row; return how many the end of the time cut off.
+    Decode one response per row; return how many ended because the time was over.
 
     Args:
         decoder ([`Decoder`]): Runs the model.
         token_sampler ([`TokenSampler`]): Draws the tokens.
-        stopping_criteria (`StoppingCriteriaList`): When a row ends. Called with rows of the batch that are equally
-            long.
+        stopping_criteria (`StoppingCriteriaList`): Decide when a row ends. Called with rows of equal length.
         input_ids (`torch.LongTensor` of shape `(B, L)`): All prompts.
         prompt_index (`torch.LongTensor` of shape `(R,)`): Which of them each row continues.
         keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
-        responses (`list`): Where the tokens of a row's response go when it has ended, on the CPU and with its end
-            token; what has ended is not lost if a later step fails.
-        places (`torch.LongTensor` of shape `(R,)`, *optional*): Which of `responses` each row writes; the first R
-            without it.
+        responses (`list`): Receives the tokens of each response that has ended, on the CPU, its end token included.
+            What has ended is not lost if a later step fails.
+        places (`torch.LongTensor` of shape `(R,)`, *optional*): Which of `responses` each row writes. Defaults to the
+            first R.
         on_finished (`Callable`, *optional*): Told how many responses have just ended.
-        most_rows (`int`, *optional*): Rows in the batch at once, all without it. The others take the places of those
-            that finish; only with a decoder that rows can join, and without the next two.
-        any_unfinished (`Callable`, *optional*): Where processes have to make equally many forward passes: told whether
+        most_rows (`int`, *optional*): Maximum rows in the batch at once. The others take the places of those that
+            finish, which needs a decoder that rows can join, and neither of the next two. Defaults to all.
+        any_unfinished (`Callable`, *optional*): Where processes must make equally many forward passes: told whether
             this one is done, says whether any is not. Rows then stay in the batch to the end.
         review ([`Review`], *optional*): May end unfinished rows.
         rows_stay (`bool`, *optional*, defaults to `False`): Whether rows stay in their place to the end, for
             processors and criteria that know them by it.
-        pad_token (`int`, *optional*): What finished rows that stay go on with; see [`Cohort`].
+        pad_token (`int`, *optional*): Appended to finished rows that stay ([`Cohort`]).
         time_is_over (`Callable`, *optional*): Asked after each step whether all rows end here.
 
     Raises:
-        `DistributionError`: If there is nothing to draw a row's next token from; names prompt, candidate and token.
+        `DistributionError`: If there is nothing to draw a row's next token from; names prompt and token.
     """
     rows_can_leave = decoder.rows_can_leave and not rows_stay and any_unfinished is None
     most_rows = len(keys) if most_rows is None else most_rows
@@ -97,14 +96,17 @@ def decode_rows(
         begun += len(cohort)
         return cohort
 
+    # Begin with as many rows as there is room for: their prompts give the first logits.
     cohorts = [begin(most_rows)]
     logits = decoder.start(cohorts[0].prompt_index)
     all_done, cut = False, 0
     while True:
         if not all_done:
+            # Draw and append one token per row; store the responses that end with it.
             tokens = _next_tokens(token_sampler, cohorts, logits.to(input_ids.device))
             for cohort, drawn in zip(cohorts, tokens, strict=True):
                 on_finished(cohort.append(drawn, stopping_criteria, responses))
+            # End rows that did not end by themselves: the time is over, or a review rejects them.
             if time_is_over is not None and time_is_over():
                 for cohort in cohorts:
                     ended = cohort.end(torch.ones_like(cohort.unfinished), responses)
@@ -116,12 +118,14 @@ def decode_rows(
             all_done = unfinished == 0 and begun == len(keys)
         if not (any_unfinished(all_done) if any_unfinished is not None else not all_done):
             return cut
+        # Let finished rows leave, and waiting ones take their places.
         size = sum(map(len, cohorts))
         joining = None
         if rows_can_leave and (size - unfinished) * _DROP_SHARE >= size:
             cohorts = _staying(decoder, cohorts)
             if begun < len(keys):
                 joining = begin(most_rows - unfinished)
+        # Run the model: the newest token of each row, the whole prompt of those that join.
         parts = []
         if cohorts:
             newest = [cohort.input_ids[:, -1:] for cohort in cohorts]
@@ -165,7 +169,7 @@ def _drawn(token_sampler: TokenSampler, cohorts: list[Cohort], logits: torch.Ten
 
 
 def _staying(decoder: Decoder, cohorts: list[Cohort]) -> list[Cohort]:
-    """The cohorts without their finished rows, which leave the decoder too."""
+    """Remove the finished rows from cohorts and decoder; return the cohorts with any rows left."""
     rows, first = [], 0
     for cohort in cohorts:
         size = len(cohort)
@@ -176,7 +180,7 @@ def _staying(decoder: Decoder, cohorts: list[Cohort]) -> list[Cohort]:
 
 
 def _end_rejected(review: Review, cohort: Cohort, responses: Responses, on_finished: Callable[[int], None]) -> None:
-    """Shows the review what is written so far and ends the rows it rejects."""
+    """Show the review what is written so far, and end the rows it rejects."""
     growing = cohort.unfinished.nonzero().squeeze(-1)
     places = cohort.places[growing].tolist()
     shown = [torch.empty(0, dtype=torch.long) if response is None else response for response in responses]

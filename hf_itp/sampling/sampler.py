@@ -1,5 +1,5 @@
 """
-Candidates for a batch of prompts, drawn from the policy in batches that fit into memory.
+Draw candidates for the prompts of a call, in batches that fit into memory.
 
 Knows nothing of rewards or strategies.
 """
@@ -16,25 +16,26 @@ import torch
 import torch.distributed
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationConfig
-from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.utils import logging as transformers_logging
 
 from hf_itp.errors import ItpWarning
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.cohort import Responses
 from hf_itp.sampling.decoders import Decoder, make_decoder
 from hf_itp.sampling.loop import Review, decode_rows
-from hf_itp.sampling.progress import responses_bar
 from hf_itp.sampling.row_calls import Pair, RowCalls
-from hf_itp.sampling.streams import PromptKey, candidate_key
+from hf_itp.sampling.streams import candidate_key
 from hf_itp.sampling.token_sampler import TokenSampler
 
-# Share of the free memory a batch may plan for; the rest is for the pass itself and for whoever else runs.
+# Share of the free memory that a batch may plan for; the rest is for the pass itself and for other programs.
 _MEMORY_SHARE = 0.5
 # Copies of a row's float32 logits that exist at once while a token is drawn.
 _LOGIT_COPIES = 8
+# A progress bar on a call shorter than this is noise.
+_SECONDS_BEFORE_A_BAR = 5.0
 
 
 @dataclass
@@ -43,40 +44,24 @@ class CandidateSampler:
     Draws candidates for the prompts of one call of `generate`.
 
     Args:
-        model (`PreTrainedModel`): The policy.
-        input_ids (`torch.LongTensor` of shape `(B, L)`): Prompts, left-padded; decoder start tokens for
-            encoder-decoders.
-        logits_processor (`LogitsProcessorList`), stopping_criteria (`StoppingCriteriaList`),
-            generation_config (`GenerationConfig`), model_kwargs (`dict`): As `generate` prepares them for a decoding
-            method.
-        prompt_keys (`list[bytes]`): Fingerprint of each prompt ([`~sampling.streams.prompt_keys`]).
-        batch_size (`int`, *optional*): Most rows in one batch. Without it, as many as half of the free memory holds.
-        progress (`bool`, *optional*): Show a progress bar; without it, one appears on calls of more than 5 seconds.
+        call ([`DecodingCall`]): The prompts, and what their responses are drawn with.
     """
 
-    model: Any
-    input_ids: torch.Tensor
-    logits_processor: LogitsProcessorList
-    stopping_criteria: StoppingCriteriaList
-    generation_config: GenerationConfig
-    model_kwargs: dict[str, Any]
-    prompt_keys: list[PromptKey]
-    batch_size: int | None = None
-    progress: bool | None = None
+    call: DecodingCall
     decoder: Decoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self.decoder = make_decoder(self.model, self.input_ids, self.generation_config, self.model_kwargs)
+        self.decoder = make_decoder(self.call)
         self._calls: RowCalls | None = None
         self._any_unfinished: Callable[[bool], bool] | None = None
-        if forwards_are_synchronized(self.model):
-            self._any_unfinished = lambda done: self.model._has_unfinished_sequences(
-                done, synced_gpus=True, device=self.input_ids.device
+        if forwards_are_synchronized(self.call.model):
+            self._any_unfinished = lambda done: self.call.model._has_unfinished_sequences(
+                done, synced_gpus=True, device=self.call.input_ids.device
             )
 
     @property
     def path(self) -> str:
-        """Which way the forward passes take: `"shared"`, `"expanded"` or `"repeated"`."""
+        """How the forward passes treat the prompt: `"shared"`, `"expanded"` or `"repeated"`."""
         return self.decoder.path
 
     @property
@@ -91,28 +76,28 @@ class CandidateSampler:
         on_batch: Callable[[list[Pair], list[torch.Tensor]], None] | None = None,
     ) -> list[torch.Tensor]:
         """
-        One response per pair of a prompt (its row) and the index of a candidate. A pair gives the same response
-        whatever else is drawn with it.
+        Draw one response per candidate. A candidate gets the same response whatever else is drawn with it.
 
         Args:
-            candidates (`list[Pair]`): Pairs of prompt and candidate index. With `review`, prompt by prompt
-                and equally many of each.
-            review (`Callable`, *optional*): Makes, for the pairs of a batch, what may end some of them early. All
-                pairs of a prompt then share a batch, and what they give are the first tokens of the same responses.
-            on_batch (`Callable`, *optional*): Shown pairs and their responses whenever a batch of them is done, each
-                once and in any order. Not with `review`.
+            candidates (`list[Pair]`): Prompt (its row) and index of each. With `review`, prompt by prompt and equally
+                many of each.
+            review (`Callable`, *optional*): Makes the [`Review`] of a batch, given its candidates. All candidates of a
+                prompt then share a batch, and those that end early are the first tokens of the same responses.
+            on_batch (`Callable`, *optional*): Called with candidates and their responses whenever a batch of them is
+                done, each once and in any order. Not with `review`.
 
         Returns:
             `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
 
         Raises:
-            `ArgumentError`: If a processor or criterion cannot be called as it has to be ([`RowCalls`]).
+            `ArgumentError`: If a processor or criterion cannot be called as it must be ([`RowCalls`]).
             `DistributionError`: If the policy's logits are no distribution.
         """
+        call = self.call
         if self._calls is None:
-            self._calls = RowCalls(self.logits_processor, self.stopping_criteria, len(self.input_ids), len(candidates))
-            self._calls.check(batch_size=self.batch_size, reviewed=review is not None)
-        with responses_bar(len(candidates), self.progress) as bar:
+            self._calls = RowCalls(call.logits_processor, call.stopping_criteria, len(call), len(candidates))
+            self._calls.check(batch_size=call.batch_size, reviewed=review is not None)
+        with _bar(len(candidates), call.progress) as bar:
             if review is not None:
                 return self._draw_under_review(candidates, bar.update, review)
             if self._calls.rows_are_independent:
@@ -123,9 +108,9 @@ class CandidateSampler:
         return responses
 
     def _draw_freely(self, candidates: list[Pair], on_finished: Any, on_batch: Any) -> list[torch.Tensor]:
-        """As many rows at once as there is room for, in batches or each in the place of one that finished."""
+        """Draw as many rows at once as there is room for, in batches or each in the place of one that finished."""
         responses: Responses = [None] * len(candidates)
-        waiting, size, rows = list(range(len(candidates))), self.batch_size or len(candidates), 0
+        waiting, size, rows = list(range(len(candidates))), self.call.batch_size or len(candidates), 0
         flows = self.decoder.rows_can_join and self._any_unfinished is None and not self._in_one_batch
         unseen = set(waiting) if on_batch is not None else set()
 
@@ -151,9 +136,9 @@ class CandidateSampler:
         return _complete(responses)
 
     def _draw_under_review(self, candidates: list[Pair], on_finished: Any, review: Any) -> list[torch.Tensor]:
-        """Rows that are compared with one another grow together."""
+        """Draw rows that are compared with one another together."""
         responses: list[torch.Tensor] = []
-        size = self.batch_size or len(candidates)
+        size = self.call.batch_size or len(candidates)
         unit = len(candidates) // len({prompt for prompt, _ in candidates})
         while len(responses) < len(candidates):
             rows = len(candidates) if self._in_one_batch else max(unit, self._affordable(size) // unit * unit)
@@ -168,22 +153,22 @@ class CandidateSampler:
         return responses
 
     def _draw_in_place(self, candidates: list[Pair], calls: RowCalls, on_finished: Any) -> list[torch.Tensor]:
-        """Rows stay where they are to the end, for processors and criteria that know them by their place."""
+        """Draw rows that stay in their place to the end, for processors and criteria that know them by it."""
         pairs, indices = candidates, list(dict.fromkeys(index for _, index in candidates))
         if calls.by_candidate:
             # Such a processor or criterion sees every prompt; what nobody asked for is thrown away.
-            missing = [(prompt, index) for index in indices for prompt in range(len(self.input_ids))]
+            missing = [(prompt, index) for index in indices for prompt in range(len(self.call))]
             pairs = list(dict.fromkeys([*candidates, *missing]))
         drawn: dict[Pair, torch.Tensor] = {}
-        size = self.batch_size or len(pairs)
+        size = self.call.batch_size or len(pairs)
         while len(drawn) < len(pairs):
             chunk = pairs
             if not calls.needs_one_batch:
                 waiting = [index for index in indices if (pairs[0][0], index) not in drawn]
-                count = max(1, self._affordable(size) // len(self.input_ids))
+                count = max(1, self._affordable(size) // len(self.call))
                 chunk = [pair for pair in pairs if pair[1] in waiting[:count]]
             responses: Responses = [None] * len(chunk)
-            fewest = len(chunk) if calls.needs_one_batch else len(self.input_ids)
+            fewest = len(chunk) if calls.needs_one_batch else len(self.call)
             if self._decode(chunk, responses, on_finished, fewest=fewest, calls=calls):
                 drawn.update(zip(chunk, _complete(responses), strict=True))
             else:
@@ -203,28 +188,26 @@ class CandidateSampler:
         calls: RowCalls | None = None,
     ) -> bool:
         """
-        Put the responses of `candidates` in their places, `most_rows` at once; return whether there was memory enough.
-        Not having it is an error for a batch of `fewest`. With `calls`, rows stay where they are.
+        Put the responses of `candidates` in their places, `most_rows` at once; return whether memory sufficed. For a
+        batch of `fewest` rows it is an error if not. With `calls`, rows stay where they are.
         """
         assert self._calls is not None
-        processors, criteria = (
-            self.logits_processor,
-            StoppingCriteriaList([one for one in self.stopping_criteria if one not in self._calls.time_limits]),
-        )
+        call, device = self.call, self.call.input_ids.device
+        processors = call.logits_processor
+        criteria = StoppingCriteriaList([one for one in call.stopping_criteria if one not in self._calls.time_limits])
         pad_token = None
         if calls is not None:
             processors, criteria = calls.arranged(candidates)
-            pad = self.generation_config._pad_token_tensor
-            if pad is not None and any(hasattr(one, "eos_token_id") for one in self.stopping_criteria):
+            pad = call.generation_config._pad_token_tensor
+            if pad is not None and any(hasattr(one, "eos_token_id") for one in call.stopping_criteria):
                 pad_token = int(pad)
-        device = self.input_ids.device
-        keys = [candidate_key(self.prompt_keys[prompt], index) for prompt, index in candidates]
+        keys = [candidate_key(call.prompt_keys[prompt], index) for prompt, index in candidates]
         try:
             cut = decode_rows(
                 self.decoder,
-                TokenSampler(processors, bool(self.generation_config.do_sample), rows_stay=calls is not None),
+                TokenSampler(processors, bool(call.generation_config.do_sample), rows_stay=calls is not None),
                 criteria,
-                self.input_ids,
+                call.input_ids,
                 torch.tensor([prompt for prompt, _ in candidates], device=device),
                 torch.tensor(keys, device=device),
                 responses,
@@ -239,8 +222,8 @@ class CandidateSampler:
             )
             if cut:
                 warnings.warn(
-                    f"`max_time` cut {cut} of {len(candidates)} responses off before they had ended, and their "
-                    "rewards are of what was written by then. Raise `max_time`, or draw fewer candidates.",
+                    f"`max_time` ended {cut} of {len(candidates)} responses early, and their rewards are of what was "
+                    "written by then. Raise `max_time`, or draw fewer candidates.",
                     ItpWarning,
                     stacklevel=2,
                 )
@@ -256,21 +239,33 @@ class CandidateSampler:
 
     @property
     def _in_one_batch(self) -> bool:
-        """Whether the clock ends all rows, which is the same for each only where they are drawn together."""
+        """Whether all rows must share a batch: the clock ends each at the same token only there."""
         return self._calls is not None and self._calls.needs_one_batch
 
     def _time_is_over(self) -> bool:
         assert self._calls is not None
-        return any(bool(limit(self.input_ids, None).any()) for limit in self._calls.time_limits)
+        return any(bool(limit(self.call.input_ids, None).any()) for limit in self._calls.time_limits)
 
     def _affordable(self, size: int) -> int:
-        if self._in_one_batch or self.batch_size is not None or self._any_unfinished is not None:
+        if self._in_one_batch or self.call.batch_size is not None or self._any_unfinished is not None:
             return size
-        device = self.input_ids.device
+        device = self.call.input_ids.device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        logits = self.model.config.get_text_config().vocab_size * 4 * _LOGIT_COPIES
-        row = logits + self.decoder.bytes_per_row(self.generation_config.max_length)
+        logits = self.call.model.config.get_text_config().vocab_size * 4 * _LOGIT_COPIES
+        row = logits + self.decoder.bytes_per_row(self.call.generation_config.max_length)
         return max(1, min(size, int(free * _MEMORY_SHARE) // row))
+
+
+def _bar(total: int, progress: bool | None) -> Any:
+    """Return a bar of `total` responses: always, never, or (`None`) on long calls where somebody watches."""
+    return transformers_logging.tqdm(
+        total=total,
+        desc="Sampling",
+        unit=" responses",
+        leave=False,
+        delay=0.0 if progress else _SECONDS_BEFORE_A_BAR,
+        disable=None if progress is None else not progress,
+    )
 
 
 def _complete(responses: Responses) -> list[torch.Tensor]:
@@ -278,7 +273,7 @@ def _complete(responses: Responses) -> list[torch.Tensor]:
 
 
 def forwards_are_synchronized(model: Any) -> bool:
-    """Whether weights are gathered in every forward pass, so that no process may make fewer of them than another."""
+    """Return whether weights are gathered in every forward pass, so that all processes must make equally many."""
     # transformers knows the models it has sharded itself, FSDP2 any that was.
     sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model) or isinstance(model, FSDPModule)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

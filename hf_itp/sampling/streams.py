@@ -1,7 +1,7 @@
 """
-Which stream of random numbers each candidate reads: a hash of (seed, its prompt, which repeat of it, its index).
+Give each candidate its stream of random numbers: a hash of (seed, its prompt, which repeat of it, its index).
 
-Nothing of the batch enters, so a candidate is the same alone or in a batch, in any order and any chunk.
+Nothing of the batch enters, so a candidate is the same in any batch, in any order and any chunk.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from hashlib import blake2b
 
 import torch
 
-from hf_itp.functional.kernels.random import signed64
-
 PromptKey = bytes
 """Fingerprint of one prompt of a batch, made by [`prompt_keys`]."""
 
 
 def prompt_keys(seed: int, prompts: Sequence[Sequence[int] | str]) -> list[PromptKey]:
     """
-    One fingerprint per prompt of a batch: of the seed, the prompt's own tokens or text, and how many equal prompts
-    stand before it.
+    Return one fingerprint per prompt of a batch: of the seed, the prompt's own tokens or text, and how many equal
+    prompts stand before it.
     """
     seen: Counter[bytes] = Counter()
     keys = []
@@ -33,22 +31,22 @@ def prompt_keys(seed: int, prompts: Sequence[Sequence[int] | str]) -> list[Promp
 
 
 def candidate_key(prompt: PromptKey, candidate: int) -> int:
-    """The 64-bit key of the stream one candidate of a prompt is sampled with."""
+    """Return the 64-bit key of the stream that one candidate of a prompt is drawn with."""
     return _as_int64(_digest(b"candidate", str(candidate).encode(), prompt))
 
 
 def selection_generator(prompt: PromptKey) -> torch.Generator:
-    """A generator, seeded for this prompt, for the draw among its candidates."""
+    """Return a generator, seeded for this prompt, for the selection among its candidates."""
     return torch.Generator().manual_seed(_as_int64(_digest(b"selection", prompt)))
 
 
 def falls_within(prompt: PromptKey, share: float) -> bool:
-    """Whether a prompt is among that share of all prompts."""
+    """Return whether a prompt is among that share of all prompts."""
     return int.from_bytes(_digest(b"share", prompt)[:7], "little") < share * 2**56
 
 
 def fresh_seed() -> int:
-    """A seed from torch's global generator, as any other sampling would use it: `torch.manual_seed` governs it."""
+    """Draw a seed from torch's global generator, so that `torch.manual_seed` governs it as any other sampling."""
     return int(torch.randint(2**62, ()).item())
 
 
@@ -60,9 +58,9 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _as_int64(digest: bytes) -> int:
-    return signed64(int.from_bytes(digest[:8], "little"))
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for a purpose: references must not be the very responses that are calibrated with them."""
+    """Return a seed for one purpose: references must not be the very responses that are calibrated with them."""
     return int.from_bytes(_digest(b"purpose", purpose.encode(), str(seed).encode())[:7], "little")

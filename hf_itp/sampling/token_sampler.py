@@ -1,8 +1,8 @@
 """
-From the logits of a step to the next token of every row.
+Turn the logits of a step into the next token of every row.
 
-The plain case takes no processor object: temperature, top-k, top-p and min-p are one function. Where a caller or a
-checkpoint asks for anything else, exactly the processors transformers prepared are applied, in their order.
+The plain case needs no processor object: temperature, top-k, top-p and min-p are one function. Where a caller or a
+checkpoint asks for anything else, the processors that transformers prepared are applied as they are, in their order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TokenSampler:
 
     Args:
         logits_processor (`LogitsProcessorList`): What transformers prepared for this call, warpers included.
-        do_sample (`bool`): Draw from the softmax; the most probable token otherwise.
+        do_sample (`bool`): Draw from the softmax; otherwise take the most probable token.
         rows_stay (`bool`, *optional*, defaults to `False`): Whether the processors are arranged for the rows of one
             batch ([`~sampling.row_calls.RowCalls`]). Otherwise all of them are row-wise.
     """
@@ -48,7 +48,7 @@ class TokenSampler:
         self.warp = _fused_settings(self.logits_processor)
 
     def for_rows(self, prompt_index: torch.Tensor) -> TokenSampler:
-        """Give the sampler for a batch whose rows continue the prompts `prompt_index`."""
+        """Return the sampler for a batch whose rows continue the prompts `prompt_index`."""
         if self.warp is not None or self.rows_stay:
             return self
         own = LogitsProcessorList([of_rows(processor, prompt_index) for processor in self.logits_processor])
@@ -56,7 +56,7 @@ class TokenSampler:
 
     def process(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """
-        Logits `(R, V)` of what is drawn from, given the raw ones, float32, and prompt and response so far `(R, L)`.
+        Return the logits `(R, V)` to draw from, given the raw ones in float32 and prompt and response so far `(R, L)`.
         """
         if self.warp is not None:
             return warp_logits(logits, **self.warp)
@@ -66,17 +66,19 @@ class TokenSampler:
         self, processed: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor, unfinished: torch.Tensor
     ) -> torch.Tensor:
         """
+        Draw the next token of each row.
+
         Args:
             processed (`torch.FloatTensor` of shape `(R, V)`): From [`process`].
             keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
             step (`int` or `torch.LongTensor` of shape `(R,)`): How many tokens the responses have.
-            unfinished (`torch.BoolTensor` of shape `(R,)`): Rows whose token counts.
+            unfinished (`torch.BoolTensor` of shape `(R,)`): Rows whose token matters.
 
         Returns:
             `torch.LongTensor` of shape `(R,)`.
 
         Raises:
-            `DistributionError`: If there is nothing to draw from for an unfinished row.
+            `DistributionError`: If an unfinished row has nothing to draw from.
         """
         unfinished = unfinished.to(processed.device)
         if self.do_sample:

@@ -57,7 +57,13 @@ class Strategy(ABC):
             `torch.Tensor` of shape `(..., N)`, float64: Probabilities that sum to 1.
         """
 
-    def select(self, rewards: Tensor, num_return_sequences: int = 1, generator: Generator | None = None) -> Tensor:
+    def select(
+        self,
+        rewards: Tensor,
+        num_return_sequences: int = 1,
+        generator: Generator | None = None,
+        law: Tensor | None = None,
+    ) -> Tensor:
         """
         Draw different indices to return: the first from [`probabilities`], each further one from the same law
         restricted to the rest. Once that law has no mass left, the rest follows by [`preference`].
@@ -66,6 +72,7 @@ class Strategy(ABC):
             rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates.
             num_return_sequences (`int`, *optional*, defaults to 1): Indices per pool, from 1 to `N`.
             generator (`torch.Generator`, *optional*): Source of randomness; by default torch's global one.
+            law (`torch.Tensor` of shape `(..., N)`, *optional*): Their checked [`probabilities`], if known already.
 
         Returns:
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
@@ -76,23 +83,38 @@ class Strategy(ABC):
         pools = rewards.reshape(-1, size)
         # Prompts are independent, so they can be processed in portions of any size.
         block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
+        laws = None if law is None else law.reshape(-1, size).split(block)
         indices: list[Tensor] = []
         for part in map(check_rewards, pools.split(block)):
-            first_row = len(indices) * block if rewards.dim() > 1 else None
-            law = check_law(self.probabilities(part), part, self.name, first_row)
-            indices.append(sample_without_replacement(law, num_return_sequences, generator, self.preference(part)))
+            if laws is None:
+                first_row = len(indices) * block if rewards.dim() > 1 else None
+                own = check_law(self.probabilities(part), part, self.name, first_row)
+            else:
+                own = laws[len(indices)]
+            indices.append(sample_without_replacement(own, num_return_sequences, generator, self.preference(part)))
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
 
     def preference(self, rewards: Tensor) -> Tensor:
         """Return the order `(..., N)`, highest first, in which candidates of probability 0 are returned."""
         return rewards
 
+    @property
+    def takes_law(self) -> bool:
+        """Whether [`decide`], [`select`] and [`diagnostics`] take known [`probabilities`] as `law`: these here do."""
+        names = ("decide", "select", "diagnostics")
+        return all(getattr(type(self), name) is getattr(Strategy, name) for name in names)
+
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
         """Return how many candidates beyond `num_candidates` [`decide`] may need: 0 when it selects from one pool."""
         return 0
 
     def decide(
-        self, rewards: Tensor, num_candidates: int, num_return_sequences: int = 1, generator: Generator | None = None
+        self,
+        rewards: Tensor,
+        num_candidates: int,
+        num_return_sequences: int = 1,
+        generator: Generator | None = None,
+        law: Tensor | None = None,
     ) -> Tensor | None:
         """
         Return the indices to return for one prompt, or `None` if more candidates must be drawn first.
@@ -104,12 +126,14 @@ class Strategy(ABC):
             num_candidates (`int`): `N`, the size of the first pool; `P >= N`.
             num_return_sequences (`int`, *optional*, defaults to 1): How many indices to return.
             generator (`torch.Generator`, *optional*): Source of randomness.
+            law (`torch.Tensor` of shape `(P,)`, *optional*): Their checked [`probabilities`], where known already.
+                Given only to a strategy that [`takes_law`].
         """
-        return self.select(rewards, num_return_sequences, generator)
+        return self.select(rewards, num_return_sequences, generator, law)
 
-    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
-        """Return diagnostics of each pool `(..., N)`: tensors of shape `(...)`, by name."""
-        law = check_law(self.probabilities(rewards), rewards, self.name)
+    def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
+        """Return diagnostics of each pool `(..., N)`: tensors of shape `(...)`, by name. `law` is as in [`select`]."""
+        law = check_law(self.probabilities(rewards), rewards, self.name) if law is None else law
         return {"effective_sample_size": effective_sample_size(law)}
 
     def selection_diagnostics(self, indices: Tensor, num_candidates: int) -> dict[str, Tensor]:

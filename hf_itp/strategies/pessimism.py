@@ -104,7 +104,13 @@ class Pessimism(Strategy):
         """
         return self._rule.probabilities(rewards)
 
-    def select(self, rewards: Tensor, num_return_sequences: int = 1, generator: Generator | None = None) -> Tensor:
+    def select(
+        self,
+        rewards: Tensor,
+        num_return_sequences: int = 1,
+        generator: Generator | None = None,
+        law: Tensor | None = None,
+    ) -> Tensor:
         """
         Draw different indices to return; see [`Strategy.select`].
 
@@ -112,13 +118,22 @@ class Pessimism(Strategy):
         `(P - k) // 2` are the first pool, the last `k` are the fallbacks, those between are the proposals. Returns the
         first `k` accepted in order, then fallbacks in order.
         """
-        return self._rule.select(rewards, num_return_sequences, generator)
+        return self._rule.select(rewards, num_return_sequences, generator, law)
+
+    @property
+    def takes_law(self) -> bool:
+        return self.pool == "shared"
 
     def num_extra_candidates(self, num_candidates: int, num_return_sequences: int) -> int:
         return self._rule.num_extra_candidates(num_candidates, num_return_sequences)
 
     def decide(
-        self, rewards: Tensor, num_candidates: int, num_return_sequences: int = 1, generator: Generator | None = None
+        self,
+        rewards: Tensor,
+        num_candidates: int,
+        num_return_sequences: int = 1,
+        generator: Generator | None = None,
+        law: Tensor | None = None,
     ) -> Tensor | None:
         """
         Return the indices to return for one prompt, or `None` if more candidates must be drawn first.
@@ -126,9 +141,9 @@ class Pessimism(Strategy):
         With `pool="fresh"` candidates from `num_candidates` on are proposals, in order, and from `2 * num_candidates`
         on fallbacks. Returns the first `num_return_sequences` accepted; fallbacks fill up the rest.
         """
-        return self._rule.decide(rewards, num_candidates, num_return_sequences, generator)
+        return self._rule.decide(rewards, num_candidates, num_return_sequences, generator, law)
 
-    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
+    def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
         """
         Return diagnostics of each pool `(..., N)`, the first pool with `pool="fresh"`: tensors of shape `(...)`.
 
@@ -136,7 +151,7 @@ class Pessimism(Strategy):
         `support_size`, the number of candidates of positive probability. With `pool="fresh"` the rate and the sizes
         are estimates for the proposals to come, and `no_acceptance_probability` is the chance of a fallback.
         """
-        return self._rule.diagnostics(rewards)
+        return self._rule.diagnostics(rewards, law)
 
     def selection_diagnostics(self, indices: Tensor, num_candidates: int) -> dict[str, Tensor]:
         """Return, with `pool="fresh"`, `fallbacks`: how many of the indices `(..., k)` were not accepted."""
@@ -196,13 +211,13 @@ class _SharedPool(Strategy):
         weights, _, bound = self.solve(check_rewards(rewards))
         return rejection_law(weights, bound)
 
-    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
+    def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
         weights, normalizer, bound = self.solve(check_rewards(rewards))
         return {
             "normalizer": normalizer,
             "bound": bound,
             "acceptance_rate": acceptance_probabilities(weights, bound).mean(dim=-1),
-            "effective_sample_size": effective_sample_size(rejection_law(weights, bound)),
+            "effective_sample_size": effective_sample_size(rejection_law(weights, bound) if law is None else law),
             "support_size": (weights > 0).sum(dim=-1),
         }
 
@@ -226,7 +241,13 @@ class _FreshPool(_SharedPool):
         law, fallback = first_accept_law(self.acceptance(rewards[..., :size], rewards[..., size:-1]))
         return torch.cat([torch.zeros_like(rewards[..., :size]), law, fallback.unsqueeze(-1)], dim=-1)
 
-    def select(self, rewards: Tensor, num_return_sequences: int = 1, generator: Generator | None = None) -> Tensor:
+    def select(
+        self,
+        rewards: Tensor,
+        num_return_sequences: int = 1,
+        generator: Generator | None = None,
+        law: Tensor | None = None,
+    ) -> Tensor:
         rewards = check_rewards(rewards)
         num_rewards = rewards.shape[-1]
         num_return_sequences = check_num_return_sequences(num_return_sequences, num_rewards)
@@ -243,7 +264,12 @@ class _FreshPool(_SharedPool):
         return num_candidates + num_return_sequences
 
     def decide(
-        self, rewards: Tensor, num_candidates: int, num_return_sequences: int = 1, generator: Generator | None = None
+        self,
+        rewards: Tensor,
+        num_candidates: int,
+        num_return_sequences: int = 1,
+        generator: Generator | None = None,
+        law: Tensor | None = None,
     ) -> Tensor | None:
         rewards = check_rewards(rewards)
         if rewards.dim() != 1 or len(rewards) < num_candidates:
@@ -260,8 +286,8 @@ class _FreshPool(_SharedPool):
         indices = torch.cat([accepted, drawn[2 * num_candidates :]])[:num_return_sequences]
         return indices if len(indices) == num_return_sequences else None
 
-    def diagnostics(self, rewards: Tensor) -> dict[str, Tensor]:
-        found = super().diagnostics(rewards)
+    def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
+        found = super().diagnostics(rewards, law)
         none = no_acceptance_probability(found["acceptance_rate"], rewards.shape[-1])
         return {**found, "no_acceptance_probability": none}
 

@@ -13,7 +13,7 @@ def exchange() -> weakref.ref:
     from hf_itp.distributed.processes import launched_processes
 
     processes = launched_processes()
-    assert processes.size == 2 == len(processes.gather(None))
+    assert processes.size == 2 == len(processes.gather(lambda: None))
     return weakref.ref(processes._group)
 
 

@@ -1,10 +1,10 @@
 """
-Run in two processes: process 1 is killed in the middle of a call, as by the kernel when memory runs out.
+Run by `accelerate launch`: process 1 is killed in the middle of a call, as by the kernel when memory runs out.
 
-    python -m tests.distributed.one_is_killed FOLDER MOMENT
+    accelerate launch --multi_gpu --num_processes 2 -m tests.distributed.one_is_killed FOLDER MOMENT
 
 MOMENT: `sampling`, process 0 has minutes of tokens ahead; `waiting`, it has drawn its part; `forward`, it waits in a
-forward pass for weights that process 1 holds. Process 0 writes its error; process 1 notes when it was killed.
+forward pass for weights that process 1 holds. Process 1 notes when it was killed.
 """
 
 from __future__ import annotations

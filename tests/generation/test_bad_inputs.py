@@ -161,7 +161,7 @@ CASES = {
     "embeddings without prompts": (
         {"input_ids": None, "attention_mask": None, "inputs_embeds": torch.zeros(3, 4, 32), "prompts": None},
         ValueError,
-        "`prompts` has to be given",
+        "`prompts` must be given",
     ),
     "right padding": ({**right_padded()}, ValueError, "padding_side='left'"),
     "no tokenizer anywhere": ({"tokenizer": None}, OSError, "Pass tokenizer="),

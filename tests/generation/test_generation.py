@@ -211,7 +211,7 @@ def test_max_time_ends_the_call(tokenizer):
         return slow(*args, **kwargs)
 
     model.forward = forward
-    with pytest.warns(ItpWarning, match="`max_time` cut"):
+    with pytest.warns(ItpWarning, match="`max_time` ended"):
         output = run(model, tokenizer, "best_of_n", max_new_tokens=200, max_time=0.4, eos_token_id=None)
     # Eight steps sleep for 0.4 s and the ninth at most is begun before; on a busy machine there are fewer.
     assert output.diagnostics["num_tokens"].max() < 20
@@ -349,6 +349,21 @@ def test_warning_when_pessimism_has_become_another_strategy(llama, tokenizer):
         run(llama, tokenizer, "pessimism", beta=1e-6)
     with pytest.warns(ItpWarning, match="Choose a beta between"):
         run(llama, tokenizer, "pessimism", beta=1e4)
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "pessimism"])
+def test_law_is_computed_once_per_call(name, llama, tokenizer, monkeypatch):
+    """For selection, output and diagnostics together."""
+    kind, asked = type(strategy_of(name)), []
+    original = kind.probabilities
+
+    def probabilities(self, rewards):
+        asked.append(tuple(rewards.shape))
+        return original(self, rewards)
+
+    monkeypatch.setattr(kind, "probabilities", probabilities)
+    run(llama, tokenizer, name, **STRATEGIES[name])
+    assert asked == [(len(LENGTHS), 8)]
 
 
 def test_diagnostics_say_what_was_done(llama, tokenizer):

@@ -17,7 +17,7 @@ from tests.tiny import PromptBoundReward, tiny_model, tiny_tokenizer
 FIRST = [{"role": "user", "content": "how can I bake bread"}]
 SECOND = [{"role": "system", "content": "you make it"}, {"role": "user", "content": "make cold milk"}]
 LONGER = [*FIRST, {"role": "assistant", "content": "you can"}, {"role": "user", "content": "what is salt"}]
-OTHERS = "seems not to belong to the input"
+OTHERS = "`prompts` must belong to the input"
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ Candidates straight from the sampler, through the hook `generate` offers, withou
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_itp.sampling import CandidateSampler
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.streams import prompt_keys
 
@@ -29,16 +31,10 @@ def draw(
     given = batch["input_ids"], batch.get("attention_mask")
     paths = []
 
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    def decode(model, input_ids, **prepared):
+        call = DecodingCall.of(model, input_ids, **prepared)
         sampler = CandidateSampler(
-            model=model,
-            input_ids=input_ids,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            model_kwargs=model_kwargs,
-            prompt_keys=prompt_keys(seed, unpadded(*given)),
-            batch_size=batch_size,
+            replace(call, prompt_keys=prompt_keys(seed, unpadded(*given)), batch_size=batch_size)
         )
         paths.append(sampler.path)
         pairs = [(row, index) for row in range(len(input_ids)) for index in range(num_candidates)]
@@ -51,16 +47,16 @@ def draw(
     return model.generate(**batch, custom_generate=decode, **arguments), paths[0]
 
 
-def prepared(model: PreTrainedModel, batch: dict[str, torch.Tensor], **settings: Any) -> dict[str, Any]:
-    """What `generate` hands to a decoding method, less the processors and criteria."""
-    caught = {}
+def prepared(model: PreTrainedModel, batch: dict[str, torch.Tensor], **settings: Any) -> DecodingCall:
+    """What `generate` hands to a decoding method."""
+    caught = []
 
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        caught.update(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs)
+    def decode(model, input_ids, **prepared):
+        caught.append(DecodingCall.of(model, input_ids, **prepared))
         return input_ids
 
     model.generate(**batch, custom_generate=decode, max_new_tokens=8, **settings)
-    return caught
+    return caught[0]
 
 
 def rows_of(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:

@@ -52,10 +52,8 @@ def test_greedy_tokens_are_those_of_plain_generate(architecture):
         assert set(expected[len(response) :]) <= {PAD}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_keyword_draws_what_plain_generate_draws(architecture):
-    """One greedy candidate, so that the whole way through `generate(strategy=...)` has one right answer."""
-    model, batch = tiny_model(architecture), batch_for(architecture)
+def greedy_like_plain(model, batch):
+    """The output of one greedy candidate, which has to be what plain `generate` decodes."""
     settings = {"max_new_tokens": 6, "do_sample": False}
     output = model.generate(
         **batch, **settings, strategy="best_of_n", num_candidates=1, reward_model=PromptBoundReward(), seed=0,
@@ -63,6 +61,13 @@ def test_keyword_draws_what_plain_generate_draws(architecture):
     )  # fmt: skip
     plain = model.generate(**batch, **settings)
     assert output.sequences.equal(plain[:, : output.sequences.shape[1]])
+    return output
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keyword_draws_what_plain_generate_draws(architecture):
+    """One greedy candidate, so that the whole way through `generate(strategy=...)` has one right answer."""
+    output = greedy_like_plain(tiny_model(architecture), batch_for(architecture))
     assert output.diagnostics["path"] == PATHS[architecture] and output.diagnostics["path_reason"]
 
 
@@ -90,14 +95,7 @@ def test_candidates_are_the_same_alone_in_a_batch_and_in_any_order(architecture)
 def test_path_of_gemma2_as_its_release_loads_it():
     """Before transformers 5.21 by an attention that drops the soft cap, which shared prompts would not. Goes then."""
     drops_the_cap = Version(transformers.__version__) < Version("5.21")
-    model, batch = tiny_model("gemma2", attn_implementation=None), batch_for("gemma2")
-    settings = {"max_new_tokens": 6, "do_sample": False}
-    output = model.generate(
-        **batch, **settings, strategy="best_of_n", num_candidates=1, reward_model=PromptBoundReward(), seed=0,
-        prompts=["a", "b", "c"], tokenizer=tiny_tokenizer(), return_dict_in_generate=True,
-    )  # fmt: skip
-    plain = model.generate(**batch, **settings)
-    assert output.sequences.equal(plain[:, : output.sequences.shape[1]])
+    output = greedy_like_plain(tiny_model("gemma2", attn_implementation=None), batch_for("gemma2"))
     assert output.diagnostics["path"] == ("expanded" if drops_the_cap else "shared")
     assert ("soft cap" in output.diagnostics["path_reason"]) == drops_the_cap
 

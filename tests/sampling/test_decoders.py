@@ -10,7 +10,8 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_itp.models.host_names import cache_argument
-from hf_itp.sampling.decoders import ExpandedCacheDecoder, RepeatedPromptDecoder, make_decoder, select_rows
+from hf_itp.sampling.call import select_rows
+from hf_itp.sampling.decoders import ExpandedCacheDecoder, RepeatedPromptDecoder, make_decoder
 from hf_itp.sampling.shared_prefix import SharedPrefixDecoder
 from tests.sampling.drawing import prepared
 from tests.tiny import left_padded_batch, tiny_model
@@ -27,7 +28,7 @@ def as_inside_generate():
 @pytest.fixture(params=["llama", "bloom"], ids=["shared", "expanded"])
 def decoder(request):
     model = tiny_model(request.param)
-    made = make_decoder(model, **prepared(model, left_padded_batch([7, 5])))
+    made = make_decoder(prepared(model, left_padded_batch([7, 5])))
     made.model = model
     return made
 
@@ -69,7 +70,7 @@ def test_batches_do_not_leak_into_each_other(decoder):
 
 def test_memory_of_a_row_on_the_expanded_cache_grows_with_its_length():
     model = tiny_model("bloom")
-    decoder = make_decoder(model, **prepared(model, left_padded_batch([7, 5])))
+    decoder = make_decoder(prepared(model, left_padded_batch([7, 5])))
     # Keys and values of 2 layers, 4 heads of 8 numbers of 4 bytes: 512 bytes a token, and a mask.
     assert 512 * 100 <= decoder.bytes_per_row(100) <= 560 * 100
 
@@ -77,7 +78,7 @@ def test_memory_of_a_row_on_the_expanded_cache_grows_with_its_length():
 @pytest.mark.parametrize("lengths", [[7, 5], [70, 5]])
 def test_memory_of_a_row_on_a_shared_prefix_is_that_of_its_response(lengths):
     model = tiny_model("llama")
-    decoder = make_decoder(model, **prepared(model, left_padded_batch(lengths)))
+    decoder = make_decoder(prepared(model, left_padded_batch(lengths)))
     # Keys and values of 2 layers, 2 heads of 8 numbers of 4 bytes: 256 bytes a token, twice while the buffer grows.
     assert decoder.bytes_per_row(max(lengths) + 100) == 2 * 256 * 100
 
@@ -97,13 +98,13 @@ def test_memory_of_a_row_on_a_shared_prefix_is_that_of_its_response(lengths):
 )
 def test_prompt_is_paid_for_once_wherever_rows_can_be_copied(architecture, settings, kind):
     model = tiny_model(architecture)
-    chosen = make_decoder(model, **prepared(model, left_padded_batch([7, 5]), **settings))
+    chosen = make_decoder(prepared(model, left_padded_batch([7, 5]), **settings))
     assert isinstance(chosen, kind)
     assert chosen.rows_can_leave == (kind is not RepeatedPromptDecoder)
 
 
 def test_cache_of_the_caller_is_not_written_to():
     model, cache = tiny_model("llama"), DynamicCache(config=tiny_model("llama").config)
-    arguments = prepared(model, left_padded_batch([7, 5]), **{cache_argument(model.forward): cache})
-    make_decoder(model, **arguments).start(torch.tensor([0, 0, 1]))
+    call = prepared(model, left_padded_batch([7, 5]), **{cache_argument(model.forward): cache})
+    make_decoder(call).start(torch.tensor([0, 0, 1]))
     assert cache.get_seq_length() == 0

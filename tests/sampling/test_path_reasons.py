@@ -19,6 +19,7 @@ from hf_itp import ItpWarning
 from hf_itp.errors import UnsupportedModelError
 from hf_itp.models.host_names import cache_argument, cache_entry
 from hf_itp.sampling import decoders
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.shared_prefix import CannotShare
 from hf_itp.sampling.shared_prefix.conditions import check_can_share
 from hf_itp.sampling.shared_prefix.decoder import same_logits
@@ -45,11 +46,11 @@ def nobody_was_warned(monkeypatch):
 
 
 def decoder_of(model, batch=None, change=None, **settings):
-    arguments = prepared(model, left_padded_batch([7, 5]) if batch is None else batch, **settings)
+    call = prepared(model, left_padded_batch([7, 5]) if batch is None else batch, **settings)
     if change is not None:
-        change(arguments["model_kwargs"])
+        change(call.model_kwargs)
     with torch.no_grad():
-        return decoders.make_decoder(model, **arguments)
+        return decoders.make_decoder(call)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -67,7 +68,7 @@ def test_contract_with_transformers(architecture):
     the old one, or `hf_itp.sampling.shared_prefix.conditions` what goes with it.
     """
     model = tiny_model(architecture)
-    model_kwargs = prepared(model, left_padded_batch([7, 5]))["model_kwargs"]
+    model_kwargs = prepared(model, left_padded_batch([7, 5])).model_kwargs
     name, cache = cache_entry(model_kwargs)
     known = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "past_key_values", "cache"}
     assert set(model_kwargs) <= known, "what `generate` prepares"
@@ -99,10 +100,9 @@ def test_reason_of_a_call(settings, path, reason):
 def test_attention_that_is_not_known_is_named():
     model = tiny_model("llama")
     model.set_attn_implementation("flex_attention")
-    arguments = prepared(model, left_padded_batch([7, 5]))
-    del arguments["generation_config"]
+    call = prepared(model, left_padded_batch([7, 5]))
     with pytest.raises(CannotShare, match="the attention implementation 'flex_attention' is not known to share"):
-        check_can_share(model, **arguments)
+        check_can_share(call)
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def test_code_that_passes_over_its_cache_is_an_error():
     """Plain `generate` goes on, each token seeing itself alone."""
     model = tiny_model("llama")
     model.__class__ = OldCode
-    with pytest.raises(UnsupportedModelError, match=r"OldCode has to fill the cache.*Pass use_cache=False"):
+    with pytest.raises(UnsupportedModelError, match=r"OldCode must fill the cache.*Pass use_cache=False"):
         decoder_of(model)
     expected, _ = draw(tiny_model("llama"), left_padded_batch([7, 5]), 3)
     assert draw(model, left_padded_batch([7, 5]), 3, use_cache=False) == (expected, "repeated")
@@ -237,9 +237,9 @@ def test_virtual_tokens_are_the_reason():
         wrapped = peft.get_peft_model(model, config).eval()
     reasons = []
 
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    def decode(model, input_ids, **prepared):
         with torch.no_grad():
-            reasons.append(decoders.make_decoder(model, input_ids, generation_config, model_kwargs).path_reason)
+            reasons.append(decoders.make_decoder(DecodingCall.of(model, input_ids, **prepared)).path_reason)
         return input_ids
 
     wrapped.generate(**left_padded_batch([7, 5]), custom_generate=decode, max_new_tokens=3)

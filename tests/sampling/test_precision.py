@@ -4,14 +4,19 @@ Autocast and another default dtype: the sampler computes in what the model compu
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
-from hf_itp.distributed.sharding import Sharding
+from hf_itp.distributed.processes import Processes
+from hf_itp.distributed.sharding import ShardedSource, Sharding
+from hf_itp.errors import ItpWarning
 from hf_itp.functional.kernels.attention import attend, attend_causally
 from hf_itp.models.packed_linear import packed_linears
 from hf_itp.sampling import decoders
+from hf_itp.sampling.call import DecodingCall
 from tests.sampling.drawing import draw, prepared
 from tests.sampling.test_architectures import SHARED
 from tests.tiny import left_padded_batch, tiny_model
@@ -33,7 +38,7 @@ def test_step_under_autocast_is_the_models_own(architecture):
     draw(model, batch, 1)  # packs its layers, and gives a verdict that holds outside of autocast alone
     ids = torch.cat([batch["input_ids"], torch.tensor([[7]])], dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        decoder = decoders.make_decoder(model, **prepared(model, batch))
+        decoder = decoders.make_decoder(prepared(model, batch))
         assert decoder.path == "shared", decoder.path_reason
         first = decoder.start(torch.tensor([0, 0]))
         second = decoder.advance(ids.repeat(2, 1))
@@ -83,7 +88,18 @@ def test_default_dtype_is_no_part_of_the_draw(architecture, bfloat16_by_default)
 
 def test_rewards_keep_their_digits_on_the_way_through_sharding(bfloat16_by_default):
     rewards = torch.tensor([100.0, 100.1, 100.2, 100.3], dtype=torch.float32)
-    sharding = Sharding(None, None, 1, rows_are_independent=True)
-    pairs = [(0, index) for index in range(4)]
-    _, collected = sharding.collect(pairs, lambda asked: list(asked), lambda mine, drawn: rewards)
+
+    class Source:
+        seconds: ClassVar = {}
+
+        def draw(self, pairs, review=None):
+            return list(pairs)
+
+        def score(self, pairs, responses):
+            return rewards
+
+    with pytest.warns(ItpWarning, match="there is one process"):
+        call = DecodingCall.of(None, torch.zeros(1, 1, dtype=torch.long), [], [], None)
+        sharding = Sharding(Processes(), "candidates", call)
+    _, collected = ShardedSource(Source(), sharding).collect([(0, index) for index in range(4)])
     assert collected.dtype == torch.float32 and collected.equal(rewards)

@@ -329,7 +329,7 @@ def test_a_smaller_batch_is_refused_where_all_rows_are_seen_together():
 
 def test_the_clock_ends_all_candidates_in_the_same_moment_and_says_so():
     model = tiny_model("llama")
-    with pytest.warns(ItpWarning, match=r"`max_time` cut 12 of 12 responses off"):
+    with pytest.warns(ItpWarning, match=r"`max_time` ended 12 of 12 responses early"):
         pools, _ = draw(
             model, left_padded_batch([7, 5]), 6, max_time=0.05, max_new_tokens=100_000, suppress_tokens=[EOS]
         )

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from hf_itp.functional.kernels.attention import attend, merge_attention
 from hf_itp.sampling import decoders
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.shared_prefix.attention import ATTENTION, shared_prefix_attention
 from hf_itp.sampling.shared_prefix.cache import (
     CannotShare,
@@ -74,8 +75,8 @@ def test_rows_of_a_prompt_may_stand_anywhere(order):
     model, batch = tiny_model("llama"), left_padded_batch([7, 5, 9])
     logits = {}
 
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        decoder = decoders.make_decoder(model, input_ids, generation_config, model_kwargs)
+    def decode(model, input_ids, **prepared):
+        decoder = decoders.make_decoder(DecodingCall.of(model, input_ids, **prepared))
         for name, rows in {"order": order, "sorted": [0, 1, 2]}.items():
             index = torch.tensor(rows)
             decoder.start(index)

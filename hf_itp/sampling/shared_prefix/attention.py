@@ -16,10 +16,10 @@ ATTENTION = "hf_itp_shared_prefix"
 @attention_interface(ATTENTION)
 def shared_prefix_attention(call: AttentionCall) -> torch.Tensor:
     """
-    Attend in a decoding step: one query per row over its prompt's keys and its own.
+    Attend with one query per row to its prompt's keys and its own, as transformers' attention interface asks.
 
-    The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head, so no
-    key is repeated and none is read twice.
+    The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head: no key
+    is repeated, and none is read twice.
     """
     module, query, key, value, mask, scaling, dropout, window, softcap, sink = call
     if torch.compiler.is_compiling():
@@ -46,18 +46,21 @@ def _attend_to_both(
     softcap: float | None,
     sink: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Outputs `(R, 1, H, E)` of the queries `(R, H, 1, D)`."""
+    """Return the outputs `(R, 1, H, E)` of the queries `(R, H, 1, D)`."""
+    # Group the heads that share a key head.
     rows, heads, _, width = query.shape
     key_heads = layer.prefixes[0][0].shape[1]
     grouped = query.view(rows, key_heads, heads // key_heads, width)
+    # Attend to each row's own tokens, cohort by cohort.
     parts = [
         attend(part, *own.last(sliding_window), scaling, softcap)
         for part, own in zip(cache.by_cohort(grouped), layer.own, strict=True)
     ]
     own, own_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
 
+    # Attend to the prompts, each with all its rows at once. What a window still shows of one depends on how far a row
+    # has come.
     shared, shared_lse = torch.zeros_like(own), torch.full_like(own_lse, -torch.inf)
-    # What a window still shows of a prompt depends on how far a row has come.
     groups = cache.groups if sliding_window is None else cache.groups_by_cohort
     for group in groups:
         prompt_key, prompt_value = layer.prefixes[group.prompt]
@@ -75,6 +78,7 @@ def _attend_to_both(
         else:
             shared[group.rows], shared_lse[group.rows] = output, lse
 
+    # Merge both by their log-sum-exp, the sink in the denominator.
     sink = None if sink is None else sink.view(1, key_heads, -1)
     merged = merge_attention([own, shared], [own_lse, shared_lse], sink)
     return merged.reshape(rows, 1, heads, -1)
@@ -90,7 +94,7 @@ def _attend_shared(
     softcap: float | None,
     sink: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Caches a token's keys and values and attends, in a compiled step of a model that has taken one uncompiled."""
+    """Cache a token's keys and values and attend, in a compiled step of a model that has taken one uncompiled."""
     cache = active_cache.get()
     key, _ = cache.update(key, value, layer_idx)
     return _attend_to_both(cache, cache.take(key), query, scaling, sliding_window, softcap, sink)

@@ -1,5 +1,5 @@
 """
-What a model and a call have to be for a prompt to be shared, as far as it can be told before a pass.
+Check whether a call's prompts can be shared, before any forward pass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hf_itp.models.attention_interface import EXACT_ATTENTION
 from hf_itp.models.caches import is_offloaded
 from hf_itp.models.host_names import cache_entry
 from hf_itp.models.view import can_be_viewed
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, UnknownInterface
 
 # What a plain text prompt is prepared as, beside its cache.
@@ -24,23 +25,25 @@ _KNOWN = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}
 _BESIDE_TOKENS = {"inputs_embeds", "token_type_ids"}
 
 
-def check_can_share(model: Any, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[str, Cache]:
+def check_can_share(call: DecodingCall) -> tuple[str, Cache]:
     """
-    The empty cache that `generate` prepared, and its name.
+    Return the name of the empty cache that `generate` prepared, and the cache.
 
     Raises:
-        `CannotShare`: If what can be told before a pass speaks against a shared prefix; the first pass may still.
+        `CannotShare`: If model or inputs cannot share a prefix. The first pass may still show that they cannot.
     """
-    if not model_kwargs.get("use_cache"):
+    if not call.model_kwargs.get("use_cache"):
         raise CannotShareNow("`use_cache` is False")
-    _check_model(model)
-    return _check_inputs(model, input_ids, model_kwargs)
+    _check_model(call.model)
+    return _check_inputs(call.model, call.input_ids, call.model_kwargs)
 
 
 def check_layers(cache: Cache) -> None:
     """
+    Check that every layer keeps the keys and values of all tokens, or of the last ones.
+
     Raises:
-        `CannotShare`: If a layer is not one that keeps keys and values of all tokens or of the last ones.
+        `CannotShare`: If one does not.
     """
     for layer in _interface(cache, "layers"):
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):

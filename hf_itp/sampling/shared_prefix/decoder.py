@@ -8,19 +8,19 @@ import copy
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from hf_itp.models.agreement import Verdicts
 from hf_itp.models.packed_linear import packed_linears
 from hf_itp.models.view import model_view
+from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.shared_prefix.attention import ATTENTION
 from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, SharedLayer, SharedPrefixCache
 from hf_itp.sampling.shared_prefix.compiled import compiled_step
 from hf_itp.sampling.shared_prefix.conditions import check_can_share, check_layers
 
-# How far a step's logits may be from the model's own, as a share of the largest: rounding, not another attention.
+# Allowed difference of a step's logits from the model's own, as a share of the largest: rounding, nothing more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 
@@ -30,8 +30,8 @@ _verdicts = Verdicts[str]()
 
 def same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     """
-    Whether logits differ from a model's own by no more than rounding in the precision of the latter. Infinite ones
-    have to be equal, and nothing agrees with a NaN.
+    Return whether logits differ from a model's own only by rounding, in the precision of the latter. Infinite ones
+    must be equal, and nothing agrees with a NaN.
     """
     allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE)
     ours, theirs = ours.float(), theirs.float()
@@ -49,9 +49,9 @@ def _mode(model: Any, device: torch.device) -> tuple[Any, ...]:
 
 class SharedPrefixDecoder:
     """
-    Keys and values of a prompt exist once and are read once per step for all rows that continue it.
+    Keeps keys and values of a prompt once, and reads them once per step for all rows that continue it.
 
-    Each prompt is run alone and without padding, so its logits are the same whatever else is in the batch.
+    Each prompt runs by itself and without padding, so its logits are the same whatever else is in the batch.
 
     Raises:
         `CannotShare`: If a prompt cannot be shared, which the first pass may show.
@@ -60,45 +60,33 @@ class SharedPrefixDecoder:
     path, path_reason = "shared", "a prompt's keys and values are kept once for all its candidates"
     rows_can_leave = rows_can_join = True
 
-    def __init__(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-    ):
-        self._cache_name, cache = check_can_share(model, input_ids, model_kwargs)
-        if reason := _verdicts.recall(model, _mode(model, input_ids.device)):
+    def __init__(self, call: DecodingCall):
+        model, self._device = call.model, call.input_ids.device
+        self._cache_name, cache = check_can_share(call)
+        if reason := _verdicts.recall(model, _mode(model, self._device)):
             raise CannotShare(reason)
         try:
-            self._run_prompts(model, input_ids, generation_config, model_kwargs, cache)
+            self._run_prompts(call, cache)
         except CannotShareNow:
             raise
         except CannotShare as error:
-            _verdicts.remember(model, str(error), _mode(model, input_ids.device))
+            _verdicts.remember(model, str(error), _mode(model, self._device))
             raise
 
-    def _run_prompts(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        empty: Cache,
-    ) -> None:
-        self._device = input_ids.device
+    def _run_prompts(self, call: DecodingCall, empty: Cache) -> None:
+        model, model_kwargs = call.model, call.model_kwargs
         self._honours_softcap = model.config._attn_implementation != "sdpa"
         self._lengths: list[int] = []
         self._forward_kwargs = {name: model_kwargs[name] for name in ("logits_to_keep",) if name in model_kwargs}
         packed = packed_linears(model)
         prompt_view = model_view(model, replacements=packed)
         caches, logits = [], []
-        for ids in unpadded(input_ids, model_kwargs.get("attention_mask")):
+        for ids in unpadded(call.input_ids, model_kwargs.get("attention_mask")):
             prompt = torch.tensor([ids], device=self._device)
             cache = copy.deepcopy(empty)
             positions = torch.arange(len(ids), device=self._device)[None]
             prepared = {self._cache_name: cache, "use_cache": True, "position_ids": positions, **self._forward_kwargs}
-            outputs = prompt_view._prefill(prompt, generation_config, prepared)
+            outputs = prompt_view._prefill(prompt, call.generation_config, prepared)
             logits.append(outputs.logits[:, -1].to(dtype=torch.float32, copy=True))
             caches.append(cache)
             self._lengths.append(len(ids))
@@ -106,8 +94,8 @@ class SharedPrefixDecoder:
         self._windows = [getattr(layer, "sliding_window", None) for layer in caches[0].layers]
         self._prompt_logits = torch.cat(logits)
         self._view = model_view(model, ATTENTION, packed)
-        self._compiled = compiled_step(model, generation_config)
-        self._try_a_step(model, input_ids[:1, -1:], caches[0])
+        self._compiled = compiled_step(model, call.generation_config)
+        self._try_a_step(model, call.input_ids[:1, -1:], caches[0])
 
     def start(self, prompt_index: torch.Tensor) -> torch.Tensor:
         layers = [SharedLayer(*layer) for layer in zip(self._prefixes, self._windows, strict=True)]
@@ -148,13 +136,13 @@ class SharedPrefixDecoder:
             for prefixes in self._prefixes
             for tensor in prefixes[0]
         )
-        # A row pays for its own tokens alone, and for the copy made while its buffer grows.
+        # A row pays only for its own tokens, and for the copy made while its buffer grows.
         return 2 * own * max(0, length - longest)
 
     def _try_a_step(self, model: Any, token: torch.Tensor, cache: Cache) -> None:
         """
-        One token after the first prompt: what a model does with its keys shows only when it attends. The first time,
-        its own step has to agree: no list of what attention may be asked for is complete.
+        Run one token after the first prompt: what a model does with its keys shows only when it attends. The first
+        time compare with the model's own step: no list of what attention may be asked for is complete.
         """
         positions = torch.full_like(token, self._lengths[0])
         self.start(torch.zeros(1, dtype=torch.long, device=self._device))
@@ -179,7 +167,7 @@ class SharedPrefixDecoder:
 
 
 def _by_layer(caches: list[Cache]) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Keys and values of every prompt, layer by layer."""
+    """Return keys and values of every prompt, layer by layer."""
     for cache in caches:
         check_layers(cache)
     layers: list[list[Any]] = [list(cache.layers) for cache in caches]
