@@ -50,8 +50,8 @@ def disable() -> None:
     stop_recording()
     if _wraps_ours(mixin.generate) and not _is_ours(mixin.generate):
         raise ItpError(
-            "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so it cannot be "
-            "restored alone. Undo the other wrapper first."
+            "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so restoring it would "
+            "also undo that wrapper. Undo the other wrapper first."
         )
     # Or a reload of the module would put the wrapper on again.
     _hook.remove()

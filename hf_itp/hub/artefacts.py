@@ -48,8 +48,8 @@ def files_put_at_once(folder: Path) -> Iterator[Path]:
     """
     A folder to write into, whose files are in `folder` afterwards, each of them never half written.
 
-    A trainer's push in mid-training lists and reads its folder in the background, while training goes on to the next
-    save. What begins with an underscore it leaves out.
+    A trainer's push in mid-training lists and reads its folder in the background, while training continues to the next
+    save. It leaves out names that begin with an underscore.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix="_") as made:
