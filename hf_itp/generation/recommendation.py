@@ -92,7 +92,7 @@ def recommended_arguments(
         `ArgumentError`: If the checkpoint has no entry, or one with unknown keys or values out of range.
     """
     entry = _checked_entry(model)
-    # A name that sampling has too, such as temperature, is sampling's where the caller uses it.
+    # A name that sampling also has, such as temperature, means sampling's if the caller uses it.
     own = [name for name in _field_names(entry) if not hasattr(GenerationConfig(), name)]
     fields = {name: arguments[name] for name in own if name in arguments}
     rest = {name: value for name, value in arguments.items() if name not in own}

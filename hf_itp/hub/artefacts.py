@@ -46,7 +46,7 @@ def write_artefacts(
 @contextmanager
 def files_put_at_once(folder: Path) -> Iterator[Path]:
     """
-    A folder to write into, whose files are in `folder` afterwards, each of them never half written.
+    Yield a folder to write into, whose files are moved to `folder` afterwards, so that none is seen half written.
 
     A trainer's push in mid-training lists and reads its folder in the background, while training continues to the next
     save. It leaves out names that begin with an underscore.

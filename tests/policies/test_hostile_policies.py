@@ -209,13 +209,13 @@ def test_quantization_imports_nothing_by_name(quantization, folder, tmp_path, mo
 )  # fmt: skip
 def test_size_beyond_the_files_is_refused_before_memory_is_taken(key, value, folder):
     edit(folder, **{key: value})
-    refused(folder, "has to be of the weights beside it")
+    refused(folder, "must match its weights")
 
 
 def test_table_of_positions_beyond_the_files_is_refused(tmp_path):
     folder = saved_policy(tmp_path, "gpt2")
     edit(folder, n_positions=10**8)
-    refused(folder, "has to be of the weights beside it")
+    refused(folder, "must match its weights")
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_messages_need_a_role_alone(chat):
 
 @pytest.mark.parametrize("chat", [[{"content": "how"}], [{"role": 3}], ["how"]])
 def test_messages_without_a_role_are_none(chat):
-    with pytest.raises(ArgumentTypeError, match="neither text nor a chat"):
+    with pytest.raises(ArgumentTypeError, match="must be a text or a chat"):
         check_prompts([chat])
 
 
