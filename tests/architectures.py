@@ -1,7 +1,7 @@
 """
 Configurations of tiny models, one per way of attending, caching, normalising or encoding positions.
 
-Sizes are explicit, so a change of a library default moves nothing here.
+Sizes are explicit, so a changed default of a library changes nothing here.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ STATE_OUTSIDE_CACHE = frozenset({"recurrent_gemma"})
 
 
 def config_arguments(architecture: str) -> dict[str, Any]:
-    """What `AutoConfig.for_model` needs for one of [`ARCHITECTURES`]."""
+    """Return the arguments of `AutoConfig.for_model` for one of [`ARCHITECTURES`]."""
     sizes = (DECODER_ONLY | ENCODER_DECODER | VISION_LANGUAGE)[architecture]
     # Untied, so that scaling the output embedding sets the entropy of the next token and nothing else.
     special = {"tie_word_embeddings": False, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}

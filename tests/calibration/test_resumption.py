@@ -1,4 +1,4 @@
-"""A calibration that was killed goes on where it stopped and ends in the same bytes."""
+"""Test that a killed calibration resumes where it stopped and ends with the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program around its commands: help, version, exit codes, errors and warnings as the user meets them."""
+"""Test the program around its commands: help, version, exit codes, and errors and warnings as the user sees them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAIN = [sys.executable, "-c", "from hf_itp.cli import main; main()"]
 
 
 def unwrapped(text: str) -> str:
-    """Text as written, before the terminal's width broke and framed it."""
+    """Return the text as written, before it was wrapped and framed for the terminal."""
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 

@@ -1,4 +1,4 @@
-"""Every option of every command is used or refused, in every combination in which it could be neither."""
+"""Test that every option of every command is used or refused, in all combinations where it might be neither."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PROMPT = "how do i bake bread"
 
 
 def options_of(command: str) -> set[str]:
-    """Long names of a command's options, as the program itself lists them."""
+    """Return the long names of a command's options, as the program itself lists them."""
     parameters = typer.main.get_command(app).commands[command].params
     return {max(parameter.opts, key=len) for parameter in parameters if parameter.param_type_name == "option"}
 
 
 def recommending(policy: Path, folder: Path, **entry: object) -> Path:
-    """A copy of the policy whose checkpoint recommends `entry`."""
+    """Return a copy of the policy whose checkpoint recommends `entry`."""
     shutil.copytree(policy, folder)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(config | {"hf_itp": entry}))
@@ -32,7 +32,7 @@ def recommending(policy: Path, folder: Path, **entry: object) -> Path:
 
 
 def test_keyword_with_a_help_is_an_option_with_that_help():
-    """And so is no keyword that has none: adding one to `generate` is done in one place."""
+    """A keyword without a help is no option, so a keyword is added to `generate` in one place."""
     for command, expected in (("generate", {name for name, keyword in KEYWORDS.items() if keyword.help}),
                               ("calibrate", {"seed", "batch_size", "reward_model"}),
                               ("push", {"strategy", "reward_model", "num_candidates"})):  # fmt: skip
@@ -201,7 +201,7 @@ CALIBRATE_ELSEWHERE = {
 
 @pytest.fixture
 def calibrated(run, policy, reward_model, tmp_path):
-    """`hf-itp calibrate` on ten prompts: the run, and the files it left."""
+    """Return a run of `hf-itp calibrate` on ten prompts, and the files it left."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"how do i bake bread {'and bread ' * count}\n" for count in range(10)))
 

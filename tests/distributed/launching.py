@@ -1,4 +1,4 @@
-"""Programs of this folder started in two processes that form one launch, on the CPU."""
+"""Start programs of this folder in two processes that form one launch, on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` with two processes; its output carries what both wrote."""
+    """Run `accelerate launch` with two processes; its output holds what both wrote."""
     # What `accelerate launch` calls multi-GPU is any number of processes on one machine.
     launcher = ("--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, *arguments]
@@ -22,7 +22,7 @@ def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess
 
 
 def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Both processes without a launcher, which would end one when the other ends."""
+    """Start both processes without a launcher, which would end one when the other ends."""
     port = str(free_port())
     return [
         subprocess.Popen(

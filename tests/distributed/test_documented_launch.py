@@ -1,4 +1,4 @@
-"""The commands of `docs/distributed.md`, run as they stand there."""
+"""Run the commands of `docs/distributed.md` as they are written there."""
 
 from __future__ import annotations
 

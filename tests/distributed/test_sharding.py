@@ -1,4 +1,4 @@
-"""Two processes give what one gives, and one that fails takes the other along."""
+"""Test that two processes give the results of one, and that a failure of one ends both."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestTwoProcesses:
         "case", ["33 candidates", "one candidate", "three prompts", "batches of three", "fresh proposals"]
     )
     def test_make_equally_many_forward_passes_of_sharded_weights(self, case, shard, processes):
-        """FSDP2 gathers weights in each pass: a process with one pass less would leave the other waiting for ever."""
+        """FSDP2 gathers weights in each pass: after one pass less the other process would wait for ever."""
         alone = plain(generated(tiny_model("llama"), case, shard=None))
         for process in processes:
             assert_same(process["sharded weights"][case, shard], alone)
@@ -141,7 +141,7 @@ def test_unknown_way_to_split_is_an_error_that_lists_the_known(shard):
 
 
 def split_over(shard, num_prompts, size):
-    """A split over as many processes as one likes, without them."""
+    """Return a split over any number of processes, without starting them."""
     processes = Processes()
     processes.size = size
     ids = torch.zeros(num_prompts, 1, dtype=torch.long)
