@@ -1,5 +1,5 @@
 """
-The benchmarks run from end to end, count what they say they count, and say what they leave out. Nothing is timed.
+Test that the benchmarks run to the end, count what they say, and say what they leave out. Nothing is timed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What readers are told is true: code of the pages runs, links and named paths lead somewhere, every example runs.
+Test that the documents are true: code of the pages runs, links and named paths exist, every example runs.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_arguments_reach_the_chat_template(tmp_path):
 
 @pytest.mark.parametrize("where", ["keyword", "config", "checkpoint"])
 def test_settings_are_honoured_wherever_they_are(tmp_path, where):
-    """With top_k=1 every response is the greedy one."""
+    """With top_k=1 every response is the greedy one, since no two words tie."""
     settings = {"top_k": 1}
     options = {
         "keyword": settings,

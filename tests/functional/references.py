@@ -14,7 +14,7 @@ REFERENCE_VALUES = json.loads((Path(__file__).parent.parent / "data" / "referenc
 
 
 def random_pools(count: int, seed: int, largest: int = 40) -> Iterator[list[float]]:
-    """Return pools of 1 to `largest` rewards on several scales; every second one is rounded, so that many tie."""
+    """Yield pools of 1 to `largest` rewards on several scales; every second one is rounded, so that many tie."""
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
         size = int(torch.randint(1, largest + 1, (), generator=generator))

@@ -1,5 +1,5 @@
 """
-The wrapper around `generate`: there once, invisible without a strategy, and gone when asked.
+Test the wrapper around `generate`: installed once, invisible without a strategy, and removed when asked.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-`reward_kwargs`: columns of the data, which reach the reward beside each prompt's candidates.
+Test `reward_kwargs`: columns of the data, which reach the reward with each prompt's candidates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SOLUTIONS = ["a", {"b": 1}, None]
 
 
 class Recorder:
-    """A reward that notes what came with each prompt."""
+    """Reward that notes what came with each prompt."""
 
     def __init__(self):
         self.seen = []

@@ -1,4 +1,4 @@
-"""What belongs to a loaded model comes from where it was loaded: its own commit, folder, adapter, not main's."""
+"""Test that what belongs to a model is loaded from the model's own commit, folder or adapter, not from main."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INPUTS = left_padded_batch([5])
 
 
 def other_tokenizer():
-    """Another word for every id from 10 on."""
+    """Return a tokenizer with another word for every id from 10 on."""
     tokenizer = tiny_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     words = state["model"]["vocab"]
@@ -52,7 +52,7 @@ def save(folder, model, tokenizer):
 
 
 def read_by(policy):
-    """The texts a reward is given, and the same tokens decoded by both tokenizers."""
+    """Return the texts a reward is given, and the same tokens decoded by both tokenizers."""
     seen = []
 
     def reward(prompts, completions, **kwargs):
@@ -78,7 +78,7 @@ def assert_reads(policy, which):
 
 @pytest.fixture
 def two_commits(hub_here, tmp_path):
-    """One policy of the same weights at two commits, the later one with another tokenizer."""
+    """Publish a policy at two commits with the same weights, the later one with another tokenizer."""
     first = hub_here.publish("org/policy", files(save(tmp_path / "a", tiny_model("llama"), BOTH[0])))
     second = hub_here.publish("org/policy", files(save(tmp_path / "b", tiny_model("llama"), BOTH[1])))
     return first, second

@@ -1,4 +1,4 @@
-"""Push on one machine, pull on another: the same tokens, by every way of use, over real HTTP."""
+"""Test that what one machine pushes gives another the same tokens, in every way of use, over real HTTP."""
 
 from __future__ import annotations
 

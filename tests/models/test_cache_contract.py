@@ -1,5 +1,5 @@
 """
-What sampling relies on in transformers: a cache that expands and compacts by `reorder_cache`.
+Test what sampling relies on in transformers: `reorder_cache` expands and compacts a cache.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def advance(model: PreTrainedModel, outputs: ModelOutput, model_kwargs: dict[str
 
 
 def reorder(model_kwargs: dict[str, Any], index: torch.Tensor, rows: int) -> None:
-    """Rows of the cache and of everything else that has one entry per row; pictures are in the cache already."""
+    """Reorder the cache and everything else with one entry per row; pictures are in the cache already."""
     for name, value in model_kwargs.items():
         if hasattr(value, "reorder_cache"):
             value.reorder_cache(index)

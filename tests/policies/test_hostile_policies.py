@@ -1,4 +1,4 @@
-"""What a policy's checkpoint may not do to who loads it: run code, unpickle, reach out, take the machine's memory."""
+"""Test that a policy's checkpoint cannot run code, unpickle, reach out or take the machine's memory when loaded."""
 
 from __future__ import annotations
 

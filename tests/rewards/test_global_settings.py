@@ -1,4 +1,4 @@
-"""Rewards and calibrations are the same under any default dtype, autocast and grad mode; and of quantised models."""
+"""Test that default dtype, autocast, grad mode and quantization leave rewards and calibrations right."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SETTINGS = {
 
 
 def hundreds(prompts, completions, **kwargs):
-    """Rewards that bfloat16 cannot tell apart."""
+    """Return rewards that bfloat16 cannot tell apart."""
     return [100 + index / 1024 for index in range(len(completions))]
 
 
@@ -156,7 +156,7 @@ FILES = [
 
 @pytest.mark.parametrize("file", FILES, ids=as_ids)
 def test_no_tensor_of_numbers_is_made_without_a_dtype(file):
-    """Without one it has torch's default, which belongs to the caller."""
+    """Without a dtype it has torch's default, which belongs to the caller."""
     makers = [
         node.lineno
         for node in ast.walk(ast.parse(file.read_text()))
@@ -180,7 +180,7 @@ def quantized(model: nn.Module, *layers: type) -> nn.Module:
 
 @pytest.mark.parametrize("architecture", ["llama", "bert", "roberta"])
 def test_reward_of_a_quantised_head(architecture):
-    """Against the head on the pooled token's hidden state, one response at a time; alike in any company."""
+    """Compare with the head on the pooled token's hidden state, one response at a time, in any batch."""
     tokenizer, model = tiny_tokenizer(), tiny_classifier(architecture)
     name = "score" if architecture == "llama" else "classifier"
     setattr(model, name, quantized(nn.ModuleDict({"head": getattr(model, name)}), nn.Linear)["head"])

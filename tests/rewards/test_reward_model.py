@@ -1,4 +1,4 @@
-"""Rewards of whole models against float64 forwards of single responses, and what a caller's model is left like."""
+"""Test rewards of whole models against float64 forwards of single responses, and that models stay unchanged."""
 
 from __future__ import annotations
 

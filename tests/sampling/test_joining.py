@@ -1,5 +1,5 @@
 """
-Rows that take the places of finished ones: the same responses as in any other batch, in fewer passes.
+Test rows that take the places of finished ones: the same responses as in any other batch, in fewer passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOM = 6
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many rows each pass of the shared path had, its trial step apart."""
+    """Record the number of rows of each pass of the shared path, except for its trial step."""
     sizes = []
     original = SharedPrefixDecoder.advance
 
@@ -35,7 +35,7 @@ def passes(monkeypatch):
 
 
 def often_ending(architecture, **settings):
-    """Responses that end after some 6 tokens, so that places become free at every step."""
+    """Return a model and settings whose responses end after some 6 tokens, so that places are free at every step."""
     model = tiny_model(architecture, **settings)
     bias = [[[EOS], 2.0]]
     return model, {"sequence_bias": bias, "max_new_tokens": 30}
@@ -43,7 +43,7 @@ def often_ending(architecture, **settings):
 
 @pytest.mark.parametrize("architecture", SHARED)
 def test_pool_is_the_same_with_room_for_a_few(architecture):
-    """Prompts of mixed length; float32, about 300 tokens a model."""
+    """Compare about 300 tokens per model in float32, for prompts of mixed length."""
     model, settings = often_ending(architecture)
     batch = left_padded_batch([7, 1, 12, 30])
     together, path = draw(model, batch, 8, **settings)

@@ -1,4 +1,4 @@
-"""CTRLTrainer: what it refuses, what it logs, what it leaves behind, and what of TRL it leans on."""
+"""Test CTRLTrainer: what it refuses, logs and leaves behind, and what of TRL it relies on."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_reward_is_the_transformed_quantile():
 
 
 def test_trl_still_has_what_the_trainer_leans_on(folder, tmp_path):
-    """Fails with the name of what a new TRL changed; see the trainer's docstring."""
+    """Fail with the name of what a new TRL changed; see the trainer's docstring."""
     private = ("_generate_single_turn", "_calculate_rewards")
     assert [name for name in private if not callable(getattr(RLOOTrainer, name, None))] == []
     parameters = list(inspect.signature(RLOOTrainer._generate_single_turn).parameters)

@@ -1,4 +1,4 @@
-"""Chats whose messages are more than role and content: what a template, a text, a function and a fingerprint see."""
+"""Test chats whose messages hold more than role and content: what templates, texts, functions and fingerprints see."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def with_template(template):
 
 @pytest.mark.parametrize("content", [{"content": ""}, {"content": None}, {}], ids=["empty", "none", "absent"])
 def test_template_is_given_every_field(content):
-    """The reward is that of the template's own rendering, so it differs with the call."""
+    """The reward follows the template's own rendering, so it differs with the tool call."""
     tokenizer, model = with_template(WRITES_CALLS), tiny_classifier("llama")
     reward = RewardModel(model, tokenizer)
     chats = [agent_chat(call, **content) for call in (CALL, OTHER_CALL)]
@@ -217,7 +217,7 @@ def test_messages_without_a_role_are_none(chat):
 
 
 def test_fingerprints_of_plain_prompts_stay():
-    """Worked out with version 0.1.0: calibrations that were saved go on fitting."""
+    """Fingerprints of version 0.1.0, so that saved calibrations still fit."""
     assert prompt_fingerprint("Why?") == "fc79a4f8f82f77e67785d72e509778b5"
     assert prompt_fingerprint([USER]) == "4116ef5a23199a79930df50d669f4bca"
     assert prompt_fingerprint([{"role": "user", "content": None}]) == "2fdceb831e8877ab0581bf2d5faa362a"
