@@ -24,7 +24,7 @@ PAGES = [
 ]
 # Pages that say where something is in the code.
 MAPS = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "docs/paper_index.md", "docs/performance.md")]
-# Code that goes on from what the reader has, or asks the Hub, is compiled only.
+# Code that continues from what the reader has, or asks the Hub, is only compiled.
 NEEDS_MORE = re.compile(r"\"(org|Qwen)/|\bpolicy\.generate\(|accelerator")
 
 

@@ -60,7 +60,7 @@ def disable() -> None:
 
 
 def enable_with_transformers() -> None:
-    """Do [`enable`] as soon as transformers' generation code is imported; now if it is."""
+    """Do [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
     record_origins()
     _hook.install()
     _wrap_if_loaded()
@@ -133,7 +133,7 @@ def _with_strategy(original: Callable) -> Callable:
 
 def _without_keywords(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments of a call without a strategy, without those of our keywords that are `None`.
+    Return the arguments of a call that has no strategy, except our keywords that are `None`.
 
     Raises:
         `ArgumentError`: If a keyword of ours has a value that only a strategy could use.

@@ -1,7 +1,7 @@
 """
 Warn where the prompts that a reward sees do not belong to the rows that the policy continues.
 
-A pipeline passes the same `prompts` with every batch of chats, and the rewards would be right for another question.
+A pipeline passes the same `prompts` with every batch of chats, so the rewards would be those of another question.
 """
 
 from __future__ import annotations

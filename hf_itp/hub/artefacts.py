@@ -48,7 +48,7 @@ def files_put_at_once(folder: Path) -> Iterator[Path]:
     """
     Yield a folder to write into, whose files are moved to `folder` afterwards, so that none is seen half written.
 
-    A trainer's push in mid-training lists and reads its folder in the background, while training continues to the next
+    A trainer's push during training lists and reads its folder in the background, while training continues to the next
     save. It leaves out names that begin with an underscore.
     """
     folder.mkdir(parents=True, exist_ok=True)

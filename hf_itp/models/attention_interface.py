@@ -62,7 +62,7 @@ def attention_interface(name: str) -> Callable[[Callable[[AttentionCall], torch.
             )
             return attend(call), None
 
-        # No mask function is registered under the name, so transformers prepares no mask: no padding is there to hide.
+        # Without a mask function under the name transformers prepares no mask, and there is no padding to hide.
         AttentionInterface.register(name, interface)
         return interface
 

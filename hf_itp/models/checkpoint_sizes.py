@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from hf_itp.errors import LoadError
 
-# A model has no more layers than stored tensors, unless layers share tensors. So few layers cost nothing anyway.
+# A model has no more layers than stored tensors, unless layers share tensors. This many layers cost nothing anyway.
 _LAYERS_ANYWAY = 128
 # Quantized weights are packed, up to 32 in one stored number, and some weights are tied.
 _NUMBERS_PER_STORED = 64

@@ -34,7 +34,7 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class UnreachableError(OSError):
-    """The Hub did not answer, or only with an error that passes."""
+    """The Hub did not answer, or only with a temporary error."""
 
 
 def pinned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ _OBJECTS = ("generation_config", "logits_processor", "stopping_criteria")
 _READ_WHOLE_ROWS = {"bad_words_ids", "max_length", "min_length", "no_repeat_ngram_size", "sequence_bias"}
 # New tokens if nobody says how many, as in transformers.
 _DEFAULT_LENGTH = 20
-# Settings that cannot be drawn with twice alike, or that a decoding method of our own cannot honour.
+# Settings that keep a draw from being repeated, or that a decoding method of our own cannot honour.
 _REFUSED = {
     "max_time": "a response would depend on the clock. Remove it and bound the length with `max_new_tokens`",
     "token_healing": "it rewrites the prompt. Remove it",
@@ -229,7 +229,7 @@ class DrawDescription:
 
     def arguments(self, policy: Any) -> dict[str, Any]:
         """
-        Return the keywords of `policy.generate` that draw so, whatever that policy's generation config says.
+        Return the keywords of `policy.generate` that draw as described, whatever that policy's generation config says.
         """
         config = copy.deepcopy(self.generation_config)
         criteria = StoppingCriteriaList(self.stopping_criteria)

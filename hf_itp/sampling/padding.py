@@ -1,5 +1,5 @@
 """
-Take the prompts of a batch without the padding that made them equally long.
+Remove the padding that makes the prompts of a batch equally long.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Record what decides a draw as JSON: settings, tokenizers, chat templates, and transformers' processors of logits.
+Record what decides a draw as JSON: settings, tokenizers, chat templates, and objects that process logits.
 """
 
 from __future__ import annotations

@@ -111,7 +111,11 @@ def rows_are_independent(logits_processor: Sequence[Any], stopping_criteria: Seq
 
 
 def of_rows(processor: LogitsProcessor, prompt_index: torch.Tensor) -> LogitsProcessor:
-    """Return a row-wise processor for rows that continue the prompts at `prompt_index`. Does not change the given."""
+    """
+    Return the row-wise processor for rows that continue the prompts at `prompt_index`.
+
+    The given processor is not changed.
+    """
     # Two of them know each prompt by its row: how much left padding it has, which tokens may follow it.
     if type(processor) is processors.RepetitionPenaltyLogitsProcessor:
         ignored = processor.prompt_ignore_length

@@ -49,8 +49,9 @@ class CriterionByCandidate(StoppingCriteria):
 
 class CriterionOfAllRows(StoppingCriteria):
     """
-    Criterion that asks the caller's about all rows. If it answers with a single bool, ask once per candidate from then
-    on.
+    Criterion that asks the caller's criterion about all rows.
+
+    If that answers with a single bool, it is asked once per candidate from then on.
 
     Args:
         criterion: The caller's own.

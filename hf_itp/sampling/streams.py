@@ -41,7 +41,7 @@ def selection_generator(prompt: PromptKey) -> torch.Generator:
 
 
 def falls_within(prompt: PromptKey, share: float) -> bool:
-    """Return whether a prompt belongs to a `share` of all prompts that its key decides."""
+    """Return whether the prompt's key puts it into this share of all prompts."""
     return int.from_bytes(_digest(b"share", prompt)[:7], "little") < share * 2**56
 
 

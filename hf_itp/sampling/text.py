@@ -93,7 +93,7 @@ def _local_decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
         return {"none"}
     try:
         described = json.loads(decoder.__getstate__())
-    except Exception:  # tokenizers raises a bare one if a decoder is written in Python
+    except Exception:  # tokenizers raises no other if a decoder is written in Python
         return set()
     parts = described["decoders"] if described["type"] == "Sequence" else [described]
     is_local = all(

@@ -22,7 +22,7 @@ N, INTERVAL, MAX_NEW_TOKENS = 8, 4, 24
 
 
 def hashed(ids) -> float:
-    """Return a reward that says nothing about that of the longer response."""
+    """Return a reward that tells nothing about the reward of a longer response."""
     return int.from_bytes(hashlib.sha256(repr(list(ids)).encode()).digest()[:3], "big") / 2**24
 
 

@@ -43,7 +43,7 @@ def policy_and_calibration(tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 @pytest.fixture
 def with_reward_model(hub: LoopbackHub, machine: Callable[..., Machine], tmp_path: Path) -> str:
-    """A reward model on the Hub; its id."""
+    """Put a reward model on the Hub; return its id."""
     folder = saved(tmp_path / "reward", tiny_classifier("llama"), tiny_tokenizer())
     machine("the reward model's author").run("push_reward_model", folder=folder, repo=REWARD_MODEL)
     return REWARD_MODEL
@@ -58,7 +58,7 @@ def hub_here(hub: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def reward_model_here(hub_here: LoopbackHub, tmp_path: Path) -> str:
-    """A reward model on the Hub; its id."""
+    """Put a reward model on the Hub; return its id."""
     folder = Path(saved(tmp_path / "reward here", tiny_classifier("llama"), tiny_tokenizer()))
     hub_here.publish(REWARD_MODEL, {file.name: file.read_bytes() for file in folder.iterdir()})
     return REWARD_MODEL

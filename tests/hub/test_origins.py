@@ -133,7 +133,7 @@ def test_subfolder_and_cache_of_the_model_hold_for_its_tokenizer(hub_here, tmp_p
     options = {"subfolder": "inner", "cache_dir": tmp_path / "elsewhere"}
     assert_reads(AutoModelForCausalLM.from_pretrained("org/nested", **options), 1)
     assert not (tmp_path / "cache here" / "models--org--nested" / "snapshots").exists()
-    # Weights alone in the subfolder.
+    # Only weights in the subfolder.
     bare = {name: content for name, content in inner.items() if "token" not in name and "chat" not in name}
     hub_here.publish("org/bare", bare | files(save(tmp_path / "c", tiny_model("llama", seed=1), BOTH[0])))
     assert_reads(AutoModelForCausalLM.from_pretrained("org/bare", subfolder="inner"), 0)

@@ -84,7 +84,7 @@ def test_candidates_are_the_same_for_any_chunk_size(architecture):
     "architecture", [name for name in ARCHITECTURES if name not in {*LEFT_PADDING_MATTERS, *VISION_LANGUAGE}]
 )
 def test_candidates_are_the_same_alone_in_a_batch_and_in_any_order(architecture):
-    """Prompts have unequal lengths, so a prompt alone has no padding."""
+    """Prompts have unequal lengths, so a prompt by itself has no padding."""
     model, batch = tiny_model(architecture), batch_for(architecture)
     together, _ = draw(model, batch, NUM_CANDIDATES)
     assert draw(model, rows_of(batch, [2, 0, 1]), NUM_CANDIDATES)[0] == [together[row] for row in (2, 0, 1)]
@@ -113,7 +113,7 @@ def test_equal_prompts_in_one_batch_get_different_candidates():
     batch = rows_of(left_padded_batch([7, 5]), [0, 0, 1])
     pools, _ = draw(model, batch, NUM_CANDIDATES)
     assert pools[0] != pools[1]
-    # The first of the two is what it is alone.
+    # The first of the two is what it is by itself.
     assert draw(model, rows_of(batch, [0]), NUM_CANDIDATES)[0] == [pools[0]]
 
 

@@ -130,7 +130,7 @@ def test_step_that_disagrees_is_a_verdict_that_lasts_for_its_mode():
     assert first.path == second.path == "expanded"
     assert first.path_reason == second.path_reason == "a step does not agree with the model's own"
     model.set_attn_implementation("eager")
-    assert decoder_of(model).path_reason == first.path_reason, "another mode is tried anew"
+    assert decoder_of(model).path_reason == first.path_reason, "another mode is tried again"
 
 
 def tilt_what_is_not_ours(module, args, kwargs):
@@ -217,7 +217,7 @@ def test_offloaded_cache_is_used_as_it_is():
     assert "offloaded" in decoder_of(model, cache_implementation="offloaded").path_reason
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads to and from CUDA devices alone")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads only to and from CUDA devices")
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "t5"])
 def test_offloaded_cache_on_a_gpu_draws_what_plain_generate_draws(architecture):
     model, batch = tiny_model(architecture).cuda(), left_padded_batch([7, 5, 9])

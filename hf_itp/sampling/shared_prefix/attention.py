@@ -1,5 +1,5 @@
 """
-Attention of a decoding step over a [`SharedPrefixCache`], once as transformers and once as torch.compile call it.
+Attention of a decoding step over a [`SharedPrefixCache`], with one entry for transformers and one for torch.compile.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ class Group:
 @dataclass
 class SharedPrefixCache(Cache):
     """
-    Cache of a batch whose rows are ordered by cohort: rows that began together, and so have as many tokens of their
-    own.
+    Cache of a batch of rows, ordered by cohort. The rows of a cohort began together, so they have equally many tokens
+    of their own.
 
     Args:
         layers (`list[SharedLayer]`): One per layer of the model.

@@ -68,7 +68,7 @@ def value_head(folder):
 
 
 def claiming(architecture, **entries):
-    """Save a Llama reward model that says it is of another class."""
+    """Return a function that saves a Llama reward model that says it is of another class."""
 
     def build(folder):
         saved(folder, tiny_classifier("llama"), tiny_tokenizer())
