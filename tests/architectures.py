@@ -38,7 +38,7 @@ DECODER_ONLY: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 10.0,
-        # What transformers takes by itself from 5.21 on; before, an attention that drops the cap. Goes with those.
+        # transformers chooses this by default from 5.21 on; before, an attention that drops the cap. Remove with 5.20.
         "attn_implementation": "eager",
     },
     "gemma3_text": _GROUPED
@@ -158,7 +158,7 @@ _VISION_TOWER = {
     "image_size": 8,
     "patch_size": 4,
 }
-# The image token stands where the picture's embeddings go: 4 of them per picture of 8 x 8 pixels.
+# Image tokens mark the place of the picture's embeddings: 4 of them per picture of 8 x 8 pixels.
 VISION_LANGUAGE: dict[str, dict[str, Any]] = {
     "llava": {
         "text_config": _TEXT | _GROUPED | {"model_type": "llama"},

@@ -89,7 +89,7 @@ def test_formulas_import_torch_and_errors_only(file):
 @pytest.mark.parametrize("number", range(len(RINGS)))
 def test_imports_point_inward(number):
     inner = [f"hf_itp.{name}" for ring in RINGS[: number + 1] for name in ring]
-    edge = number == len(RINGS) - 1  # which may use the package as anybody does
+    edge = number == len(RINGS) - 1  # the outermost ring may use the package like any user
     outward = {
         f"{as_ids(file)} -> {name}"
         for file in files_in(*RINGS[number])

@@ -79,7 +79,7 @@ _CHAT_TEMPLATE = (
 )
 
 
-# Where the first draw of weights says little else than one word.
+# Models whose first draw of weights says little else than one word.
 _SEEDS = {"t5": 5, "bart": 3}
 
 
@@ -131,8 +131,8 @@ def _draw_weights(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 def _gain(name: str) -> float:
-    # Encoder-decoders need a loud last token, or what the decoder sees of the encoder drowns it and it says one word
-    # for ever.
+    # Encoder-decoders need a loud last token. Otherwise what the decoder sees of the encoder drowns it, and it repeats
+    # one word for ever.
     if "shared" in name:
         return 16.0
     if "embed_positions" in name:

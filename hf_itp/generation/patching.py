@@ -147,9 +147,8 @@ def _without_keywords(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
             continue
         if arguments.pop(name) is not None:
             raise ArgumentError(
-                f"`{name}` needs `strategy`, which is missing: `generate` would draw one plain response and know "
-                f'nothing of `{name}`. Pass strategy="pessimism" or another of `hf_itp.list_strategies()` beside it, '
-                f"or remove `{name}`."
+                f"`{name}` must come with `strategy`, got none: `generate` would draw one plain response and ignore "
+                f'`{name}`. Pass strategy="pessimism" or another of `hf_itp.list_strategies()`, or remove `{name}`.'
             )
     return arguments
 

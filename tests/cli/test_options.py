@@ -42,7 +42,7 @@ def test_keyword_with_a_help_is_an_option_with_that_help():
             assert parameters[name].help.startswith(KEYWORDS[name].help), (command, name)
 
 
-# What shows that an option of `generate` is used: the record of a run with it is another than without.
+# Options of `generate` whose use shows in the record of a run, which differs with them.
 GENERATE = {
     "--system": ("ask me",),
     "--plain": (),
@@ -59,7 +59,7 @@ GENERATE = {
     "--num-return-sequences": (2,),
     "--all-candidates": (),
 }
-# The others, and what shows it of them.
+# Other options, and what shows their use.
 GENERATE_ELSEWHERE = {
     "--file": "test_file_and_stdin_give_what_arguments_give",
     "--model": "test_recommendation_of_the_policy_is_followed_and_said",
@@ -90,7 +90,7 @@ def test_every_option_of_generate_has_a_test():
 @pytest.mark.parametrize("option", GENERATE)
 def test_option_of_generate_shows_in_the_record(generate, option):
     usual = record(generate("--json", "--beta", 0.5, PROMPT))
-    # The last of two wins where both are given.
+    # If both are given, the last one wins.
     beta = () if option == "--strategy" else ("--beta", 0.5)
     assert record(generate("--json", *beta, option, *GENERATE[option], PROMPT)) != usual
 
@@ -126,7 +126,7 @@ def test_label_is_looked_for_in_the_reward_model(run, generate, policy):
     [
         (("--beta", 0.1), "Strategy 'best_of_n' has no field `beta`"),
         (("--set", "betta=0.1"), "Strategy 'best_of_n' has no field `betta`"),
-        # Keywords of sampling are no fields, and not set by the way.
+        # Keywords of sampling are not fields of a strategy, and are not set by the way.
         (("--set", "temperature=0.1"), "Strategy 'best_of_n' has no field `temperature`"),
         (("--set", "top_k=1"), "Strategy 'best_of_n' has no field `top_k`"),
         (("--set", "max_new_tokens=1"), "Strategy 'best_of_n' has no field `max_new_tokens`"),
@@ -178,7 +178,7 @@ def test_set_is_the_strategy_s_and_temperature_sampling_s(run, generate, policy,
     assert [candidate["probability"] for candidate in both] == law(cold, 0.1)
 
 
-# What shows that an option of `calibrate` is used: another pool, or another calibration.
+# Options of `calibrate`, whose use shows in another pool or another calibration.
 CALIBRATE = {
     "--num-reference": (4,),
     "--max-new-tokens": (2,),

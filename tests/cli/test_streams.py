@@ -16,7 +16,7 @@ from hf_itp.cli.prompts import read_prompts
 from hf_itp.errors import ArgumentError, LoadError
 from tests.cli.test_app import MAIN
 
-# Of three planes: one byte in latin alphabets, one escape of JSON, two.
+# Letters of three kinds: one byte in Latin encodings, one escape in JSON, two escapes.
 PROMPT = "naïve 水 \N{BREAD}"
 
 

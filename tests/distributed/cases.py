@@ -22,7 +22,7 @@ class FavoursByPlace(LogitsProcessor):
         return scores
 
 
-# Prompt lengths, and what is not as in `generated`.
+# Prompt lengths, and arguments that differ from those of `generated`.
 CASES: dict[str, dict[str, Any]] = {
     "33 candidates": {"lengths": [7], "num_candidates": 33},
     "three prompts": {"lengths": [7, 5, 9], "num_return_sequences": 2, "strategy": "pessimism", "beta": 0.15},

@@ -18,7 +18,7 @@ from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SHARDS = ("candidates", "prompts")
-# One launch serves all tests of it; on one worker, or each would make its own.
+# One launch serves all its tests, which must run on one worker, or each would make its own.
 launched = [pytest.mark.slow, pytest.mark.xdist_group("two_processes")]
 
 
@@ -63,7 +63,7 @@ class TestTwoProcesses:
             split = process["reward models"][shard]
             assert_same(split["candidates"], alone["candidates"])
             assert_same(split["sequences"], alone["sequences"])
-            # Other batches, other roundings.
+            # Other batches round differently.
             torch.testing.assert_close(split["candidate_rewards"], alone["candidate_rewards"], rtol=0, atol=1e-4)
         assert_same(processes[0]["reward models"], processes[1]["reward models"])
 
@@ -155,7 +155,7 @@ def test_candidates_are_spread_evenly(size, num_prompts, num_candidates):
     parts = Counter(split.owner(row, index) for row in range(num_prompts) for index in range(num_candidates))
     loads = [parts[rank] for rank in range(size)]
     assert sum(loads) == num_prompts * num_candidates and set(parts) <= set(range(size))
-    # Within one for every prompt, and the remainders of successive prompts go to successive processes.
+    # Parts differ by at most one for every prompt; remainders of successive prompts go to successive processes.
     assert max(loads) - min(loads) <= min(num_candidates, size)
 
 

@@ -79,7 +79,7 @@ def config_with(**fields):
 
 
 CHAT = [{"role": "user", "content": "one"}]
-# Arguments laid over a good call, the builtin the error also is, and words of its remedy.
+# Arguments that replace those of a good call, the builtin that the error also is, and words of its remedy.
 CASES = {
     "unknown strategy": ({"strategy": "pesimism"}, ValueError, "Did you mean 'pessimism'"),
     "strategy of another type": ({"strategy": 3}, TypeError, "Pass one of: best_of_n"),
@@ -196,7 +196,7 @@ def good_call(**overrides):
     return {name: value for name, value in (arguments | overrides).items() if value is not None}
 
 
-# These can only show once something was scored.
+# These errors can show only once something was scored.
 AFTER_SAMPLING = {
     "NaN reward",
     "infinite reward",

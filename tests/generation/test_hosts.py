@@ -102,7 +102,7 @@ def test_virtual_tokens_come_before_the_prompt(kind):
             wrapped.generate(**batch, **arguments)
         if kind == "prefix":
             return
-        # As part of the input, and not of the cache, they are where they belong.
+        # Without a cache they are part of the input, which is right.
         arguments["use_cache"] = False
     own = {name: arguments[name] for name in ("max_new_tokens", "do_sample", "use_cache") if name in arguments}
     plain = wrapped.generate(**batch, **own)

@@ -90,7 +90,7 @@ def test_seed_of_zero_is_a_seed():
 def test_keyword_without_a_strategy_says_what_is_missing(name, explicit):
     policy = Counted(tiny_model("llama"))
     more = {"strategy": None} if explicit else {}
-    with pytest.raises(ArgumentError, match=f"`{name}` needs `strategy`.*Pass strategy="):
+    with pytest.raises(ArgumentError, match=f"`{name}` must come with `strategy`.*Pass strategy="):
         policy.model.generate(**left_padded_batch([5]), max_new_tokens=2, **{name: VALUES[name]}, **more)
     assert policy.calls == 0
 
@@ -112,7 +112,7 @@ def test_keyword_the_model_knows_is_the_models():
     model.__class__, model.seeds = TakesSeed, []
     model.generate(**left_padded_batch([5]), max_new_tokens=2, seed=7)
     assert set(model.seeds) == {7}
-    with pytest.raises(ArgumentError, match="`prompts` needs `strategy`"):
+    with pytest.raises(ArgumentError, match="`prompts` must come with `strategy`"):
         model.generate(**left_padded_batch([5]), max_new_tokens=2, prompts=["a"])
 
 

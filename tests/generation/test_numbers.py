@@ -72,7 +72,7 @@ def reward_model(**options):
     return RewardModel(tiny_classifier("llama"), tiny_tokenizer(), **options)
 
 
-# The argument set, and how what was made of it is read.
+# The argument to set, and how to read what became of it.
 COUNTS = {
     "num_candidates": lambda n: StrategyDecoding("best_of_n", PromptBoundReward(), num_candidates=n).num_candidates,
     "num_return_sequences": lambda n: (

@@ -87,7 +87,7 @@ def test_healing_counts_wherever_it_is_set_and_leaves_the_model_alone(tokenizer,
     elif where == "generation_config":
         arguments = {"generation_config": config}
     else:
-        # Whose own plain `generate` cannot heal: it heals the prompt of the token that heals, without end.
+        # Plain `generate` of such a checkpoint cannot heal: it heals the prompt of the healing token, without end.
         model.generation_config.token_healing = True
         model.generation_config.stop_strings = ["never written"]
     before = model.generation_config.to_dict()

@@ -29,7 +29,7 @@ def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache / "modules"))
-        # What `init_hf_modules` puts there.
+        # `init_hf_modules` adds to it.
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(hf_api.api, "endpoint", hub.address)
         # transformers keeps a client of its own once it has made one.

@@ -33,7 +33,7 @@ def test_folder_is_as_it_was_where_writing_fails(tmp_path):
     (tmp_path / "README.md").write_text("before")
     with pytest.raises(OSError, match="disk full"), files_put_at_once(tmp_path) as made:
         (made / "README.md").write_text("after")
-        # What a push leaves out.
+        # A push leaves these files out.
         assert made.parent == tmp_path and made.name.startswith("_")
         raise OSError("disk full")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

@@ -240,7 +240,7 @@ def test_model_loaded_before_anything_could_note_it_is_not_guessed_at(two_commit
         AutoModelForCausalLM.from_pretrained("org/policy")
     finally:
         hf_itp.enable()
-    if getattr(old.config, "_commit_hash", None):  # before transformers 5.24, which notes it; goes with those
+    if getattr(old.config, "_commit_hash", None):  # transformers before 5.24 notes it; remove with these
         assert_reads(old, 0)
         assert model_identity(old)["revision"] == two_commits[0]
         return

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.oldest
 
 LENGTHS = [8, 11]
 EXPANDED = torch.tensor([0, 0, 0, 1, 1, 1])
-# What is left of the six rows once four have ended, in an order of its own.
+# The rows left of six once four have ended, in another order.
 ALIVE = torch.tensor([4, 1])
 
 

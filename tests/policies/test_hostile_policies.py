@@ -132,7 +132,7 @@ class TestAdapters:
 def test_code_is_not_run_unasked(file, entries, folder, monkeypatch):
     (folder / "code.py").write_text(HARMFUL_CODE)
     edit(folder, file, **entries)
-    # transformers asks on the terminal where nobody said whether code may run.
+    # transformers asks on the terminal if nobody said whether code may run.
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     refused(folder, "brings code of its own|does not recognize|could not be loaded")
 
@@ -191,7 +191,7 @@ def test_quantization_imports_nothing_by_name(quantization, folder, tmp_path, mo
     (tmp_path / "harmful_module.py").write_text(HARMFUL_CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
     edit(folder, quantization_config=quantization)
-    # As it is, or by an error: what is installed decides which.
+    # The installed packages decide whether it loads as it is or raises.
     try:
         Policy.from_pretrained(str(folder))
     except Exception as error:

@@ -130,7 +130,7 @@ def test_generate_selects_the_same_whatever_torch_is_set_to(setting, early_rejec
     with SETTINGS[setting]():
         found, output = drawn()
     assert output.candidate_rewards.dtype == output.rewards.dtype == torch.float32
-    # Autocast is the caller's to give the policy, so it may draw others; what is the same is scored the same.
+    # Under the caller's autocast the policy may draw other responses; equal responses are scored equally.
     common = found.keys() & expected.keys()
     assert len(common) > 2 and {key: found[key] for key in common} == {key: expected[key] for key in common}
 
@@ -167,7 +167,7 @@ def test_no_tensor_of_numbers_is_made_without_a_dtype(file):
         and node.func.value.id == "torch"
         and "dtype" not in {keyword.arg for keyword in node.keywords}
     ]
-    # The one tensor that keeps what it was given: a reward function's own array.
+    # Only this tensor keeps the dtype it was given: a reward function's own array.
     allowed = 1 if file.relative_to(PACKAGE).as_posix() == "rewards/base.py" else 0
     assert len(makers) <= allowed, f"lines {makers}"
 

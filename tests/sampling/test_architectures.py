@@ -24,9 +24,8 @@ from tests.tiny import (
 
 pytestmark = pytest.mark.oldest
 
-# The way of paying for the prompt that each architecture takes: see `hf_itp.sampling.decoders`.
-# Not shared: attention of their own (bloom, falcon), keys made after the cache (deepseek_v3), states, encoders and
-# pictures.
+# The path that each architecture takes for the prompt: see `hf_itp.sampling.decoders`. Not shared: attention of their
+# own (bloom, falcon), keys made after the cache (deepseek_v3), states, encoders and pictures.
 SHARED = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "cohere", "olmo2", "smollm3", "gpt2"),
     *("opt", "gpt_neox", "mixtral", "qwen3_moe", "gpt_oss"),

@@ -88,7 +88,7 @@ def test_freed_places_are_taken_and_no_more(passes):
     needed = sum(len(response) - 1 for response in responses)
     steps = passes[1:]
     assert max(steps) == 16
-    # Finished rows wait until they are an eighth of the batch, and the last rows have nobody to follow them.
+    # Finished rows wait until they are an eighth of the batch, and no rows follow the last ones.
     assert needed / 16 <= len(steps) <= needed / 16 / 0.85 + settings["max_new_tokens"]
     in_chunks = sum(max(map(len, responses[first : first + 16])) - 1 for first in range(0, 120, 16))
     assert len(steps) < 0.7 * in_chunks

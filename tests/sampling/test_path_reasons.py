@@ -29,7 +29,7 @@ from tests.sampling.test_architectures import PATHS, SHARED, batch_for
 from tests.tiny import left_padded_batch, tiny_model
 
 OWN_ATTENTION = "its attention does not go through transformers' attention interface"
-# The part of a reason that names what was missing. Hybrids differ in what they say first.
+# The part of a reason that names what was missing. Hybrids differ in what they name first.
 REASONS = (
     dict.fromkeys(SHARED, "a prompt's keys and values are kept once for all its candidates")
     | {"t5": "it is an encoder-decoder", "bart": "it is an encoder-decoder"}
@@ -123,7 +123,7 @@ def test_call_with_nan_logits_is_no_verdict_on_the_model():
 
 def test_step_that_disagrees_is_a_verdict_that_lasts_for_its_mode():
     model = tiny_model("llama")
-    # Its steps attend otherwise than what was asked for, which one comparison shows.
+    # Its steps attend differently than asked, which one comparison shows.
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(tilt_what_is_not_ours, with_kwargs=True)
     first, second = decoder_of(model), decoder_of(model)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.oldest
 
 A = 11
 LENGTH, NUM_CANDIDATES = 30, 6
-# Near uniform over few tokens, whatever the tiny policy would like: it writes A and ends now and then.
+# A nearly uniform law over few tokens, so that the policy sometimes writes A and sometimes ends.
 WRITTEN = (A, 12, 13, 14, EOS)
 BIAS = {
     "suppress_tokens": [token for token in range(64) if token not in WRITTEN],

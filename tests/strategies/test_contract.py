@@ -103,7 +103,7 @@ def test_decide_returns_what_was_asked_for_after_at_most_the_announced_draws(str
         assert made and len(set(made[0].tolist())) == k
         first = len(decisions) - len(made)
         assert made[0].max() < num_candidates + first
-        # Once made, a decision stands: further draws change nothing.
+        # Further draws do not change a decision.
         assert decisions[:first] == [None] * first and all(torch.equal(made[0], later) for later in made)
 
 

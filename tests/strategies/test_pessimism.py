@@ -195,7 +195,7 @@ def test_advice_names_an_extreme_beta_and_its_range_would_do(beta, extreme, size
     advice = Pessimism(beta, normalize=normalize).advice(rewards)
     assert re.search(rf"`beta` .* is so {extreme}", advice)
     lower, upper = bounds(advice)
-    # The default is in nobody's favour: the advised ends themselves raise no advice.
+    # Settings at the ends of the advised range raise no advice themselves.
     assert lower < upper
     assert Pessimism(lower, normalize=normalize).advice(rewards) is None
     assert Pessimism(upper, normalize=normalize).advice(rewards) is None

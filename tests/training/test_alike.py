@@ -22,14 +22,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from hf_itp import CTRLArguments, CTRLTrainer
 from tests.tiny import EOS, PAD, VOCABULARY_SIZE, tiny_tokenizer
 
-# Rollouts, and references per prompt.
+# Numbers of rollouts, and of references per prompt.
 ROLLOUTS, REFERENCES = 512, 256
 TEXTS = ["how do you bake bread", "what is salt for"]
 CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 SYSTEM = [[{"role": "system", "content": "a good day"}, *chat] for chat in CHATS]
 ODDS = 1e-6
 WORDS = [10, 11, 12, 13, 14]
-# As the template of a model that thinks: the argument decides what the policy continues, here with its own words.
+# Like the template of a model that thinks: the argument decides what the policy continues, here with its own words.
 THINKING = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>"
     "assistant\n{% if enable_thinking is defined and not enable_thinking %}"
@@ -116,7 +116,8 @@ def at_learning_rate_zero(folder, output, prompts=TEXTS, reward=None, template=N
     )
 
 
-# Of the checkpoint, of the trainer, and the rest; with a reward that tells the setting's law from that without it.
+# Settings of the checkpoint, of the trainer, and others, each with a reward that differs between the laws with and
+# without the setting.
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {
     "plain": ({}, {}, {}),
     "temperature": ({}, {"temperature": 0.5}, {}),

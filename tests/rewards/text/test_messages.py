@@ -168,7 +168,7 @@ def test_what_the_template_cannot_render_costs_no_token(kind, template, chat, me
 def test_calibrator_without_the_prompt_costs_no_token():
     reward = RewardModel(tiny_classifier("llama"), tiny_tokenizer())
     calibrated = CalibratedReward(reward, RewardCalibrator(["how"], torch.tensor([[0.0, 1.0]])))
-    assert_refused_before_a_token(calibrated, "other", ArgumentError, "1 of 1 are not")
+    assert_refused_before_a_token(calibrated, "other", ArgumentError, "1 of 1 that are not")
     calibrated.check(["how"])
 
 
@@ -230,7 +230,7 @@ def test_fingerprints_tell_fields_apart():
         [USER, {"role": "assistant", "content": ""}, RESULT], [{**USER, "name": "one"}], [USER],
     ]  # fmt: skip
     assert len({prompt_fingerprint(chat) for chat in chats}) == len(chats)
-    # As data sets fill up messages that lack what others have, in whatever order.
+    # Data sets fill fields that a message lacks and others have, in any order.
     filled = {"tool_calls": None, "content": USER["content"], "role": "user", "name": None}
     assert prompt_fingerprint([filled]) == prompt_fingerprint([USER])
     assert prompt_fingerprint(agent_chat(content=None)) == prompt_fingerprint(agent_chat())

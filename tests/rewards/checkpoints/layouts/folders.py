@@ -126,7 +126,7 @@ def plain_text(folder: Path) -> Family:
     saved(folder, model, plain_tokenizer())
     return Family(
         {"append_eos": True},
-        # What follows the prompt at once is no word the tokenizer knows.
+        # A response right after the prompt is not a word the tokenizer knows.
         lambda prompt, response: decoder_reward(
             model, f"<s> {prompt} {response} </s>".replace(f"{prompt.split()[-1]} {response.split()[0]}", "<unk>")
         ),
