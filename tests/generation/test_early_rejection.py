@@ -247,7 +247,7 @@ def test_rowwise_processor_goes_along_and_one_that_ties_rows_is_refused():
         def __call__(self, input_ids, scores):
             return scores
 
-    with pytest.raises(ArgumentError, match=r"the call has `Own`. Set `rowwise = True` on its class"):
+    with pytest.raises(ArgumentError, match=r"got `Own`. Set `rowwise = True` on its class"):
         run(0.5, logits_processor=LogitsProcessorList([Own()]))
 
 

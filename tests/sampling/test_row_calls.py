@@ -341,7 +341,7 @@ def test_the_clock_ends_all_candidates_in_the_same_moment_and_says_so():
     [
         (hf_itp.get_strategy("pessimism", beta=0.1, pool="fresh"), {}, "`RowFlags` sees all candidates of a call"),
         (hf_itp.get_strategy("pessimism", beta=0.1, pool="fresh"), {"max_time": 9.0}, "sees all candidates of a call"),
-        ("best_of_n", {"early_rejection": 0.5}, "`early_rejection` needs .* but the call has `RowFlags`"),
+        ("best_of_n", {"early_rejection": 0.5}, "`early_rejection` must come with .* got `RowFlags`"),
         ("best_of_n", {"batch_size": 4}, "`batch_size` must be at least 6 with `RowFlags`"),
     ],
     ids=["draws again", "draws again by the clock", "ends candidates early", "smaller batch"],
