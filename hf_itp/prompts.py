@@ -1,5 +1,5 @@
 """
-Prompts as the caller passes them and as a reward sees them: text, or a chat.
+Check the prompts that the caller passes for the reward (texts or chats), or decode them from the input.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> lis
         )
     for position, prompt in enumerate(listed):
         if isinstance(prompt, str):
-            listed[position] = str(prompt)  # plain text, also of numpy's kind
+            listed[position] = str(prompt)  # a plain `str`, also of numpy's
             continue
         chat = as_list(prompt)
         if chat is None or not all(_is_message(message) for message in chat):
             hint = " A single chat must be wrapped once more: prompts=[chat]." if _is_message(prompt) else ""
             raise ArgumentTypeError(
-                f"Prompt {position} in `prompts` is {prompt!r:.80}, neither text nor a chat.{hint} {_REMEDY}"
+                f"Prompt {position} in `prompts` must be a text or a chat, got {prompt!r:.80}.{hint} {_REMEDY}"
             )
         if len(chat) == 0:
-            raise ArgumentError(f"Prompt {position} in `prompts` is an empty chat. {_REMEDY}")
+            raise ArgumentError(f"Prompt {position} in `prompts` must hold a message, got an empty chat. {_REMEDY}")
         listed[position] = chat
     return listed
 
@@ -51,8 +51,8 @@ def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> lis
 def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Decode the input rows for a reward when no `prompts` were given; warn that a chat loses its structure."""
     warnings.warn(
-        "`prompts` was not given, so the reward sees the decoded input: of a chat, its template's words without its "
-        "structure. Pass prompts=[chat, ...] to let the reward model apply its own template.",
+        "`prompts` was not given, so the reward sees the decoded input: for a chat, the words of its template without "
+        "its structure. Pass prompts=[chat, ...] to let the reward model apply its own template.",
         ItpWarning,
         stacklevel=2,
     )
@@ -60,5 +60,5 @@ def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTraine
 
 
 def _is_message(message: object) -> bool:
-    # What else a message has (content, calls of tools, a name) is between the caller and the chat template.
+    # Whatever else a message has (content, tool calls, a name) is between the caller and the chat template.
     return isinstance(message, dict) and isinstance(message.get("role"), str)

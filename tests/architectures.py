@@ -1,7 +1,7 @@
 """
 Configurations of tiny models, one per way of attending, caching, normalising or encoding positions.
 
-Sizes are explicit, so a change of a library default moves nothing here.
+Sizes are explicit, so a changed default of a library changes nothing here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DECODER_ONLY: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 10.0,
-        # What transformers takes by itself from 5.21 on; before, an attention that drops the cap. Goes with those.
+        # transformers chooses this by default from 5.21 on; before, an attention that drops the cap. Remove with 5.20.
         "attn_implementation": "eager",
     },
     "gemma3_text": _GROUPED
@@ -158,7 +158,7 @@ _VISION_TOWER = {
     "image_size": 8,
     "patch_size": 4,
 }
-# The image token stands where the picture's embeddings go: 4 of them per picture of 8 x 8 pixels.
+# Image tokens mark the place of the picture's embeddings: 4 of them per picture of 8 x 8 pixels.
 VISION_LANGUAGE: dict[str, dict[str, Any]] = {
     "llava": {
         "text_config": _TEXT | _GROUPED | {"model_type": "llama"},
@@ -207,7 +207,7 @@ STATE_OUTSIDE_CACHE = frozenset({"recurrent_gemma"})
 
 
 def config_arguments(architecture: str) -> dict[str, Any]:
-    """What `AutoConfig.for_model` needs for one of [`ARCHITECTURES`]."""
+    """Return the arguments of `AutoConfig.for_model` for one of [`ARCHITECTURES`]."""
     sizes = (DECODER_ONLY | ENCODER_DECODER | VISION_LANGUAGE)[architecture]
     # Untied, so that scaling the output embedding sets the entropy of the next token and nothing else.
     special = {"tie_word_embeddings": False, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}

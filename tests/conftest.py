@@ -1,5 +1,5 @@
 """
-What holds for every test: no network, one thread, and torch's global random numbers left as they were.
+Set what holds for every test: no network, one thread, and torch's global random numbers left unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.worlds.laws import FiniteWorld, finite_world
 # Each pytest worker has one core.
 torch.set_num_threads(1)
 
-# torch starts every process from other numbers. A test that draws from them has to hold for all, so that a sweep over
+# torch starts every process from other numbers. A test that draws from them must hold for all, so that a sweep over
 # this seed finds those that do not; without it a run repeats the last one.
 GLOBAL_SEED = int(os.environ.get("HF_ITP_TEST_SEED", "0"))
 
@@ -32,8 +32,9 @@ GLOBAL_SEED = int(os.environ.get("HF_ITP_TEST_SEED", "0"))
 @pytest.fixture(autouse=True)
 def global_rng_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
     """
-    Starts a test at `GLOBAL_SEED`, and fails one that moves or seeds torch's global random numbers; the marker
-    `uses_global_rng` opts out of the second.
+    Start a test at `GLOBAL_SEED`, and fail it if it moves or seeds torch's global random numbers.
+
+    The marker `uses_global_rng` allows a test to do so.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(GLOBAL_SEED)
@@ -56,11 +57,11 @@ def prompt_bound_reward() -> PromptBoundReward:
 
 @pytest.fixture
 def policy_folder(tmp_path: Path) -> Callable[..., Path]:
-    """`policy_folder(architecture="llama")`: a saved policy with its tokenizer."""
+    """Return `policy_folder(architecture="llama")`, which gives the folder of a saved policy with its tokenizer."""
     return lambda architecture="llama", **overrides: saved_policy(tmp_path, architecture, **overrides)
 
 
 @pytest.fixture(scope="session")
 def small_world() -> FiniteWorld:
-    """21 responses: few enough for `push_forward` with four candidates. Shared, so not to be changed."""
+    """Return a world of 21 responses, few enough for `push_forward` with four candidates. Shared: do not change."""
     return finite_world(vocabulary=5, max_new_tokens=2)

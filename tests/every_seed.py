@@ -1,13 +1,13 @@
 """
-What the tests claim of random draws, under many seeds: training and, with `--laws`, every law that is drawn from.
+Check what the tests claim of random draws under many seeds: training or, with `--laws`, every law drawn from.
 
     python -m tests.every_seed --seeds 20 --threads 1
     python -m tests.every_seed --seeds 20 --threads 2 --burn
     python -m tests.every_seed --laws
 
 Run it on any machine; the tests' own seeds are 0 throughout. `--burn` keeps every core busy meanwhile with processes
-of its own. Another processor's arithmetic is had with ATEN_CPU_CAPABILITY=default or avx2 and
-ONEDNN_MAX_CPU_ISA=SSE41 in the environment.
+of its own. Set ATEN_CPU_CAPABILITY=default or avx2 and ONEDNN_MAX_CPU_ISA=SSE41 in the environment for another
+processor's arithmetic.
 
 Training: how far runs end from what is claimed, and by how many standard deviations the bound clears their mean; at
 least five, a normal tail below 3e-7, and no run beyond it. Laws: how many runs of a test fail; none, at odds below
@@ -83,7 +83,7 @@ def laws_hold(seeds: range, only: str) -> bool:
 
 
 def cases(test: Callable[..., None]) -> Iterator[dict[str, Any]]:
-    """The arguments of every case of a parametrized test."""
+    """Return the arguments of every case of a parametrized test."""
     tables = []
     for mark in getattr(test, "pytestmark", []):
         if mark.name == "parametrize":

@@ -1,4 +1,4 @@
-"""The examples as modules."""
+"""Import the examples as modules."""
 
 from __future__ import annotations
 

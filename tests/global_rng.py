@@ -1,5 +1,5 @@
 """
-Watching torch's global random numbers, which the package promises to leave alone.
+Watch torch's global random numbers, which the package promises not to change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def global_rng_watched() -> Iterator[None]:
-    """Raises `AssertionError`, the state restored, if torch's global random state is moved or seeded inside."""
+    """Raise `AssertionError` if torch's global random state is moved or seeded inside; restore the state first."""
     before = torch.get_rng_state()
     yield
     if not torch.equal(before, torch.get_rng_state()):

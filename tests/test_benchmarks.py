@@ -1,5 +1,5 @@
 """
-The benchmarks run from end to end, count what they say they count, and say what they leave out. Nothing is timed.
+Test that the benchmarks run to the end, count what they say, and say what they leave out. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def test_operations_are_those_the_model_makes(architecture):
     length, width = 12, model.config.hidden_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(length)[None], logits_to_keep=1)
-    # The model makes whole squares of attention and masks what no token looks at. The two hundredths are for weights
-    # that are no matrices.
+    # The model computes whole squares of attention and masks what no token looks at. The two hundredths are for
+    # weights that are not matrices.
     masked = 4 * model.config.num_hidden_layers * width * (length * length - length * (length + 1) // 2)
     needed = operations_needed(model, length - 1, [1])
     assert needed == pytest.approx(counter.get_total_flops() - masked, rel=0.02)

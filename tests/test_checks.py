@@ -1,4 +1,4 @@
-"""One form for every message of a broken rule, and bounds that are what they say."""
+"""Test that every message of a broken rule has one form, and that bounds are as stated."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-What readers are told is true: code of the pages runs, links and named paths lead somewhere, every example runs.
+Test that the documents are true: code of the pages runs, links and named paths exist, every example runs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PAGES = [
     ROOT / "examples" / "data" / "README.md",
     *sorted((ROOT / "model_cards").glob("embedded_*.md")),
 ]
-# Pages that say where something is in the code.
+# Pages that name places in the code.
 MAPS = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "docs/paper_index.md", "docs/performance.md")]
-# Code that goes on from what the reader has, or asks the Hub, is compiled only.
+# Code that continues from what the reader has, or asks the Hub, is only compiled.
 NEEDS_MORE = re.compile(r"\"(org|Qwen)/|\bpolicy\.generate\(|accelerator")
 
 
@@ -110,8 +110,8 @@ def test_named_paths_exist(page):
         path
         for path in re.findall(r"`([\w./-]+)`", text_of(page))
         if path.endswith(("/", ".py", ".md", ".toml", ".yaml", ".txt", ".png")) or path.startswith((".ci/", "tests/"))
-    } - {"custom_generate/", "utils.py"}  # a folder of repositories on the Hub, and what there is none of
-    examples = {path for path in paths if "my_" in path}  # of what a reader would add
+    } - {"custom_generate/", "utils.py"}  # a folder of repositories on the Hub, and a file that must not exist
+    examples = {path for path in paths if "my_" in path}  # files that a reader would add
     missing = {path for path in paths - examples if not any((root / path).exists() for root in (ROOT, PACKAGE))}
     assert paths - examples and not missing
 

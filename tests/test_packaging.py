@@ -1,4 +1,4 @@
-"""What is installed holds everything that is read at run time."""
+"""Test that what is installed holds everything that is read at run time."""
 
 from __future__ import annotations
 

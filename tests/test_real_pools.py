@@ -1,4 +1,4 @@
-"""`examples/real_pools.py`: its numbers computed again in NumPy, and its files made again from their source."""
+"""Test `examples/real_pools.py`: compute its numbers again in NumPy, and make its files again from their source."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pools(module):
 
 
 def best_of_n(rewards, gold, size):
-    """The i-th lowest of P wins with a chance of choose(i - 1, N - 1) / choose(P, N); tied rewards share alike."""
+    """Return best-of-n's law: the i-th lowest of P wins with choose(i - 1, N - 1) / choose(P, N); ties share."""
     count = len(rewards)
     chances = [math.comb(rank, size - 1) / math.comb(count, size) for rank in range(count)]
     ordered = np.sort(rewards)
@@ -49,7 +49,7 @@ def best_of_n(rewards, gold, size):
 
 
 def pessimism(rewards, gold, beta):
-    """Weights max(r - normalizer, 0), the normalizer the largest (sum of the k highest - N * beta) / k."""
+    """Weigh by max(r - normalizer, 0), with the largest (sum of the k highest - N * beta) / k as normalizer."""
     ordered = np.sort(rewards)[::-1]
     normalizer = ((np.cumsum(ordered) - len(rewards) * beta) / np.arange(1, len(rewards) + 1)).max()
     weights = np.maximum(rewards - normalizer, 0)
@@ -100,9 +100,9 @@ def test_figures_of_the_readme(replays):
 
 def test_draws_at_smaller_sizes_are_pools_of_their_own(replays, module):
     """
-    At the smallest beta pessimism is best-of-n but for near ties, so its draws scatter about the exact curve. A mean
-    of 400 independent chances in [0, 1] is off by more than 0.15 with odds below 2 exp(-2 * 400 * 0.15**2), 3e-8, at
-    each of 7 sizes.
+    At the smallest beta pessimism is best-of-n except for near ties, so its draws scatter about the exact curve. A
+    mean of 400 independent chances in [0, 1] is off by more than 0.15 with odds below 2 exp(-2 * 400 * 0.15**2), 3e-8,
+    at each of 7 sizes.
     """
     found = replays["Game of 24, a reward not hacked"]
     smallest = found.fixed[min(module.BETAS)].mean(dim=-1)

@@ -1,4 +1,4 @@
-"""The shape of the package: imports point inward, files stay small, optional packages stay out of `import hf_itp`."""
+"""Test the shape of the package: imports point inward, files are small, `import hf_itp` needs no optional package."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def module_name(file: Path) -> str:
 
 def imported(file: Path, nodes: Iterator[ast.AST] | list[ast.stmt] | None = None) -> set[str]:
     """
-    Full names of the modules a file imports, wherever in it the import stands; of `from a import b` both `a.b` where
-    that is a module of the package, and `a` otherwise.
+    Return the full names of the modules a file imports anywhere.
+
+    For `from a import b` that is `a.b` if it is a module of the package, and `a` otherwise.
     """
     names = set()
     package = file.relative_to(PACKAGE.parent).parent.parts
@@ -50,7 +51,7 @@ def imported(file: Path, nodes: Iterator[ast.AST] | list[ast.stmt] | None = None
 
 
 def imported_at_once(file: Path) -> set[str]:
-    """What importing the file imports: the statements outside every function."""
+    """Return what importing the file imports: the imports outside of functions."""
 
     def statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
         for node in body:
@@ -88,7 +89,7 @@ def test_formulas_import_torch_and_errors_only(file):
 @pytest.mark.parametrize("number", range(len(RINGS)))
 def test_imports_point_inward(number):
     inner = [f"hf_itp.{name}" for ring in RINGS[: number + 1] for name in ring]
-    edge = number == len(RINGS) - 1  # which may use the package as anybody does
+    edge = number == len(RINGS) - 1  # the outermost ring may use the package like any user
     outward = {
         f"{as_ids(file)} -> {name}"
         for file in files_in(*RINGS[number])
@@ -105,7 +106,7 @@ def test_every_file_is_in_a_ring():
 
 @pytest.mark.parametrize("folder", ["hf_itp", "benchmarks", "tests"])
 def test_no_file_imports_itself_in_a_circle(folder):
-    """By whatever it imports, inside functions too."""
+    """Imports inside functions count too."""
     files = {module_name(file): file for file in (PACKAGE.parent / folder).rglob("*.py")}
     imports = {name: imported(file) & files.keys() - {name} for name, file in files.items()}
     try:
@@ -162,7 +163,7 @@ def test_importing_the_package_leaves_optional_packages_alone():
 
 
 def test_help_loads_no_model_library():
-    """What a user asks of the command line before using it has to come at once."""
+    """Users ask for help before they use the command line, so it must come at once."""
     code = (
         "import sys; from typer.testing import CliRunner; from hf_itp.cli import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"

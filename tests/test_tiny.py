@@ -1,4 +1,4 @@
-"""The fixtures hold what they promise: every tiny model generates, looks at its prompt and ends some responses."""
+"""Test the fixtures: every tiny model generates, looks at its prompt and ends some responses."""
 
 from __future__ import annotations
 

@@ -79,13 +79,13 @@ _CHAT_TEMPLATE = (
 )
 
 
-# Where the first draw of weights says little else than one word.
+# Models whose first draw of weights says little else than one word.
 _SEEDS = {"t5": 5, "bart": 3}
 
 
 def tiny_model(architecture: str, *, seed: int = 0, entropy: float = 1.5, **config_overrides: Any) -> PreTrainedModel:
     """
-    A model of two layers in float32 and eval mode, its own copy for every caller.
+    Return a model of two layers in float32 and eval mode, a new copy for every caller.
 
     The next token's entropy is near `entropy` nats on average. Every id may be drawn, `PAD` and `BOS` included: only
     `EOS` ends a response.
@@ -121,7 +121,7 @@ def _built(architecture: str, seed: int, entropy: float, config_overrides: str) 
 
 @torch.no_grad()
 def _draw_weights(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Weights of a size that lets attention look around: the usual 0.02 makes all layers of so narrow a model idle."""
+    """Draw weights large enough for attention to look around: with the usual 0.02 so narrow a model's layers idle."""
     for name, weight in model.named_parameters():
         noise = torch.empty_like(weight).normal_(generator=generator)
         if weight.dim() >= 2 and not name.endswith("A_log"):
@@ -131,8 +131,8 @@ def _draw_weights(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 def _gain(name: str) -> float:
-    # Encoder-decoders need a loud last token, or what the decoder sees of the encoder drowns it and it says one word
-    # for ever.
+    # Encoder-decoders need a loud last token. Otherwise what the decoder sees of the encoder drowns it, and it repeats
+    # one word for ever.
     if "shared" in name:
         return 16.0
     if "embed_positions" in name:
@@ -167,7 +167,7 @@ def _shape_next_token(model: PreTrainedModel, entropy: float, generator: torch.G
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One id per word, `VOCABULARY_SIZE` of them, padding on the left, and chats as `<s>role words</s>`."""
+    """Return a tokenizer with `VOCABULARY_SIZE` words, padding on the left, and chats as `<s>role words</s>`."""
     vocabulary = {word: index for index, word in enumerate(_WORDS.split())}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -184,7 +184,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One character per id: stop strings need a tokenizer that spells."""
+    """Return a tokenizer with one character per id, since stop strings need one that spells."""
     characters = ["<pad>", "<s>", "</s>", *(string.ascii_letters + string.digits)[:61]]
     tokenizer = Tokenizer(WordLevel({character: index for index, character in enumerate(characters)}, unk_token="9"))
     tokenizer.pre_tokenizer = Split("", "isolated")
@@ -193,7 +193,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def saved_policy(folder: Path, architecture: str = "llama", **config_overrides: Any) -> Path:
-    """Model and tokenizer written to `folder / architecture`, which is returned and works as a model id."""
+    """Save model and tokenizer in `folder / architecture`; return that folder, which works as a model id."""
     path = Path(folder) / architecture
     tiny_model(architecture, **config_overrides).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
@@ -203,7 +203,7 @@ def saved_policy(folder: Path, architecture: str = "llama", **config_overrides: 
 def left_padded_batch(
     lengths: Sequence[int], seed: int = 0, vocabulary_size: int = VOCABULARY_SIZE
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, both `(B, max(lengths))`: row `i` is `BOS` and `lengths[i] - 1` words."""
+    """Return `input_ids` and `attention_mask` `(B, max(lengths))`; row `i` is `BOS` and `lengths[i] - 1` words."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.full((len(lengths), max(lengths)), PAD)
     attention_mask = torch.zeros_like(input_ids)
@@ -216,7 +216,7 @@ def left_padded_batch(
 
 
 def vision_batch(architecture: str, lengths: Sequence[int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """[`left_padded_batch`] for one of `VISION_LANGUAGE`: each row has one random picture after its first token."""
+    """Return [`left_padded_batch`] for one of `VISION_LANGUAGE`, with a random picture after each first token."""
     if min(lengths) < IMAGE_TOKENS + 3:
         raise ValueError(f"A row needs room for {IMAGE_TOKENS + 3} tokens. Ask for longer prompts.")
     batch: dict[str, torch.Tensor] = left_padded_batch(lengths, seed)

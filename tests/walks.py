@@ -3,11 +3,11 @@ Print the files of `hf_itp` that a call walks through, in the order in which cal
 
     python -m tests.walks
 
-Two walks: `generate(strategy="pessimism")` from the call to the returned tensor, and a reward from the token ids of
-responses to the selected index. A line names the file, the function by which it was first entered and the file that
-called it. Files that call on into another one are numbered: a reader passes through them. The others (marked `.`)
-answer by themselves: a formula, a check; what they ask of `checks.py` does not count. Calls back into a file that
-waits for the caller follow at the end: methods of values that were passed. Imports and closures are left out.
+There are two walks: `generate(strategy="pessimism")` from the call to the returned tensor, and a reward from the token
+ids of responses to the selected index. A line names the file, the function by which it was first entered and the file
+that called it. Files that call into another one are numbered, since a reader passes through them. The others (marked
+`.`) answer by themselves, like a formula or a check; calls of `checks.py` do not count. Calls back into a file that
+waits for the caller, methods of values that were passed, follow at the end. Imports and closures are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = ("checks.py", "errors.py")
 
 @dataclass
 class Walk:
-    """The files that a call entered, each with its first function and its caller; which called on or back."""
+    """Files that a call entered, each with its first function and its caller, and which called on or back."""
 
     entered: dict[str, tuple[str, str]] = field(default_factory=dict)
     passed_through: set[str] = field(default_factory=set)
@@ -61,7 +61,7 @@ class Walk:
 
 
 def files_below(frame: FrameType) -> list[str]:
-    """The package's files that wait for this call, the nearest first."""
+    """Return the package's files that wait for this call, the nearest first."""
     files, below = [], frame.f_back
     while below is not None:
         if below.f_code.co_filename.startswith(PACKAGE):
@@ -81,7 +81,7 @@ def walk(call: Callable[[], Any]) -> Walk:
 
 
 def walks() -> dict[str, Walk]:
-    """Both walks, made once before, so that only the call itself is walked."""
+    """Return both walks; each call is made once before, so that only the call itself is walked."""
     policy, tokenizer = tiny_model("llama"), tiny_tokenizer()
     reward_model = hf_itp.RewardModel(tiny_classifier("llama"), tokenizer)
     batch = left_padded_batch([7, 5])

@@ -112,7 +112,7 @@ def generate(
     Draw candidates for each prompt, score them, and write those the strategy selects.
 
     Each result is written as soon as it is ready. The same seed gives a
-    prompt the same candidates, alone or among others.
+    prompt the same candidates, by itself or among others.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""Looking at pools: what the candidates were worth and what a strategy makes of them."""
+"""Plot pools: the rewards of the candidates, and the probabilities a strategy gives them."""
 
 from hf_itp.evaluation.plots import plot_pool
 

@@ -1,7 +1,7 @@
 """
-Pictures of pools. Each function returns a matplotlib figure to show, change or save; nothing global is touched.
+Plot pools. Each function returns a matplotlib figure to show, change or save, and changes no global state.
 
-Knows nothing of models or text: rewards and probabilities in, ink out.
+Knows nothing of models or text: it takes rewards and probabilities.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def plot_pool(
     title: str | None = None,
 ) -> Figure:
     """
-    The candidates of each prompt: reward across, probability of being returned upwards, one panel per prompt.
+    Plot the candidates of each prompt in a panel: reward on the x axis, probability of being returned on the y axis.
 
-    Under pessimism the candidates lie on a hinge: 0 up to the normalizer, then a straight line, so the picture shows
-    at a glance how many candidates are still in play. A dashed line marks plain sampling's `1 / N`.
+    Under pessimism the candidates lie on a hinge: 0 up to the normalizer, then a straight line, so the plot shows at a
+    glance how many candidates can still be returned. A dashed line marks plain sampling's `1 / N`.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, N)`):
@@ -45,13 +45,13 @@ def plot_pool(
         probabilities (`torch.Tensor` of shape `(B, N)`):
             A strategy's law on each pool, from [`Strategy.probabilities`].
         normalizer (`torch.Tensor` of shape `(B,)`, *optional*):
-            Pessimism's normalizer, in units of the reward, drawn as a line; all to the left of it is shaded.
+            Pessimism's normalizer, in units of the reward, drawn as a line with the area to its left shaded.
         labels (`Sequence[str]` of length `B`, *optional*):
-            A heading per panel, the prompt for example.
+            Heading of each panel, for example the prompt.
         winners (`Mapping[str, torch.Tensor]`, *optional*):
             Index of the candidate each strategy returned, of shape `(B,)`, by the strategy's name.
         title (`str`, *optional*):
-            Heading of the figure; defaults to what the panels show.
+            Heading of the figure. By default it says what the panels show.
 
     Returns:
         `matplotlib.figure.Figure`: Write it with `figure.savefig("pool.png")`.
@@ -78,7 +78,7 @@ def plot_pool(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError('Pictures need matplotlib. Install it: pip install "hf-itp[plots]".') from error
+        raise MissingDependencyError('Plots need matplotlib. Install it: pip install "hf-itp[plots]".') from error
 
     num_prompts, num_candidates = rewards.shape
     columns = min(_COLUMNS, num_prompts)
@@ -163,12 +163,12 @@ def _check_shapes(
 ) -> None:
     if rewards.dim() != 2 or rewards.numel() == 0:
         raise ArgumentError(
-            f"`rewards` has to have shape (B, N), one row per prompt, but has shape {tuple(rewards.shape)}. Add the "
-            "missing dimension with rewards[None]."
+            f"`rewards` must have shape (B, N), one row per prompt, got shape {tuple(rewards.shape)}. Add the missing "
+            "dimension with rewards[None]."
         )
     if probabilities.shape != rewards.shape:
         raise ArgumentError(
-            f"`probabilities` has to have the shape of `rewards` {tuple(rewards.shape)}, but has shape "
+            f"`probabilities` must have the shape of `rewards` {tuple(rewards.shape)}, got shape "
             f"{tuple(probabilities.shape)}. Pass strategy.probabilities(rewards)."
         )
     per_prompt: dict[str, torch.Tensor | Sequence[str] | None] = {"normalizer": normalizer, "labels": labels}
@@ -176,6 +176,6 @@ def _check_shapes(
     for name, values in per_prompt.items():
         if values is not None and len(values) != len(rewards):
             raise ArgumentError(
-                f"`{name}` has to have one entry per prompt ({len(rewards)}), but has {len(values)}. Pass one for "
-                "each row of `rewards`."
+                f"`{name}` must have one entry per prompt ({len(rewards)}), got {len(values)}. Pass one for each row "
+                "of `rewards`."
             )

@@ -1,5 +1,5 @@
 """
-Columns of the data for a reward, as a caller of `generate` gives them: `reward_kwargs={"solution": [...]}`.
+Check the columns of data that a caller of `generate` gives for the reward: `reward_kwargs={"solution": [...]}`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _REMEDY = 'Pass reward_kwargs={"solution": [...]}, one entry per input row.'
 
 def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None) -> dict[str, list]:
     """
-    Return the columns as lists, each under a name that no reward is called with anyway.
+    Return the columns as lists, each under a name that is not taken by what every reward is called with.
 
     Args:
-        columns (`dict`): What the caller gave.
-        num_rows (`int`, *optional*): How many entries each must have. By default not checked.
+        columns (`dict`): Columns the caller gave, by name.
+        num_rows (`int`, *optional*): Number of entries each must have. By default not checked.
 
     Raises:
         `ArgumentTypeError`: If it is not a dict of lists by name.
@@ -47,8 +47,8 @@ def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None)
         if num_rows is not None and len(entries) != num_rows:
             raise ArgumentError(
                 f"Column {name!r} of `reward_kwargs` must have one entry per input row ({num_rows}), got "
-                f"{len(entries)}. {_REMEDY} A pipeline hands on `batch_size` inputs at a time: pass it as many, or "
-                "one input a call."
+                f"{len(entries)}. {_REMEDY} A pipeline passes `batch_size` inputs at a time: give it as many inputs, "
+                "or one per call."
             )
         checked[name] = entries
     return checked

@@ -1,5 +1,5 @@
 """
-Early rejection as a caller asks for it: how often candidates are judged while they grow, and how many are given up.
+Settings of early rejection: how often candidates are judged while they grow, and how many are given up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hf_itp.errors import ArgumentError
 @dataclass(frozen=True)
 class EarlyRejection:
     """
-    When candidates are judged before they are complete, and how many are given up.
+    Settings of early rejection: when incomplete candidates are judged, and how many are given up.
 
     Every `interval` tokens the candidates of a prompt that are still in the race, complete or not, are scored as far
     as they are written. The `share` of lowest reward leaves the race; of these, the incomplete ones are drawn no
@@ -31,8 +31,8 @@ class EarlyRejection:
         share (`float`, *optional*, defaults to 0.5): Share given up at each review, in `[0, 1)`: the paper's alpha.
         interval (`int`, *optional*, defaults to 32): Tokens between two reviews.
         audit (`float`, *optional*, defaults to 0.0): Share of prompts drawn in full, at full price, with the reviews
-            replayed on what was drawn: same result, and the diagnostics say what was saved and whether best-of-n had
-            another winner. Which prompts these are is decided by the seed and the prompt.
+            replayed on what was drawn. The result is the same, and the diagnostics say what was saved and whether
+            best-of-n had another winner. The seed and the prompt decide which prompts these are.
 
     Examples:
 
@@ -63,19 +63,21 @@ def check_early_rejection(
     early_rejection: float | EarlyRejection, strategy: str, num_candidates: int, batch_size: int | None
 ) -> EarlyRejection:
     """
+    Return the settings of early rejection, if the call can use it.
+
     Raises:
-        `ArgumentError`: If it breaks its rule, or the call asks for something it cannot be combined with.
+        `ArgumentError`: If `early_rejection` breaks its rule, or the call asks for something it does not work with.
     """
     if not isinstance(early_rejection, EarlyRejection):
         early_rejection = EarlyRejection(early_rejection)
     if strategy != "best_of_n":
         raise ArgumentError(
-            f"`early_rejection` goes with strategy='best_of_n', but the strategy is {strategy!r}, whose law needs the "
+            f"`early_rejection` must come with strategy='best_of_n', got strategy={strategy!r}, whose law needs the "
             "rewards of all candidates. Pass strategy='best_of_n', or leave `early_rejection` out."
         )
     if batch_size is not None and batch_size < num_candidates:
         raise ArgumentError(
-            f"`batch_size` has to be at least `num_candidates` ({num_candidates}) with `early_rejection`, but is "
+            f"`batch_size` must be at least `num_candidates` ({num_candidates}) with `early_rejection`, got "
             f"{batch_size}: candidates that are compared while they grow share a batch. Leave `batch_size` out, or "
             "draw fewer candidates."
         )

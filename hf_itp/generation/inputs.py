@@ -14,8 +14,10 @@ _INPUTS = ("input", "pixel_values", "encoder_outputs")
 
 def check_inputs(model: Any, arguments: dict[str, Any]) -> None:
     """
-    Refuse a call without input, for which plain `generate` starts from the model's first token: a reward would judge
-    answers to a prompt the policy never saw.
+    Refuse a call without input.
+
+    Plain `generate` would start from the model's first token, and the reward would judge answers to a prompt that the
+    policy never saw.
 
     Args:
         model (`PreTrainedModel`): The policy.

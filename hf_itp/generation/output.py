@@ -1,5 +1,5 @@
 """
-What `generate(strategy=..., return_dict_in_generate=True)` returns.
+Output of `generate(strategy=..., return_dict_in_generate=True)`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from transformers.utils import ModelOutput
 @dataclass
 class StrategyOutput(ModelOutput):
     """
-    The selected responses, and how they were selected. `B` prompts, `N` candidates drawn and `k` returned per prompt.
+    The selected responses, and how they were selected.
+
+    Shapes: `B` prompts, `N` candidates drawn and `k` responses returned per prompt.
 
     Args:
         sequences (`torch.LongTensor` of shape `(B * k, L)`):
@@ -25,10 +27,10 @@ class StrategyOutput(ModelOutput):
             For each prompt the token ids of every response drawn, end token included, without padding. With
             `early_rejection` some are only the first tokens of a response, with the reward of these.
         candidate_rewards (`torch.FloatTensor` of shape `(B, N)`):
-            Rewards of all candidates. Where a strategy draws further ones (`pessimism(pool="fresh")`) there are more
-            than `N` columns, NaN where a prompt needed no further draw.
+            Rewards of all candidates. If a strategy draws further ones (`pessimism(pool="fresh")`) there are more than
+            `N` columns, NaN where a prompt needed no further draw.
         probabilities (`torch.DoubleTensor` of shape `(B, N)`, *optional*):
-            Exact law of the first winner given the pool; `None` where it depends on candidates never drawn.
+            Exact law of the first winner given the pool; `None` if it depends on candidates never drawn.
         selected (`torch.LongTensor` of shape `(B, k)`):
             Index of each winner among its prompt's candidates.
         diagnostics (`dict`):

@@ -1,8 +1,8 @@
 """
-How `GenerationMixin.generate` learns the `strategy=` keyword: one wrapper, at class level, that comes off again.
+Give `GenerationMixin.generate` the `strategy=` keyword, by one wrapper at class level that can be removed again.
 
-Imports neither torch nor transformers: the wrapper is put on when transformers' generation code is imported, and what
-it needs is imported when a strategy is first used.
+Imports neither torch nor transformers: the wrapper is installed when transformers' generation code is imported, and
+what it needs is imported when a strategy is first used.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _GENERATION_MODULE = "transformers.generation.utils"
 
 _wrapping = threading.RLock()
 _wrapped: Any = None
-"""The class that was wrapped last."""
+"""Class that was wrapped last."""
 
 
 def enable() -> None:
     """
-    Teaches every model's `generate` the `strategy=` keyword. `import hf_itp` does it, unless `HF_ITP_DISABLE=1`.
+    Give every model's `generate` the `strategy=` keyword. `import hf_itp` does it, unless `HF_ITP_DISABLE=1`.
 
-    Doing it twice changes nothing; models made before and after know the keyword alike.
+    Calling it twice changes nothing. Models made before and after both know the keyword.
     """
     record_origins()
     _hook.install()
@@ -41,7 +41,7 @@ def enable() -> None:
 
 def disable() -> None:
     """
-    Puts transformers' own `generate` back, and the methods that note where a model was loaded from.
+    Restore transformers' own `generate`, and the methods wrapped to record where a model was loaded from.
 
     Raises:
         `ItpError`: If another package has wrapped `generate` since: undoing ours would undo theirs.
@@ -50,17 +50,17 @@ def disable() -> None:
     stop_recording()
     if _wraps_ours(mixin.generate) and not _is_ours(mixin.generate):
         raise ItpError(
-            "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so it cannot be "
-            "restored alone. Undo the other wrapper first."
+            "`GenerationMixin.generate` was wrapped by another package after `hf_itp.enable()`, so restoring it would "
+            "also undo that wrapper. Undo the other wrapper first."
         )
-    # Or a reload of the module would put the wrapper on again.
+    # Otherwise a reload of the module would install the wrapper again.
     _hook.remove()
     if _is_ours(mixin.generate):
         mixin.generate = mixin.generate._hf_itp_original
 
 
 def enable_with_transformers() -> None:
-    """Does [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
+    """Do [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
     record_origins()
     _hook.install()
     _wrap_if_loaded()
@@ -81,19 +81,20 @@ def _wrap(mixin: Any) -> None:
 
 
 def _wrap_if_loaded() -> None:
-    # The class is whole once the module has its name, even while the rest of the module is being run. Once for each
-    # class: what is put over our wrapper later stays.
+    # The class is complete once the module has its name, even while the rest of the module still runs. Wrap each class
+    # only once: what others put over our wrapper later stays.
     mixin = getattr(sys.modules.get(_GENERATION_MODULE), "GenerationMixin", None)
     if mixin is not None and mixin is not _wrapped:
         _wrap(mixin)
 
 
-# Another package's finder may come before the hook and find the generation module itself: the next look-up tells.
+# Another package's finder may come before the hook and find the generation module itself: the next look-up of any
+# other module notices it.
 _hook = ImportHook([_GENERATION_MODULE], lambda module: _wrap(module.GenerationMixin), on_other=_wrap_if_loaded)
 
 
 def _is_ours(generate: Callable) -> bool:
-    # `functools.wraps` copies attributes, so a wrapper around ours carries the mark as well: the identity tells.
+    # `functools.wraps` copies attributes, so a wrapper around ours carries the mark as well: compare the identity.
     return getattr(generate, "_hf_itp_wrapper", None) == id(generate)
 
 
@@ -132,10 +133,10 @@ def _with_strategy(original: Callable) -> Callable:
 
 def _without_keywords(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """
-    The arguments of a call without a strategy, less the keywords of ours that are `None`.
+    Return the arguments of a call that has no strategy, except our keywords that are `None`.
 
     Raises:
-        `ArgumentError`: If one is not, and only a strategy could have used it.
+        `ArgumentError`: If a keyword of ours has a value that only a strategy could use.
     """
     arguments = dict(arguments)
     arguments.pop("strategy", None)
@@ -146,15 +147,14 @@ def _without_keywords(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
             continue
         if arguments.pop(name) is not None:
             raise ArgumentError(
-                f"`{name}` needs `strategy`, which is missing: `generate` would draw one plain response and know "
-                f'nothing of `{name}`. Pass strategy="pessimism" or another of `hf_itp.list_strategies()` beside it, '
-                f"or remove `{name}`."
+                f"`{name}` must come with `strategy`, got none: `generate` would draw one plain response and ignore "
+                f'`{name}`. Pass strategy="pessimism" or another of `hf_itp.list_strategies()`, or remove `{name}`.'
             )
     return arguments
 
 
 def _is_known_without_strategy(model: Any, name: str) -> bool:
-    """Whether the model, or transformers, has a keyword of that name of its own."""
+    """Return whether the model or transformers itself has a keyword of that name."""
     from transformers import GenerationConfig
 
     if hasattr(GenerationConfig(), name):

@@ -1,7 +1,7 @@
 """
 Warn where the prompts that a reward sees do not belong to the rows that the policy continues.
 
-A pipeline hands every batch of chats the same `prompts`, and the rewards would be right for another question.
+A pipeline passes the same `prompts` with every batch of chats, so the rewards would be those of another question.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def warn_of_other_rows(
     prompts: Sequence[Prompt], token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """
-    Warn, once a call, of a row that is a chat but does not contain the last user's text of the prompt given for it.
+    Warn, once per call, of a row that is a chat but lacks the text of the user's last message in its prompt.
 
-    Not checked where it cannot be told: prompts and rows that are no chats, other content than text, templates that
+    Not checked where it cannot be told: prompts and rows that are not chats, content other than text, templates that
     change the text. What else the row holds (a system prompt, examples, documents) does not matter.
 
     Args:
@@ -35,7 +35,7 @@ def warn_of_other_rows(
     for row, (prompt, ids) in enumerate(zip(prompts, token_prompts, strict=True)):
         if not isinstance(prompt, str) and _is_another_chat(prompt, ids, tokenizer):
             warnings.warn(
-                f"`prompts` must belong to the input, but the last user's text of prompt {row}, "
+                f"`prompts` must belong to the input, but the user's last text in prompt {row}, "
                 f"{_user_text(prompt)[1]!r:.60}, does not occur in row {row}: its responses are judged as answers to "
                 "something else. Pass prompts in the order of the rows. A pipeline passes all of `prompts` with each "
                 "batch: call it with one chat at a time, or with batch_size=len(prompts).",
@@ -52,12 +52,12 @@ def _is_another_chat(chat: list[dict], ids: Sequence[int], tokenizer: PreTrained
     try:
         rendered = str(tokenizer.apply_chat_template(chat[: position + 1], tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError, TypeError, KeyError):
-        return False  # The policy saw the chat in another form, which this tokenizer does not know.
+        return False  # the policy saw the chat in another form, which this tokenizer does not know
     _, found, end = _squeezed(rendered).rpartition(_squeezed(text))
     row = _squeezed(str(tokenizer.decode(list(ids))))
     if not found or not end or end not in row:
         return False
-    # The text as the tokenizer gives it back: it may know fewer characters, or no capitals.
+    # The text as the tokenizer returns it: it may know fewer characters, or no capitals.
     again = str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]))
     # A long row may have lost its beginning, and the text's with it.
     shown = row.rpartition(end)[0]

@@ -23,7 +23,7 @@ MAX_RECOMMENDED_CANDIDATES = 1024
 """The largest `num_candidates` an entry may hold; only a caller can ask for more."""
 
 _ENTRY = "hf_itp"
-# The keys of an entry; those of its strategy's fields stand beside them.
+# The keys of an entry, besides the fields of its strategy.
 _STRATEGY, _COUNT, _REWARD, _REVISION = _KEYS = "strategy", "num_candidates", "reward_model", "reward_model_revision"
 _IN_THE_CONFIG = f"The {_ENTRY!r} entry of the generation config"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -92,7 +92,7 @@ def recommended_arguments(
         `ArgumentError`: If the checkpoint has no entry, or one with unknown keys or values out of range.
     """
     entry = _checked_entry(model)
-    # A name that sampling has too, such as temperature, is sampling's where the caller uses it.
+    # A name that sampling also has, such as temperature, means sampling's if the caller uses it.
     own = [name for name in _field_names(entry) if not hasattr(GenerationConfig(), name)]
     fields = {name: arguments[name] for name in own if name in arguments}
     rest = {name: value for name, value in arguments.items() if name not in own}

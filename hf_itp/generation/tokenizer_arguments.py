@@ -1,9 +1,9 @@
 """
-Arguments of `generate` that need the tokenizer: stop strings and token healing.
+Apply the arguments of `generate` that need the tokenizer: stop strings and token healing.
 
 For a `custom_generate` callable transformers drops the tokenizer (`_extract_generation_mode_kwargs`) and then refuses
 both. So they are applied here, wherever they are set, and hidden from transformers. Remove this file once transformers
-hands the tokenizer on.
+passes the tokenizer on.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _unset_stop_strings(model: Any, arguments: dict[str, Any]) -> None:
 
 
 class _WithoutStopStrings(GenerationConfig):
-    """A config whose stop strings stay `None`."""
+    """Config whose stop strings stay `None`."""
 
     def update(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
         unused = super().update(*arguments, **settings)
@@ -144,8 +144,10 @@ def _are_ids(ids: Any) -> bool:
 
 def _healer(model: Any) -> Any:
     """
-    Return the model under another generation config, which draws the likeliest token without stop strings, healing or
-    several sequences. All candidates share a prompt, so nothing in it is drawn at random.
+    Return the model with a generation config that takes the likeliest token, without stop strings, healing or several
+    sequences.
+
+    All candidates share a prompt, so nothing in it is drawn at random.
     """
     healer = copy.copy(model)
     # A repository's own `generate` is set on the instance, and would decode the one token by a strategy.

@@ -46,10 +46,10 @@ def write_artefacts(
 @contextmanager
 def files_put_at_once(folder: Path) -> Iterator[Path]:
     """
-    A folder to write into, whose files are in `folder` afterwards, each of them never half written.
+    Yield a folder to write into, whose files are moved to `folder` afterwards, so that none is seen half written.
 
-    A trainer's push in mid-training lists and reads its folder in the background, while training goes on to the next
-    save. What begins with an underscore it leaves out.
+    A trainer's push during training lists and reads its folder in the background, while training continues to the next
+    save. It leaves out names that begin with an underscore.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix="_") as made:

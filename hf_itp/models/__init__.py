@@ -1,1 +1,1 @@
-"""A transformers model, run differently and left unchanged; names of the host libraries; files of checkpoints."""
+"""Run a transformers model differently without changing it, trace where it came from, check its files."""

@@ -1,7 +1,7 @@
 """
-Verdicts on models: whether a way of running a model agrees with its own forward pass.
+Remember per model whether another way of running it agrees with its own forward pass.
 
-Finding out takes a pass, so it is done once per model.
+Finding out takes a forward pass, so it is done once per model.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _V = TypeVar("_V")
 
 class Verdicts(Generic[_V]):
     """
-    A memory of one verdict per model and question, safe to share between threads, that keeps no model alive.
+    Memory of one verdict per model and question. Safe to share between threads; keeps no model alive.
 
-    Store verdicts only: a pass that failed for another reason (out of memory, a NaN) leaves the question open.
+    Store only verdicts: a pass that failed for another reason (out of memory, a NaN) leaves the question open.
 
     Examples:
 
@@ -39,7 +39,7 @@ class Verdicts(Generic[_V]):
         self._lock = threading.Lock()
 
     def recall(self, model: Any, question: Hashable = None) -> _V | None:
-        """Return the verdict, `None` if there is none yet."""
+        """Return the verdict, or `None` if there is none yet."""
         with self._lock:
             return self._found.get(model, {}).get(question)
 

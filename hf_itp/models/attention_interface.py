@@ -1,7 +1,7 @@
 """
-An attention of this package inside a model of transformers: registered by name, as transformers calls it.
+Register an attention function with transformers, under a name that a model's configuration can select.
 
-Knows nothing of what is attended to.
+Knows nothing of the keys it attends to.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from transformers import AttentionInterface
 
 EXACT_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-"""Implementations of a model's own attention that ours computes the same as."""
+"""Attention implementations of transformers that compute the same as ours."""
 
 _T = TypeVar("_T")
 
 
 class AttentionCall(NamedTuple):
-    """What one layer asks of attention; the shapes are those of transformers."""
+    """Arguments of one layer's attention, in the shapes of transformers."""
 
     module: Any
     query: torch.Tensor
@@ -36,7 +36,11 @@ class AttentionCall(NamedTuple):
 
 
 def attention_interface(name: str) -> Callable[[Callable[[AttentionCall], torch.Tensor]], Callable[..., Any]]:
-    """Decorate a function from a call to its outputs `(B, Q, H, E)`: register it with transformers as `name`."""
+    """
+    Return a decorator that registers an attention function with transformers as `name`.
+
+    The function takes an [`AttentionCall`] and returns the outputs `(B, Q, H, E)`.
+    """
 
     def decorate(attend: Callable[[AttentionCall], torch.Tensor]) -> Callable[..., Any]:
         def interface(
@@ -58,7 +62,7 @@ def attention_interface(name: str) -> Callable[[Callable[[AttentionCall], torch.
             )
             return attend(call), None
 
-        # No mask goes with the name: transformers then prepares none, and there is no padding to hide.
+        # Without a mask function under the name transformers prepares no mask, and there is no padding to hide.
         AttentionInterface.register(name, interface)
         return interface
 
@@ -67,7 +71,7 @@ def attention_interface(name: str) -> Callable[[Callable[[AttentionCall], torch.
 
 @contextmanager
 def active(variable: ContextVar[_T], value: _T) -> Iterator[None]:
-    """Set a context variable inside, in this thread only."""
+    """Set a context variable inside the `with` block, in this thread only."""
     token = variable.set(value)
     try:
         yield

@@ -1,5 +1,5 @@
 """
-What a cache of transformers is, whatever kinds of layers it has.
+Ask a cache of transformers what it holds and what it allows, whatever kinds of layers it has.
 """
 
 from __future__ import annotations
@@ -20,44 +20,48 @@ from hf_itp.models.host_names import QUANTIZED_LAYER
 
 
 def layers_of(cache: Cache) -> list[Any]:
-    """All layers, those that attend to an encoder included."""
+    """Return all layers, those that attend to an encoder included."""
     return [layer for part in _parts(cache) for layer in part.layers]
 
 
 def is_filled(cache: Cache) -> bool:
-    """Whether the cache holds a past. `Cache.get_seq_length` knows attention layers alone, and raises without one."""
+    """
+    Return whether the cache holds a past.
+
+    `Cache.get_seq_length` would not do: it knows only attention layers, and raises without one.
+    """
     return any(map(_layer_is_filled, layers_of(cache)))
 
 
 def keeps_keys(cache: Cache) -> bool:
-    """Whether any layer is one of attention. Without layers, which come with the first pass, none is yet."""
+    """Return whether any layer is an attention layer; `False` for a cache that gets its layers in the first pass."""
     return any(isinstance(layer, CacheLayerMixin) for layer in layers_of(cache))
 
 
 def is_quantized(cache: Cache) -> bool:
-    """Whether the past is kept in fewer bits than it is computed in."""
+    """Return whether the past is stored in fewer bits than it is computed in."""
     return any(isinstance(layer, QUANTIZED_LAYER) for layer in layers_of(cache))
 
 
 def is_offloaded(cache: Cache) -> bool:
-    """Whether the past waits in the memory of the CPU for its layer's turn."""
+    """Return whether each layer's past waits in CPU memory until the layer runs."""
     return any(getattr(part, "offloading", False) for part in _parts(cache))
 
 
 def why_rows_cannot_be_copied(cache: Cache) -> str | None:
-    """Why `Cache.reorder_cache` may not expand or compact the rows; `None` if it may."""
+    """Return why `Cache.reorder_cache` may not expand or compact the rows, or `None` if it may."""
     if any(isinstance(layer, StaticLayer) for layer in layers_of(cache)):
         return "the cache has a fixed size"
     if is_quantized(cache):
         return "the cache is quantised"
     if is_offloaded(cache):
-        # Its copies to the CPU are under way when a pass ends, and only the next pass waits for them.
+        # Its copies to the CPU may still run when a pass ends, and only the next pass waits for them.
         return "the cache is offloaded"
     return None
 
 
 def own_cache(cache: Cache) -> Cache:
-    """A copy to write to. An offloaded cache's stream, which nothing can copy, is shared: it is no state."""
+    """Return a copy to write to. The stream of an offloaded cache is shared: it cannot be copied and is no state."""
     streams = [value for part in _parts(cache) for value in vars(part).values() if isinstance(value, torch.Stream)]
     return copy.deepcopy(cache, {id(stream): stream for stream in streams})
 

@@ -1,8 +1,8 @@
 """
-Whether a configuration describes a model of the size of the weights beside it, seen before any memory is taken.
+Refuse a configuration whose model would be far larger than the weights stored with it, before it takes any memory.
 
-A configuration is a page of text: by one number it can ask for more memory than the machine has. What its safetensors
-hold has to be stored and sent, so it is worth believing.
+A configuration is a page of text, and one number in it can ask for more memory than the machine has. The safetensors
+can be believed, since every number in them was stored and sent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from hf_itp.errors import LoadError
 
-# More layers than stored tensors cannot be, except where they share them; so few cost nothing.
+# A model has no more layers than stored tensors, unless layers share tensors. This many layers cost nothing anyway.
 _LAYERS_ANYWAY = 128
-# Quantized weights are packed, up to 32 to a number, and some weights are tied.
+# Quantized weights are packed, up to 32 in one stored number, and some weights are tied.
 _NUMBERS_PER_STORED = 64
 _NUMBERS_ANYWAY = 2**24
 _LARGEST = 2**31
@@ -29,51 +29,51 @@ _SIZES = re.compile(r"(size|dim|embd|inner|positions?|embeddings|heads?|experts|
 
 def check_numbers(name: str, config: Mapping[str, Any], files: Sequence[str]) -> None:
     """
-    Refuses counts that the files cannot be of, by what a config.json says, before a model is even outlined.
+    Refuse a config.json with sizes that its weights cannot have, before the model is even outlined.
 
     Args:
-        name (`str`): What the caller wrote, for messages.
-        config (`dict`): The config.json.
+        name (`str`): Name the caller passed, for messages.
+        config (`dict`): Content of the config.json.
         files (`list[str]`): Paths of the safetensors.
 
     Raises:
-        `LoadError`: If there are more layers than stored tensors, or a size is no size.
+        `LoadError`: If there are more layers than stored tensors, or a size is larger than any model's.
     """
     tensors = sum(1 for _ in _stored(files))
     for key, value in _integers(config):
         largest = max(_LAYERS_ANYWAY, tensors) if _LAYERS.search(key) else _LARGEST
         if value > largest and (_LAYERS.search(key) or _SIZES.search(key)):
             raise LoadError(
-                f"The configuration of policy '{name}' has to be of the weights beside it, but `{key}` is "
-                f"{value:.3g}, and the files hold {tensors} tensors. Do not use it, or correct its config.json."
+                f"The configuration of policy '{name}' must match its weights, got `{key}` {value:.3g} for files with "
+                f"{tensors} tensors. Do not use it, or correct its config.json."
             )
 
 
 def check_outline(name: str, outline: torch.nn.Module, files: Sequence[str]) -> None:
     """
-    Refuses a model that is larger than its files.
+    Refuse a model that is many times larger than its files.
 
     Args:
-        name (`str`): What the caller wrote, for messages.
+        name (`str`): Name the caller passed, for messages.
         outline (`torch.nn.Module`): The model on the meta device: shapes without memory.
         files (`list[str]`): Paths of the safetensors.
 
     Raises:
-        `LoadError`: If it would hold many times the numbers that are stored.
+        `LoadError`: If it would hold many times as many numbers as are stored.
     """
     stored = sum(prod(shape) for shape in _stored(files))
     described = sum(value.numel() for value in (*outline.parameters(), *outline.buffers()))
     if described > _NUMBERS_PER_STORED * stored + _NUMBERS_ANYWAY:
         raise LoadError(
-            f"The configuration of policy '{name}' has to be of the weights beside it, but describes a model of "
-            f"{described:.3g} numbers, and the files hold {stored:.3g}. Do not use it, or correct its config.json."
+            f"The configuration of policy '{name}' must match its weights, got a model of {described:.3g} numbers for "
+            f"files with {stored:.3g}. Do not use it, or correct its config.json."
         )
 
 
 def _stored(files: Sequence[str]) -> Iterator[tuple[int, ...]]:
     for path in files:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  it is no dict
+            for key in file.keys():  # noqa: SIM118  it is not a dict
                 yield tuple(file.get_slice(key).get_shape())
 
 

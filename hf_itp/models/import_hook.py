@@ -1,7 +1,7 @@
 """
-A hook on imports: run a function on given modules whenever they are loaded, without importing them.
+Run a function on given modules whenever they are loaded, without importing them.
 
-Knows nothing of what is done to them.
+Knows nothing of what the function does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 class ImportHook(MetaPathFinder):
     """
-    Call `on_load` after each load of a module. Stays installed: a module may be looked for without being imported, and
-    may be reloaded.
+    Import hook that calls `on_load` after each load of one of the modules.
+
+    It stays installed, since a module may be looked for without being imported, and may be reloaded.
 
     Args:
         modules (`Collection[str]`): Full names of the modules.
@@ -34,12 +35,12 @@ class ImportHook(MetaPathFinder):
         self._modules, self._on_load, self._on_other = modules, on_load, on_other
 
     def install(self) -> None:
-        """Put the hook before all finders. Installing it twice changes nothing."""
+        """Put the hook before all other finders. Installing it twice changes nothing."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
 
     def remove(self) -> None:
-        """Take the hook off again."""
+        """Remove the hook from the finders."""
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
 
     def find_spec(

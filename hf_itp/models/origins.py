@@ -1,10 +1,10 @@
 """
-Where a loaded model came from: the folder, or the repository and commit, its weights were read from.
+Record where a loaded model came from: the folder, or the repository and commit, that its weights were read from.
 
 transformers 5.24 no longer notes the commit in `config._commit_hash`, peft never noted where an adapter came from, and
-a name alone means another commit tomorrow. So three methods that load weights are wrapped to note it on the model they
-load; nothing else about them changes, and [`stop_recording`] takes the wrappers off. They can go once both libraries
-say it themselves. Imports neither torch nor transformers nor peft: each is wrapped when it is imported.
+a name may lead to another commit tomorrow. So three methods that load weights are wrapped to note the origin on the
+model they load. Nothing else about them changes, and [`stop_recording`] removes the wrappers. Delete this file once
+both libraries record origins. Imports neither torch nor transformers nor peft: each is wrapped when it is imported.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from hf_itp.models.import_hook import ImportHook
 _ORIGIN, _ADAPTERS = "_hf_itp_origin", "_hf_itp_adapter_origins"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONFIGS = ("config.json", "adapter_config.json")
-# Beside the model, not on it: a token must not be saved, copied or pickled with it.
+# Kept apart from the models: a token must not be saved, copied or pickled with its model.
 _tokens: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-# By class and method: ours, and the libraries' own.
+# By class and method: our wrapper, and the library's own method.
 _wrappers: dict[tuple[Any, str], tuple[Any, Any]] = {}
 
 
 @dataclass(frozen=True)
 class Origin:
     """
+    Place that a model's weights were read from.
+
     Args:
-        name (`str`): A folder, or a Hub id, as the model itself gives it.
-        commit (`str`, *optional*): Of the repository; none of a folder.
-        subfolder (`str`, *optional*): In which the weights lie.
-        cache_dir (`str`, *optional*): Where its files are kept, if not in the usual cache.
-        local_files_only (`bool`, *optional*, defaults to `False`): Whether the Hub was not to be asked.
-        candidates (`tuple[str, ...]`): Commits it may be, where it was loaded before anything could note which.
+        name (`str`): Folder or Hub id, as the model itself states it.
+        commit (`str`, *optional*): Commit of the repository; `None` for a folder, or if it is not known.
+        subfolder (`str`, *optional*): Subfolder that holds the weights.
+        cache_dir (`str`, *optional*): Cache that holds the files, if not the usual one.
+        local_files_only (`bool`, *optional*, defaults to `False`): Whether it was loaded without asking the Hub.
+        candidates (`tuple[str, ...]`): Possible commits, if it was loaded before origins were recorded.
     """
 
     name: str
@@ -49,17 +51,18 @@ class Origin:
     candidates: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """Of `from_pretrained`, for another file of the same place at the same commit."""
+        """Return the keywords of `from_pretrained` for another file of the same place at the same commit."""
         options = {"revision": self.commit, "cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
         return {name: value for name, value in options.items() if value}
 
 
 def origin_of(model: Any) -> Origin | None:
     """
-    Where a model's weights were read from; of an adapted model those of the base. None where it was made in memory.
+    Return where a model's weights were read from, or `None` if it was made in memory.
 
-    What was noted counts as long as the model goes by the name it was loaded by. Without it, `config._commit_hash` of
-    transformers before 5.24 is read, then the cache: one commit there can only be that, several are `candidates`.
+    For an adapted model these are the weights of its base. A recorded origin counts as long as the model has the name
+    it was loaded under. Otherwise `config._commit_hash` of transformers before 5.24 is read, then the cache: a single
+    commit there must be the right one, several become `candidates`.
     """
     name = _name_of(model)
     if not name:
@@ -75,7 +78,11 @@ def origin_of(model: Any) -> Origin | None:
 
 
 def adapter_origins(model: Any) -> list[Origin | None]:
-    """Of each active adapter of a peft model; None for one made in memory, or loaded before it could be noted."""
+    """
+    Return the origin of each active adapter of a peft model.
+
+    It is `None` for an adapter made in memory, or loaded before origins were recorded.
+    """
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, dict):
         return []
@@ -83,18 +90,18 @@ def adapter_origins(model: Any) -> list[Origin | None]:
     found: list[Origin | None] = []
     for name in _active_adapters(model):
         config, origin = noted.get(name, (None, None))
-        # An adapter of the same name may have taken its place.
+        # Another adapter may have taken over the name.
         found.append(origin if config is configs.get(name) else None)
     return found
 
 
 def token_of(model: Any) -> str | bool | None:
-    """The Hub token a model was loaded with, if one was passed."""
+    """Return the Hub token a model was loaded with, if one was passed."""
     return _tokens.get(model)
 
 
 def folder_state(name: str) -> Hashable:
-    """What changes when a folder's files are written anew: each one's name, time and size. None of no folder."""
+    """Return the names, times and sizes of a folder's files, to tell if one was written again; `None` if no folder."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
@@ -103,14 +110,14 @@ def folder_state(name: str) -> Hashable:
 
 
 def record_origins() -> None:
-    """Has models note where they come from, from now on. Doing it twice changes nothing."""
+    """Record from now on where loaded models come from. Calling it twice changes nothing."""
     for module in _WRAPPED:
         _wrap(module)
     _hook.install()
 
 
 def stop_recording() -> None:
-    """Puts the libraries' own methods back, except where another package has wrapped them since."""
+    """Restore the libraries' own methods, except where another package has wrapped them since."""
     _hook.remove()
     for (owner, method), (wrapper, original) in list(_wrappers.items()):
         if vars(owner)[method] is wrapper:
@@ -124,7 +131,7 @@ def _name_of(model: Any) -> str:
 
 
 def _active_adapters(model: Any) -> list[str]:
-    # The layers know; transformers' own `active_adapters` refuses releases of peft that load and run all the same.
+    # Ask the layers: transformers' own `active_adapters` refuses releases of peft that load and run nevertheless.
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = (layer for layer in model.modules() if isinstance(layer, BaseTunerLayer))
@@ -150,18 +157,18 @@ def _cached_commits(name: str) -> list[str]:
 
 def commit_of(name: str, revision: Any, cache_dir: str | None = None, *, read: bool = False) -> str | None:
     """
-    The commit of a repository whose configuration was just read at `revision`. Asks the cache alone.
+    Return the commit of a repository whose configuration was just read at `revision`. Asks only the cache.
 
     Args:
         name (`str`): A Hub id; a folder has no commit.
         revision (`str`, *optional*): Branch, tag or commit.
-        cache_dir (`str`, *optional*): If not the usual one.
-        read (`bool`, *optional*, defaults to `False`): Of a revision that is a commit too, see whether it is there.
+        cache_dir (`str`, *optional*): Cache to look in, if not the usual one.
+        read (`bool`, *optional*, defaults to `False`): Whether to look it up in the cache even if it is a commit.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    # huggingface_hub's resolved revision is a text that knows its commit.
+    # A resolved revision of huggingface_hub is a string that also carries its commit.
     known = getattr(revision, "resolved", revision)
     if not read and isinstance(known, str) and _COMMIT.fullmatch(known):
         return known
@@ -205,10 +212,10 @@ def _from_pretrained(original: classmethod) -> classmethod:
 def _note_model(model: Any, name: str, asked: str, options: dict[str, Any]) -> None:
     if (token := options.get("token")) is not None:
         _tokens[model] = token
-    if name != asked:  # the base model of an adapter: its commit is none that was asked for
+    if name != asked:  # the base model of an adapter, whose commit nobody asked for
         initial = getattr(options.get("revision"), "initial", None)
         options = {**options, "revision": initial, "subfolder": ""}
-    # What transformers before 5.24 notes is sure, what a branch's name leads to in the cache may have moved on.
+    # The commit that transformers before 5.24 notes is certain; the cache may have moved the branch since.
     known = getattr(model.config, "_commit_hash", None)
     vars(model)[_ORIGIN] = _noted(name, options if known is None else {**options, "revision": known})
 
@@ -221,10 +228,10 @@ def _load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
         place = names.get("place") or names.get("peft_model_id") or names.get("model_id")
         adapter = names.get("adapter_name") or "default"
         if place is not None and adapter in getattr(self, "peft_config", {}):
-            # transformers passes what it was called with in two dicts.
+            # transformers passes on its own arguments in two dicts.
             hub = {**getattr(names.get("load_config"), "download_kwargs", {}), **(names.get("adapter_kwargs") or {})}
             origin = _noted(str(place), {**hub, **options})
-            # peft's `generate` is the one of the model inside.
+            # `generate` of a peft model is that of the model inside, so both hold the origin.
             for holder in {self, self.get_base_model() if hasattr(self, "get_base_model") else self}:
                 vars(holder).setdefault(_ADAPTERS, {})[adapter] = (self.peft_config[adapter], origin)
         return result
@@ -232,7 +239,7 @@ def _load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_adapter
 
 
-# By module, the class in it and the methods of it that load weights.
+# For each module: a class in it, and the methods of the class that load weights.
 _WRAPPED = {
     "transformers.modeling_utils": ("PreTrainedModel", ("from_pretrained", "load_adapter")),
     "peft.peft_model": ("PeftModel", ("load_adapter",)),
@@ -240,7 +247,7 @@ _WRAPPED = {
 
 
 def _methods(module: str) -> Iterator[tuple[Any, str]]:
-    """Of an imported module, each method with the class that defines it."""
+    """Yield each method to wrap with the class that defines it; none if the module is not imported."""
     class_name, methods = _WRAPPED[module]
     for method in methods:
         ancestors = getattr(getattr(sys.modules.get(module), class_name, None), "__mro__", ())

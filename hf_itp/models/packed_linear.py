@@ -1,8 +1,8 @@
 """
-Linear layers with their weights laid out for batches of tens of rows, for float32 on a CPU.
+Linear layers with weights packed for batches of tens of rows, for float32 on a CPU.
 
-`nn.Linear` hands its weights to the BLAS as they lie, which at such batches costs up to three times the arithmetic;
-oneDNN runs at the machine's rate on weights it has packed once. A packed copy takes as much memory as the weights.
+`nn.Linear` passes its weights to the BLAS unpacked, which takes up to three times as long as the arithmetic. oneDNN
+runs at the machine's full rate on weights it has packed once. A packed copy takes as much memory as the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 # The layout for 64 rows is within 2 % of the best one from 2 rows to 600.
 _PACKED_FOR_ROWS = 64
-# Packing is for speed alone, so it takes memory that is plentiful only.
+# Largest share of the free memory for packed copies, which only gain speed.
 _MEMORY_SHARE = 0.25
 
 _packed: weakref.WeakKeyDictionary[nn.Linear, tuple[torch.Tensor, torch.Tensor]] = weakref.WeakKeyDictionary()
@@ -24,7 +24,7 @@ _lock = threading.Lock()
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` on a packed copy of its weight. The layer's own parameters are held, not copied."""
+    """Linear layer on a packed copy of another's weight. Holds the other's parameters, not copies of them."""
 
     def __init__(self, linear: nn.Linear, packed: torch.Tensor):
         super().__init__()
@@ -32,7 +32,7 @@ class PackedLinear(nn.Module):
         self._packed_weight = packed
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # The operator knows nothing of autocast and takes float32 alone.
+        # The operator ignores autocast and takes only float32.
         if input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return nn.functional.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self._packed_weight, self.bias, "none", [], "")
@@ -40,8 +40,10 @@ class PackedLinear(nn.Module):
 
 def packed_linears(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """
-    What to put in place of each linear layer of `model`: empty where packing is not to be had, would not pay, or would
-    take more than a quarter of the free memory, and under autocast, which computes in another precision.
+    Return a packed replacement for each linear layer of `model` that can be packed.
+
+    Return none if packing is not available, would not pay, or would take more than a quarter of the free memory, and
+    none under autocast, which computes in another precision.
     """
     if torch.is_autocast_enabled("cpu"):
         return {}
@@ -68,8 +70,8 @@ def _can_be_packed(linear: nn.Linear) -> bool:
 
 def _packed_weight(linear: nn.Linear) -> torch.Tensor:
     weight = linear.weight.detach()
-    # What was packed before serves while the weights are the same. Only their values tell: a write through `.data`, as
-    # merging an adapter does, leaves no trace in the tensor's version. Telling costs one pass over them.
+    # Reuse an earlier packed copy while the weights are the same. Only their values show that: a write through
+    # `.data`, as merging an adapter does, leaves no trace in the tensor's version. Costs one pass over the weights.
     fingerprint = weight @ _probe(weight.shape[1])
     with _lock:
         known = _packed.get(linear)
@@ -81,5 +83,5 @@ def _packed_weight(linear: nn.Linear) -> torch.Tensor:
 
 
 def _probe(width: int) -> torch.Tensor:
-    """Fixed numbers in [-1, 1) without a pattern that changed weights could be orthogonal to."""
+    """Return fixed numbers in [-1, 1), without a pattern that a change of the weights could be orthogonal to."""
     return torch.arange(1, width + 1, dtype=torch.float64).mul_(0.6180339887498949).frac_().mul_(2).sub_(1).float()

@@ -1,8 +1,8 @@
 """
-A repository on the Hub, asked once before anything of it is loaded: whether it can be reached, and its commit.
+Ask the Hub once, before loading from a repository: whether it can be reached, and at which commit it is.
 
-Every file is then read at that commit, though a branch moves meanwhile; and a Hub that does not answer is one short
-wait, where loading file by file would be as many long ones.
+Every file is then read at that commit, even if a branch moves meanwhile. And a Hub that does not answer costs one
+short wait, where loading file by file would cost a long one per file.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from huggingface_hub.file_download import repo_folder_name
 from hf_itp.models.origins import commit_of
 
 SECONDS = 8.0
-"""How long one answer of the Hub may take."""
+"""Time limit of one request to the Hub."""
 
-# Seconds before the second and third question, where a Hub that is down says so at once.
+# Seconds to wait before the second and third request, since a Hub that is down may fail at once.
 _WAITS = (0.5, 2.0)
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class UnreachableError(OSError):
-    """The Hub did not answer, or not with what was asked."""
+    """The Hub did not answer, or only with a temporary error."""
 
 
 def pinned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
-    What to load a repository with: its commit as `revision`, and `local_files_only` where the Hub cannot be reached.
+    Return the commit to load as `revision`, and `local_files_only` if the Hub cannot be reached.
 
     Args:
-        name (`str`): A Hub id; of a folder nothing is asked.
-        options (`dict`): Of `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only` count.
+        name (`str`): A Hub id; for a folder the Hub is not asked.
+        options (`dict`): Options of `from_pretrained`; only `revision`, `token`, `cache_dir` and `local_files_only`
+            count.
 
     Returns:
-        `dict`: To be used in place of these options; empty for a folder.
+        `dict`: Options that replace the given ones; empty for a folder.
 
     Raises:
-        `UnreachableError`: If the Hub does not answer, and the cache holds no commit to go on with.
-        `OSError`: If it answers that there is no such repository or revision, or that it may not be seen.
+        `UnreachableError`: If the Hub does not answer, and the cache holds no commit to load instead.
+        `OSError`: If there is no such repository or revision, or the caller may not see it.
     """
     if Path(name).is_dir():
         return {}
@@ -70,7 +71,7 @@ def pinned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _remember(name: str, revision: str, commit: str, cache_dir: Any) -> None:
-    """Notes in the cache where a branch stood, as huggingface_hub does when it is asked by a branch's name."""
+    """Note in the cache which commit a branch is at, as huggingface_hub does when asked for a branch."""
     if revision == commit or ".." in revision or revision.startswith("/"):
         return
     folder = repo_folder_name(repo_id=name, repo_type="model")
@@ -89,7 +90,7 @@ def _answer(name: str, revision: str | None, token: str | bool | None, retries: 
             )
             return str(found.sha)
         except HFValidationError as error:
-            raise OSError(f"{name!r} is no id of a repository.") from error
+            raise OSError(f"{name!r} is not the id of a repository.") from error
         except RevisionNotFoundError as error:
             raise OSError(f"it has no revision {revision!r}.") from error
         except (HTTPError, OSError) as error:
@@ -115,5 +116,5 @@ def _refusal(name: str, error: Exception) -> str:
 
 def _cached_commit(name: str, revision: str | None, cache_dir: Any) -> str | None:
     commit = commit_of(name, revision, cache_dir)
-    # A commit that was asked for by its own name need not be there.
+    # A commit that was asked for by its hash need not be in the cache.
     return commit if commit is not None and commit_of(name, commit, cache_dir, read=True) else None

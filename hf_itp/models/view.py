@@ -1,8 +1,8 @@
 """
-A second face of a model: the same parameters behind modules of their own, which may differ in how they compute.
+Make a view of a model: new modules with the same parameters, which may compute differently.
 
-`set_attn_implementation` would change the model for everyone who uses it meanwhile. A view leaves it alone, so calls
-on one model run side by side. Making one copies no tensor.
+`set_attn_implementation` would change the model for every other call that runs on it. A view leaves the model as it
+is, so calls on one model can run side by side. Making a view copies no tensor.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ def model_view(
     replacements: dict[torch.nn.Module, torch.nn.Module] | None = None,
 ) -> Any:
     """
-    A copy of `model` down to its leaves that shares every parameter, buffer and hook.
+    Return a copy of `model`, down to its leaves, that shares every parameter, buffer and hook.
 
     Args:
-        model (`torch.nn.Module`): What to view.
-        attention (`str`, *optional*): The attention implementation its configurations name; their own without it.
-        replacements (`dict`, *optional*): Modules to put in place of others.
+        model (`torch.nn.Module`): The model to view.
+        attention (`str`, *optional*): Attention implementation for its configurations. By default they keep their own.
+        replacements (`dict`, *optional*): By module, another to put in its place.
     """
     return _view(model, attention, {id(old): new for old, new in (replacements or {}).items()})
 
 
 def can_be_viewed(module: torch.nn.Module) -> bool:
     """
-    Whether a view behaves like the module. A `forward` set on an instance (by accelerate's hooks, by torch.compile) is
-    bound to the module it was made for and would run that instead; FSDP2 finds the shards of a module by the module.
+    Return whether a view would behave like the module.
+
+    A `forward` set on an instance (by accelerate's hooks, by torch.compile) is bound to the original module and would
+    run that instead of the view; FSDP2 finds the shards of a module by the module itself.
     """
     fixed = (torch.jit.ScriptModule, FSDPModule)
     return not any("forward" in vars(child) or isinstance(child, fixed) for child in module.modules())

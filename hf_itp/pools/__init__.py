@@ -1,1 +1,1 @@
-"""Prompts with responses and rewards on disk."""
+"""Draw, score and store pools: prompts with their responses and rewards on disk."""

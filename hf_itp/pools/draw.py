@@ -71,10 +71,10 @@ def draw_references(
             )  # fmt: skip
     processes = launched_processes()
     pool = processes.gather(lambda: ReferencePool(Path(output_dir), settings, processes.rank))[processes.rank]
-    # The same prompts share a batch whatever was there before, so that its rounding is that of an unbroken run.
+    # The same prompts share a batch whatever was drawn before, so that rounding is that of an uninterrupted run.
     size = max(1, math.ceil(_RESPONSES_PER_WRITE / num_reference))
     chunks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    # No process writes before all have read, and all go by what the first has read.
+    # No process writes before all have read, and all use what the first has read.
     done = set(processes.gather(lambda: sorted(pool.rows()))[0])
     missing = [chunk for chunk in chunks if any(index not in done for index in chunk)]
     mine = missing[processes.rank :: processes.size]
@@ -87,7 +87,7 @@ def draw_references(
         )
 
     def keep(chunk: range, drawn: list[list[torch.Tensor]]) -> None:
-        """Score and write the responses to a chunk; any behind them were drawn only for the forward passes."""
+        """Score and write the responses to a chunk; ignore further ones, drawn only for the forward passes."""
         if not chunk:
             return
         drawn = drawn[: len(chunk)]
@@ -129,12 +129,12 @@ def draw_references(
                 bar.update(len(chunk) * processes.size)
 
         if processes.size > 1 and forwards_are_synchronized(policy):
-            # Sharded weights are gathered in each forward pass, so every process must make the same ones: as many
-            # draws of as many prompts, those that are not its own only for the forward passes.
+            # Sharded weights are gathered in each forward pass, so every process must make equally many: as many draws
+            # of as many prompts. A process with too few of its own repeats another, only for the forward passes.
             for turn in range(math.ceil(len(missing) / processes.size)):
                 own = mine[turn] if turn < len(mine) else range(0)
                 places = [*own, *[missing[0][0]] * (size - len(own))]
-                # A failure to draw reaches the others by the launcher: they wait in a forward pass.
+                # Only the launcher can tell the others that a draw failed: they wait in a forward pass.
                 processes.gather(partial(keep, own, draw(places)))
                 bar.update(len(own) * processes.size)
         else:
@@ -150,7 +150,7 @@ def draw_references(
 
 def check_lengths(policy: PreTrainedModel, description: DrawDescription, prompts: Sequence[Prompt]) -> None:
     """
-    Check that prompts and responses fit.
+    Check that prompts and responses fit into the policy's positions.
 
     Raises:
         `ArgumentError`: If a prompt and its response would be longer than the policy's positions, or the chat template
@@ -162,11 +162,12 @@ def check_lengths(policy: PreTrainedModel, description: DrawDescription, prompts
         longest = description.limit(length)
         if positions and longest > positions:
             raise ArgumentError(
-                f"Prompt {number} in `prompts` has {length} tokens, with max_new_tokens={longest - length} more than "
-                f"the policy's {positions} positions. Shorten or drop it, or lower `max_new_tokens`."
+                f"Prompt {number} in `prompts` must fit into the policy's {positions} positions together with its "
+                f"response, got {length} tokens and max_new_tokens={longest - length}. Shorten or drop it, or lower "
+                "`max_new_tokens`."
             )
         if longest <= length:
             raise ArgumentError(
-                f"Prompt {number} in `prompts` has {length} tokens, which leaves no room below max_length={longest}. "
-                "Shorten or drop it, or pass `max_new_tokens` instead."
+                f"Prompt {number} in `prompts` must leave room for a response below max_length={longest}, got "
+                f"{length} tokens. Shorten or drop it, or pass `max_new_tokens` instead."
             )

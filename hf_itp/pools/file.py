@@ -1,5 +1,5 @@
 """
-Pools as files: JSON lines, gzipped or not, and Parquet.
+Read pools from files: JSON lines, gzipped or not, and Parquet.
 """
 
 from __future__ import annotations

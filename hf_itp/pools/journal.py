@@ -1,5 +1,5 @@
 """
-Reference responses on disk: a pool file that grows while they are drawn and survives a kill.
+Keep reference responses on disk, in a pool file that grows while they are drawn and survives a kill.
 
 Each process appends to its own part; once all prompts are done, the parts become one `reference_pool.jsonl`.
 """
@@ -24,11 +24,11 @@ _BLOCK = 4096
 
 class ReferencePool:
     """
-    The rows of one calibration, which a later run resumes.
+    Rows of one calibration on disk, which a later run resumes.
 
     Args:
         folder (`Path`): Folder of the pool; created if it does not exist.
-        settings (`dict`): All that decides what is drawn. A folder with other settings is refused.
+        settings (`dict`): Everything that decides what is drawn. A folder with other settings is refused.
         part (`int`, *optional*, defaults to 0): Number of this process.
 
     Raises:
@@ -56,7 +56,7 @@ class ReferencePool:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Join the parts in the order of the prompts. One process does this once all are done."""
+        """Join the parts in the order of the prompts. To be called by one process, once all are done."""
         rows = self.rows()
         temporary = self.folder / f"{POOL}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
@@ -92,7 +92,7 @@ def _complete_rows(path: Path) -> list[Row]:
 
 
 def _cut_incomplete_line(path: Path) -> None:
-    """Cut a line without end. Reads from the end, so that the cost does not grow with the file."""
+    """Cut off an incomplete last line. Reads from the end, so that the cost does not grow with the file."""
     if not path.exists():
         return
     with path.open("r+b") as file:

@@ -1,5 +1,5 @@
 """
-What `generate` hands to a decoding method, as one value that travels from the call to the decoder.
+One value for all that `generate` hands to a decoding method, passed from the call to the decoder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_itp.models.host_names import CACHE_NAMES
 from hf_itp.sampling.row_calls import of_rows
 from hf_itp.sampling.streams import PromptKey
 
-# Inputs with one row per prompt. Others, such as pictures, may have any number, so no part can be cut out of them.
+# Inputs with one row per prompt. Others, such as pictures, may have any number, so no prompts can be cut out of them.
 _ROWWISE_INPUTS = {
     "attention_mask",
     "decoder_attention_mask",
@@ -75,7 +75,7 @@ class DecodingCall:
 
     @property
     def attention_mask(self) -> torch.Tensor | None:
-        """Which of the `input_ids` are tokens; `None` if all are, as the decoder's own always are."""
+        """Mask of the `input_ids` that are not padding; `None` if none is, as always in an encoder-decoder."""
         return None if self.model.config.is_encoder_decoder else self.model_kwargs.get("attention_mask")
 
     @property
@@ -98,14 +98,13 @@ class DecodingCall:
 
 def select_rows(model_kwargs: dict[str, Any], index: torch.Tensor, num_rows: int | None) -> dict[str, Any]:
     """
-    Return the keyword arguments for the rows at `index`: expanded where an entry repeats, compacted where one is left
-    out.
+    Return the keyword arguments for the rows at `index`, which may repeat rows and leave some out.
 
     Args:
         model_kwargs (`dict`): Keyword arguments of `forward`; the cache among them is changed in place.
         index (`torch.LongTensor` of shape `(R,)`): Rows to take.
-        num_rows (`int`, *optional*): How many rows they have now; a tensor of another first dimension is not row-wise
-            and stays. `None` where all tensors are row-wise.
+        num_rows (`int`, *optional*): Number of rows they have now; a tensor with another first dimension is not
+            row-wise and stays. `None` if all tensors are row-wise.
     """
     return {name: _select(name, value, index, num_rows) for name, value in model_kwargs.items()}
 

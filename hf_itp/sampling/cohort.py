@@ -1,5 +1,5 @@
 """
-Rows of a batch that began together, and so have equally many tokens.
+Cohorts: rows of a batch that began together, and so have equally many tokens.
 
 Knows nothing of the model: tokens come in, finished responses go out.
 """
@@ -12,7 +12,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from hf_itp.sampling.token_sampler import TokenSampler
 
 Responses = list[torch.Tensor | None]
-"""The tokens of each response, once it has ended."""
+"""The tokens of each response, `None` until it has ended."""
 
 
 class Cohort:
@@ -60,7 +60,7 @@ class Cohort:
         return self.input_ids[:, self._prompt_length :]
 
     def process(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return what the next tokens are drawn from, given the model's logits `(R, V)`."""
+        """Return the logits that the next tokens are drawn from, given the model's own `(R, V)`."""
         return self._row_sampler.process(self.input_ids, logits)
 
     def append(self, tokens: torch.Tensor, stopping_criteria: StoppingCriteriaList, responses: Responses) -> int:

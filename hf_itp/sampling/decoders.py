@@ -1,7 +1,7 @@
 """
 Run the model step by step for a batch of rows, each a candidate that continues one of the prompts.
 
-A decoder hides where a row's past lives: tokens go in, logits come out. Another way of sharing the prompt is another
+A decoder hides where a row's past is kept: tokens go in, logits come out. Another way of sharing the prompt is another
 class here. Knows nothing of sampling, stopping or rewards.
 """
 
@@ -29,12 +29,12 @@ _lock = threading.Lock()
 
 
 class Decoder(Protocol):
-    """Decodes rows that continue some of the prompts it was made for. Belongs to one call of `generate`."""
+    """Decoder of rows that continue the prompts of one call of `generate`."""
 
     path: str
     """How it treats the prompt, for the diagnostics."""
     path_reason: str
-    """Why so, for the diagnostics."""
+    """Why it treats the prompt so, for the diagnostics."""
     rows_can_leave: bool
     """Whether [`keep`] works."""
     rows_can_join: bool
@@ -57,12 +57,12 @@ class Decoder(Protocol):
         ...
 
     def bytes_per_row(self, length: int) -> int:
-        """Return the memory a row needs to grow to `length` tokens; 0 where that is not known yet."""
+        """Return the memory that a row of `length` tokens needs; 0 if that is not known yet."""
         ...
 
 
 class _ForwardDecoder:
-    """The step that decoders with the model's own cache share."""
+    """Base of the decoders that use the model's own cache."""
 
     def __init__(self, call: DecodingCall, path_reason: str = ""):
         self.path_reason = path_reason
@@ -85,8 +85,8 @@ class _ForwardDecoder:
 
     def _prefill(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         model_kwargs = dict(model_kwargs)
-        # The prompt pass is transformers' own, so chunked prefill and multimodal inputs come with it. Private name:
-        # replace when GenerationMixin offers a public one.
+        # The prompt pass is transformers' own, so chunked prefill and multimodal inputs work. Replace the private
+        # method once GenerationMixin has a public one.
         outputs = self._model._prefill(input_ids, self._call.generation_config, model_kwargs)
         model_kwargs = self._updated(outputs, model_kwargs)
         self._row_bytes = _num_bytes(model_kwargs) // len(input_ids)
@@ -100,7 +100,7 @@ class _ForwardDecoder:
 
 class ExpandedCacheDecoder(_ForwardDecoder):
     """
-    Runs each prompt once, and copies its cache to each row by `Cache.reorder_cache`. Finished rows can leave.
+    Decoder that runs each prompt once, and copies its cache to each row by `Cache.reorder_cache`. Finished rows leave.
     """
 
     path = "expanded"
@@ -124,8 +124,9 @@ class ExpandedCacheDecoder(_ForwardDecoder):
 
 class RepeatedPromptDecoder(_ForwardDecoder):
     """
-    Runs the prompt of every row, as `generate(num_return_sequences=N)` does: for models without a cache, or with one
-    whose rows cannot be copied. Rows stay to the end.
+    Decoder that runs the prompt of every row, as `generate(num_return_sequences=N)` does.
+
+    For models without a cache, or with one whose rows cannot be copied. Rows stay to the end.
     """
 
     path = "repeated"
@@ -141,7 +142,7 @@ class RepeatedPromptDecoder(_ForwardDecoder):
 
 
 def make_decoder(call: DecodingCall) -> Decoder:
-    """Make the decoder for a call's prompts: the prompt is paid for once wherever the model's cache allows it."""
+    """Return the decoder for a call's prompts: one that runs each prompt once, if the model's cache allows it."""
     model, generation_config = call.model, call.generation_config
     try:
         return SharedPrefixDecoder(call)
@@ -151,7 +152,7 @@ def make_decoder(call: DecodingCall) -> Decoder:
             _warn_of_the_slower_way(type(model), reason)
     if generation_config.compile_config is not None and not generation_config.disable_compile:
         warnings.warn(
-            "`compile_config` compiles the step of policies whose prompts can be shared. This call's cannot "
+            "`compile_config` has an effect only on calls whose prompts can be shared. The prompts of this one cannot "
             f"({reason}), so nothing is compiled. Leave it out.",
             ItpWarning,
             stacklevel=2,
@@ -160,7 +161,7 @@ def make_decoder(call: DecodingCall) -> Decoder:
         return RepeatedPromptDecoder(call, reason)
     obstacle = _why_rows_cannot_be_copied(_caches(call.model_kwargs))
     if obstacle is None:
-        # Some models make their cache only now, so whether its rows can be copied shows after the prompt pass.
+        # Some models make their cache in the prompt pass, so check again afterwards whether its rows can be copied.
         expanded = ExpandedCacheDecoder(call, reason)
         _check_filled(model, expanded.caches)
         obstacle = _why_rows_cannot_be_copied(expanded.caches) or _where_else_the_past_is(model, expanded.caches)
@@ -170,14 +171,14 @@ def make_decoder(call: DecodingCall) -> Decoder:
 
 
 def _check_filled(model: Any, caches: list[Cache]) -> None:
-    """Refuse code of a checkpoint that knows the cache by another name; plain `generate` would go on without."""
+    """Refuse a checkpoint's code that knows the cache by another name; plain `generate` would decode without one."""
     layers = [layer for cache in caches for layer in layers_of(cache)]
     recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
     if layers and not recurrent and not model._is_stateful and not any(map(is_filled, caches)):
         raise UnsupportedModelError(
-            f"{type(model).__name__} must fill the cache that transformers {transformers.__version__} gives it, but "
-            "leaves it empty, so no token would see those before it. Pass use_cache=False, or install the release of "
-            "transformers that the model's code was written for."
+            f"{type(model).__name__} must fill the cache that transformers {transformers.__version__} gives it, got "
+            "an empty one after the prompt, so no token would see those before it. Pass use_cache=False, or install "
+            "the release of transformers that the model's code was written for."
         )
 
 
@@ -189,7 +190,7 @@ def _warn_of_the_slower_way(model_class: type, reason: str) -> None:
     warnings.warn(
         f"{model_class.__name__} does not share its prompts, which costs time and memory and changes no response: "
         f"{reason} (transformers {transformers.__version__}). Install a release of transformers that this release of "
-        "hf_itp was made for.",
+        "hf_itp supports.",
         ItpWarning,
         stacklevel=2,
     )
@@ -204,7 +205,7 @@ def _why_rows_cannot_be_copied(caches: list[Cache]) -> str | None:
 
 
 def _where_else_the_past_is(model: Any, caches: list[Cache]) -> str | None:
-    """Say what a row's future depends on beside the caches after the prompt pass; `None` if nothing."""
+    """Return where a row's past is kept besides the caches after the prompt pass, or `None` if nowhere."""
     if not caches:
         return "the model keeps no cache that is known"
     recurrent = [

@@ -1,8 +1,8 @@
 """
-One description of a draw: all that decides which responses a policy gives to a prompt, resolved and ready to compare.
+Describe a draw: everything that decides which responses a policy gives to a prompt, resolved and ready to compare.
 
-References, rollouts, pools and `generate` resolve their settings here. Knows nothing of rewards, nor of whose weights
-the policy has: whoever records a draw puts an identity of them beside it.
+References, rollouts, pools and `generate` resolve their settings here. Knows nothing of rewards, nor of the policy's
+weights: whoever records a draw adds their identity.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from hf_itp.sampling.recorded import (
 )
 from hf_itp.sampling.settings import unset_is_off
 
-# Settings that decide what is drawn, with what they are where they are off. `do_sample` is True in every draw, and
-# what asks for another way of decoding is refused.
+# Settings that decide what is drawn, with the values that switch each off. `do_sample` is True in every draw, and
+# settings that ask for another way of decoding are refused.
 _OFF: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None, []),
     "begin_suppress_tokens": (None, []),
@@ -65,11 +65,11 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (None,),
 }
 _OBJECTS = ("generation_config", "logits_processor", "stopping_criteria")
-# Settings that look at a whole row, so that padding before a prompt would change what follows it.
+# Settings that look at a whole row, so that padding before a prompt would change its response.
 _READ_WHOLE_ROWS = {"bad_words_ids", "max_length", "min_length", "no_repeat_ngram_size", "sequence_bias"}
-# New tokens where nobody says how many, as in transformers.
+# New tokens if nobody says how many, as in transformers.
 _DEFAULT_LENGTH = 20
-# What cannot be drawn twice alike, or not beside a decoding method of one's own.
+# Settings that keep a draw from being repeated, or that a decoding method of our own cannot honour.
 _REFUSED = {
     "max_time": "a response would depend on the clock. Remove it and bound the length with `max_new_tokens`",
     "token_healing": "it rewrites the prompt. Remove it",
@@ -79,13 +79,14 @@ _REFUSED = {
 @dataclass(frozen=True)
 class DrawDescription:
     """
-    How responses are drawn: every setting resolved (the caller's before the policy's own, what nobody set off), how a
-    prompt becomes tokens, what processes logits and what ends a response. Made by [`DrawDescription.of`].
+    Description of how responses are drawn. Make one with [`DrawDescription.of`].
 
-    A system prompt is a message of the chat, so it belongs to the prompt.
+    It holds every setting resolved (the caller's before the policy's own; off if nobody sets it), how a prompt becomes
+    tokens, what processes the logits and what ends a response. A system prompt is a message of the chat, so it belongs
+    to the prompt.
 
     Args:
-        generation_config (`GenerationConfig`): Resolved: nothing is left to the policy that draws.
+        generation_config (`GenerationConfig`): Resolved settings: none is left to the policy that draws.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Turns prompts into tokens.
         chat_template_kwargs (`dict`): Arguments of its chat template, `tools` among them.
         logits_processor (`LogitsProcessorList`), stopping_criteria (`StoppingCriteriaList`): The caller's own.
@@ -107,15 +108,17 @@ class DrawDescription:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """
+        Resolve the settings of a draw.
+
         Args:
-            policy (`PreTrainedModel`): What draws; its generation config has the settings nobody overrides.
+            policy (`PreTrainedModel`): Draws the responses; its generation config has the settings nobody overrides.
             tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer.
             sampling (`dict`): Keywords of `generate`: settings, `generation_config`, `logits_processor` and
                 `stopping_criteria`.
             chat_template_kwargs (`dict`, *optional*): Passed to the chat template, e.g. `{"enable_thinking": False}`.
 
         Raises:
-            `ArgumentError`: If a keyword is no setting of a draw, or asks for something other than independent
+            `ArgumentError`: If a keyword is not a setting of a draw, or asks for something other than independent
                 samples.
             `UnsupportedModelError`: If the policy has a decoding loop of its own.
         """
@@ -129,8 +132,8 @@ class DrawDescription:
         for name, reason in _REFUSED.items():
             if getattr(config, name, None):
                 raise ArgumentError(
-                    f"`{name}` has to be off where references or rollouts are drawn, but is "
-                    f"{getattr(config, name)!r}: {reason}."
+                    f"`{name}` must be off where references or rollouts are drawn, got {getattr(config, name)!r}: "
+                    f"{reason}."
                 )
         description = cls(config, tokenizer, dict(chat_template_kwargs or {}), processors, criteria)
         description.template_arguments()  # refused now if they cannot be recorded
@@ -157,7 +160,11 @@ class DrawDescription:
 
     @staticmethod
     def asked(policy: PreTrainedModel, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        """What the caller sets, and what follows from nobody setting it, as JSON: the short form of a description."""
+        """
+        Return the short form of a description, as JSON.
+
+        It has the settings that the caller passes, and those that are added because nobody sets them.
+        """
         given = sampling.get("generation_config")
         keywords = {name: value for name, value in sampling.items() if name not in _OBJECTS}
         in_config = {name: getattr(given, name, None) for name in (*_OFF, "do_sample")}
@@ -172,15 +179,15 @@ class DrawDescription:
 
     def entries(self, policy: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, Any]:
         """
-        The description as JSON, whole.
+        Return the whole description as JSON.
 
         Args:
             policy (`dict`): Identity of the policy.
-            prompts (`list[str]` or `list[list[dict]]`): A chat template counts where a chat is among them; empty where
-                they are not known.
+            prompts (`list[str]` or `list[list[dict]]`): The prompts, empty if they are not known. The chat template is
+                recorded unless all of them are texts.
 
         Raises:
-            `ArgumentError`: If a setting is no JSON, or a processor cannot be described; names it.
+            `ArgumentError`: If a setting is not JSON, or a processor cannot be described; names it.
         """
         has_chats = not prompts or any(not isinstance(prompt, str) for prompt in prompts)
         template = {
@@ -197,7 +204,7 @@ class DrawDescription:
         }
 
     def template_arguments(self) -> dict[str, Any]:
-        """Arguments of the chat template, as JSON."""
+        """Return the arguments of the chat template, as JSON."""
         return {
             name: as_json(f"chat_template_kwargs[{name!r}]", _tools(value) if name == "tools" else value)
             for name, value in sorted(self.chat_template_kwargs.items())
@@ -205,15 +212,16 @@ class DrawDescription:
 
     def prompt_ids(self, prompt: str | list[dict]) -> list[int]:
         """
-        The tokens of one prompt: a chat by the chat template with the assistant's turn opened, a text as it is.
+        Return the tokens of one prompt: of a chat by the chat template with the assistant's turn opened, of a text as
+        it is.
 
         Raises:
-            `ArgumentError`: If there is no chat template, or nothing is left of the prompt.
+            `ArgumentError`: If a chat has no chat template that takes it, or the prompt has no tokens.
         """
         return prompt_ids(self.tokenizer, prompt, **self.chat_template_kwargs)
 
     def limit(self, prompt_length: int) -> int:
-        """Most tokens of a prompt of that length and its response."""
+        """Return the maximum number of tokens of a prompt of that length and its response together."""
         config = self.generation_config
         if config.max_new_tokens is not None:
             return prompt_length + config.max_new_tokens
@@ -221,7 +229,7 @@ class DrawDescription:
 
     def arguments(self, policy: Any) -> dict[str, Any]:
         """
-        Keywords of `policy.generate` that draw so, whatever that policy's generation config says.
+        Return the keywords of `policy.generate` that draw as described, whatever that policy's generation config says.
         """
         config = copy.deepcopy(self.generation_config)
         criteria = StoppingCriteriaList(self.stopping_criteria)
@@ -230,7 +238,7 @@ class DrawDescription:
             criteria.append(StopStringCriteria(text_tokenizer(self.tokenizer), config.stop_strings))
             config.stop_strings = None
         own = policy.generation_config
-        # transformers fills what is None with the policy's own, unless it is None by keyword.
+        # transformers replaces a setting that is None by the policy's own, unless None is passed by keyword.
         nones = {name: None for name in _OFF if getattr(config, name) is None and getattr(own, name, None) is not None}
         return {
             "generation_config": config,
@@ -242,8 +250,9 @@ class DrawDescription:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """
-    Where two recorded draws differ: name and both values. Of the policies only what is drawn *with* counts here (dtype
-    and adapters); whether they are the same is for the identity of their weights to say.
+    Return where two recorded draws differ: name and both values.
+
+    Of the policies only dtype and adapters are compared; the identity of their weights decides if they are the same.
     """
     found: list[tuple[str, Any, Any]] = []
 
@@ -266,14 +275,14 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 
 def prompt_ids(tokenizer: Any, prompt: str | list[dict], **template_arguments: Any) -> list[int]:
     """
-    [`DrawDescription.prompt_ids`] of a tokenizer or processor and arguments for its chat template.
+    Return the tokens of one prompt as [`DrawDescription.prompt_ids`] does, by a tokenizer or processor.
     """
     if isinstance(prompt, str):
         ids = list(tokenizer(text=[prompt])["input_ids"][0])
     elif (template_arguments.get("chat_template") or tokenizer.chat_template) is None:
         raise ArgumentError(
-            f"`prompts` has to be texts, since the tokenizer has no chat template, but is {prompt!r:.80}. Render the "
-            "chats or set `tokenizer.chat_template`."
+            f"`prompts` must be texts, since the tokenizer has no chat template, got {prompt!r:.80}. Render the chats "
+            "or set `tokenizer.chat_template`."
         )
     else:
         try:
@@ -287,7 +296,7 @@ def prompt_ids(tokenizer: Any, prompt: str | list[dict], **template_arguments: A
             ) from error
         ids = list(encoded["input_ids"][0])
     if not ids:
-        raise ArgumentError(f"`prompts` has to hold at least one token each, but one is {prompt!r}. Leave it out.")
+        raise ArgumentError(f"`prompts` must hold at least one token each, got {prompt!r}. Leave it out.")
     return ids
 
 
@@ -298,19 +307,19 @@ def _resolved(policy: Any, arguments: Mapping[str, Any], given: GenerationConfig
     unknown = {**config.update(**by_keyword), **{name: None for name in arguments if not hasattr(config, name)}}
     if unknown:
         raise ArgumentError(
-            f"`{next(iter(unknown))}` is no setting that responses can be drawn with. Correct or remove the name; "
-            "settings are those of transformers.GenerationConfig."
+            f"`{next(iter(unknown))}` is not a setting of transformers.GenerationConfig, so nothing can be drawn with "
+            "it. Correct or remove the name."
         )
     if (arguments.get("num_return_sequences") or 1) != 1:
         raise ArgumentError(
-            f"`num_return_sequences` must be left out where the number of responses is given by itself, got "
+            f"`num_return_sequences` must be left out where another argument is the number of responses, got "
             f"{arguments['num_return_sequences']!r}. Remove it."
         )
     if config.max_length is not None and config.max_new_tokens is None:
         arguments["max_new_tokens"] = None  # the caller's bound, not the policy's
     elif not _sets_length(config) and not _sets_length(policy.generation_config):
         config.max_new_tokens = _DEFAULT_LENGTH
-    # What the caller set to None by keyword is None, whatever the policy's own is.
+    # A setting that the caller passes as None by keyword is None, whatever the policy's own is.
     nones = {name: None for name in arguments if getattr(config, name) is None}
     config, _ = policy._prepare_generation_config(config, **nones)
     if config.max_new_tokens is not None:
@@ -321,7 +330,7 @@ def _resolved(policy: Any, arguments: Mapping[str, Any], given: GenerationConfig
 
 
 def with_length(policy: PreTrainedModel, sampling: Mapping[str, Any], max_new_tokens: int) -> dict[str, Any]:
-    """Keywords of a draw with that many new tokens, unless they, or the policy's own settings, say how many."""
+    """Return the keywords of a draw with `max_new_tokens`, unless they or the policy's own settings set a length."""
     given = sampling.get("generation_config") or GenerationConfig()
     said = [*map(sampling.get, ("max_new_tokens", "max_length")), policy.generation_config.max_new_tokens]
     if _sets_length(given) or any(length is not None for length in said):

@@ -36,10 +36,10 @@ def draw_responses(
     **sampling: Any,
 ) -> list[list[torch.Tensor]]:
     """
-    Draw `num_candidates` independent responses of the policy to each prompt, the prompt paid for once.
+    Draw `num_candidates` independent responses of the policy to each prompt, running the prompt once where possible.
 
-    A response is a function of the seed, its prompt (and how many equal ones stand before it) and its index, whatever
-    else is drawn with it. What neither the caller nor the policy's generation config sets is off, including
+    A response depends only on the seed, its prompt (and how many equal ones come before it) and its index, not on what
+    else is drawn with it. A setting that neither the caller nor the policy's generation config sets is off, including
     transformers' own `top_k=50`.
 
     Args:
@@ -47,7 +47,7 @@ def draw_responses(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer. Chats go through its chat template.
         prompts (`list[str]` or `list[list[dict]]`): Texts or chats.
         num_candidates (`int`): Responses per prompt.
-        seed (`int`, *optional*, defaults to 0): Names the draw.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
         batch_size (`int`, *optional*): Maximum responses decoded at once. Defaults to what fits in free memory.
         progress (`bool`, *optional*): Show a progress bar. By default only on calls longer than 5 seconds.
         chat_template_kwargs (`dict`, *optional*): Arguments of the chat template, e.g. `{"enable_thinking": False}`.
@@ -57,7 +57,8 @@ def draw_responses(
         `ArgumentError`: If responses cannot be drawn with a keyword.
 
     Returns:
-        `list[list[torch.LongTensor]]`: Per prompt its responses' tokens, the end token included, without padding.
+        `list[list[torch.LongTensor]]`: For each prompt the tokens of its responses, with the end token and without
+        padding.
     """
     description = DrawDescription.of(policy, tokenizer, sampling, chat_template_kwargs=chat_template_kwargs)
     return draw_described(
@@ -72,7 +73,7 @@ def draw_described(
     num_candidates: int,
     **options: Any,
 ) -> list[list[torch.Tensor]]:
-    """Do [`draw_responses`] as described; `options` are its `seed`, `batch_size` and `progress`."""
+    """Draw responses as described; `options` are `seed`, `batch_size` and `progress` of [`draw_responses`]."""
     rows = [description.prompt_ids(prompt) for prompt in prompts]
     return draw_continuations(policy, rows, [num_candidates] * len(rows), description, **options)
 
@@ -88,7 +89,7 @@ def draw_continuations(
     progress: bool | None = None,
 ) -> list[list[torch.Tensor]]:
     """
-    Do [`draw_responses`] as described, for prompts that are tokens already, with a number of responses for each.
+    Draw responses as described, to prompts that are tokens already, with a number of responses for each.
     """
     if description.reads_padding and len({len(row) for row in token_prompts}) > 1:
         return _draw_by_length(
@@ -109,7 +110,7 @@ def draw_continuations(
 def _draw_by_length(
     policy: Any, token_prompts: Sequence[Sequence[int]], num_candidates: Sequence[int], *args: Any, **options: Any
 ) -> list[list[torch.Tensor]]:
-    # Prompts of one length at a time need no padding. Equal ones stay together, so none reads another's stream.
+    # Prompts of one length at a time need no padding. Equal prompts stay together, so each keeps its own stream.
     drawn: dict[int, list[torch.Tensor]] = {}
     for length in sorted({len(row) for row in token_prompts}):
         places = [place for place, row in enumerate(token_prompts) if len(row) == length]
@@ -119,7 +120,7 @@ def _draw_by_length(
 
 
 class _Draw:
-    """A decoding method that keeps what it draws, and returns its input."""
+    """Decoding method that keeps what it draws and returns its input."""
 
     def __init__(self, num_candidates: Sequence[int], seed: int, batch_size: int | None, progress: bool | None):
         self._num_candidates, self._seed, self._batch_size = num_candidates, seed, batch_size

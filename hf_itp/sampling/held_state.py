@@ -1,5 +1,5 @@
 """
-What a processor or criterion of the caller's holds from call to call, and copies of it.
+Look at what a caller's processor or criterion holds from call to call, and copy it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def held(thing: Any) -> Iterator[Any]:
-    """What an object, or the function it is, carries along from call to call."""
+    """Yield what an object or function holds from call to call: attributes, bound arguments, closed-over variables."""
     if isinstance(thing, functools.partial):
         yield from (thing.args, thing.keywords.values())
         yield from held(thing.func)
@@ -37,7 +37,7 @@ def held(thing: Any) -> Iterator[Any]:
 
 
 def holds_one_per(thing: Any, count: int) -> bool:
-    """Whether something it holds has that many entries, so that it was made for as many rows."""
+    """Return whether something it holds has `count` entries, so that it was made for that many rows."""
     for value in held(thing):
         parts = [value]
         if isinstance(value, dict):
@@ -53,7 +53,7 @@ def holds_one_per(thing: Any, count: int) -> bool:
 
 
 def copied(thing: Any) -> Any:
-    """A copy that shares the models and tokenizers in it; `None` where something in it cannot be copied."""
+    """Return a copy that shares the models and tokenizers in it, or `None` if something in it cannot be copied."""
     memo = {id(part): part for part in _heavy(thing, depth=3)}
     try:
         return copy.deepcopy(thing, memo)
@@ -73,5 +73,5 @@ def _heavy(thing: Any, depth: int) -> Iterator[Any]:
 
 
 def name_of(thing: Any) -> str:
-    """Its class, or its own name where it is a function."""
+    """Return the name of its class, or of itself if it is a function, in backticks."""
     return f"`{getattr(thing, '__qualname__', type(thing).__name__)}`"

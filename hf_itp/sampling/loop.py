@@ -17,21 +17,21 @@ from hf_itp.sampling.cohort import Cohort, Responses
 from hf_itp.sampling.decoders import Decoder
 from hf_itp.sampling.token_sampler import TokenSampler
 
-# Dropping rows copies the cache of those that stay, about the price of the copy every step makes to append to it.
-# Waiting for an eighth of the batch keeps the sum of these copies below that of one pass over the cache per halving,
-# and the cohorts that follow one another few.
+# Finished rows leave once they are an eighth of the batch. Dropping rows copies the cache of those that stay, which
+# costs about as much as the copy that every step makes to append to it. Waiting for an eighth keeps the sum of these
+# copies below one pass over the cache per halving of the batch, and keeps the cohorts few.
 _DROP_SHARE = 8
 
 
 @dataclass(frozen=True)
 class Review:
     """
-    A look at the responses while they grow.
+    Regular look at the responses while they grow, which may end some of them.
 
     Args:
         interval (`int`): Tokens between two looks.
         reject (`Callable[[list[torch.Tensor], list[int]], list[int]]`): Takes every response as far as it is written
-            and which of them are unfinished; returns which of these end where they are.
+            and the indices of the unfinished ones; returns the indices of those that end now.
     """
 
     interval: int
@@ -68,13 +68,14 @@ def decode_rows(
         keys (`torch.LongTensor` of shape `(R,)`): Each row's stream of random numbers.
         responses (`list`): Receives the tokens of each response that has ended, on the CPU, its end token included.
             What has ended is not lost if a later step fails.
-        places (`torch.LongTensor` of shape `(R,)`, *optional*): Which of `responses` each row writes. Defaults to the
-            first R.
+        places (`torch.LongTensor` of shape `(R,)`, *optional*): Index in `responses` that each row writes to. Defaults
+            to the first R.
         on_finished (`Callable`, *optional*): Told how many responses have just ended.
         most_rows (`int`, *optional*): Maximum rows in the batch at once. The others take the places of those that
-            finish, which needs a decoder that rows can join, and neither of the next two. Defaults to all.
-        any_unfinished (`Callable`, *optional*): Where processes must make equally many forward passes: told whether
-            this one is done, says whether any is not. Rows then stay in the batch to the end.
+            finish; that needs a decoder that rows can join, and excludes `any_unfinished` and `review`. Defaults to
+            all.
+        any_unfinished (`Callable`, *optional*): For processes that must make equally many forward passes: takes
+            whether this one is done, returns whether any is not. Rows then stay in the batch to the end.
         review ([`Review`], *optional*): May end unfinished rows.
         rows_stay (`bool`, *optional*, defaults to `False`): Whether rows stay in their place to the end, for
             processors and criteria that know them by it.
@@ -82,7 +83,7 @@ def decode_rows(
         time_is_over (`Callable`, *optional*): Asked after each step whether all rows end here.
 
     Raises:
-        `DistributionError`: If there is nothing to draw a row's next token from; names prompt and token.
+        `DistributionError`: If no next token can be drawn from a row's logits; names prompt and token.
     """
     rows_can_leave = decoder.rows_can_leave and not rows_stay and any_unfinished is None
     most_rows = len(keys) if most_rows is None else most_rows
@@ -96,7 +97,7 @@ def decode_rows(
         begun += len(cohort)
         return cohort
 
-    # Begin with as many rows as there is room for: their prompts give the first logits.
+    # Begin with as many rows as there is room for. Their prompts give the first logits.
     cohorts = [begin(most_rows)]
     logits = decoder.start(cohorts[0].prompt_index)
     all_done, cut = False, 0

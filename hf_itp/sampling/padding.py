@@ -1,5 +1,5 @@
 """
-Prompts of one batch without the padding that made them equally long.
+Remove the padding that makes the prompts of a batch equally long.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 
 def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
     """
-    The tokens of each row without its padding.
+    Return the tokens of each row without its padding.
 
     Examples:
 

@@ -1,5 +1,5 @@
 """
-What decides a draw, as JSON: settings, tokenizers, chat templates, and objects of transformers that process logits.
+Record what decides a draw as JSON: settings, tokenizers, chat templates, and objects that process logits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import ProcessorMixin
 from hf_itp.checks import as_number, check_number
 from hf_itp.errors import ArgumentError
 
-# Of a processor or criterion, what says the same as another attribute, or takes part in no draw.
+# Attributes of a processor or criterion that follow from others, or change no draw.
 _DERIVED = {"StopStringCriteria": {"token_list", "token_indices", "strings", "embedding_vec", "maximum_token_len"}}
 # The state a fast tokenizer is left in by its last call.
 _STATE = ("padding", "truncation")
@@ -25,10 +25,10 @@ _ATTRIBUTES = ("split_special_tokens", "add_bos_token", "add_eos_token", "clean_
 
 def as_json(name: str, value: Any) -> Any:
     """
-    The value as JSON gives it back.
+    Return the value as JSON gives it back.
 
     Raises:
-        `ArgumentError`: If it is none, a number that is no number among it; names the setting.
+        `ArgumentError`: If JSON cannot hold it, or a number in it is not finite; names the setting.
     """
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -53,16 +53,16 @@ def as_json(name: str, value: Any) -> Any:
 
 
 def plain_number(value: Any) -> Any:
-    """A number of numpy as Python's, which is what transformers looks for; anything else as it is."""
+    """Return numpy's numbers as Python's, which transformers looks for, and anything else as it is."""
     return value.item() if isinstance(value, np.number) else value
 
 
 def recorded_object(argument: str, value: Any) -> dict[str, Any]:
     """
-    Class and settings of a logits processor or stopping criterion of transformers.
+    Return class and settings of a logits processor or stopping criterion of transformers.
 
     Raises:
-        `ArgumentError`: If it is of a class of one's own, or has settings that cannot be recorded.
+        `ArgumentError`: If its class is not from transformers, or its effect cannot be recorded.
     """
     kind = type(value)
     name = f"{argument}: {kind.__name__}"
@@ -71,9 +71,9 @@ def recorded_object(argument: str, value: Any) -> dict[str, Any]:
         "PrefixConstrainedLogitsProcessor",
     ):
         raise ArgumentError(
-            f"`{argument}` must hold objects whose effect can be recorded and compared, got a {kind.__name__}: what "
-            "it does today need not be what it does when rollouts are drawn or a run is taken up. Use settings of "
-            "generate, or classes of transformers with plain settings."
+            f"`{argument}` must hold objects whose effect can be recorded and compared, got a {kind.__name__}, which "
+            "may act differently when rollouts are drawn or a run is resumed. Use settings of generate, or classes "
+            "of transformers with plain settings."
         )
     derived = _DERIVED.get(kind.__name__, set())
     return {
@@ -87,20 +87,21 @@ def recorded_object(argument: str, value: Any) -> dict[str, Any]:
 
 
 def text_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer of a processor; a tokenizer itself."""
+    """Return the tokenizer of a processor; a tokenizer as it is."""
     return getattr(tokenizer, "tokenizer", tokenizer) if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
 def template_fingerprint(tokenizer: Any) -> str | None:
-    """A hash of the chat template, `None` without one."""
+    """Return a hash of the chat template, `None` without one."""
     template = getattr(tokenizer, "chat_template", None)
     return None if template is None else fingerprint(as_json("chat_template", template))
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     """
-    Where a tokenizer (or that of a processor) came from, and a fingerprint of how it turns text into tokens and back.
-    Padding is not part of it: nothing that is drawn depends on it.
+    Return where a tokenizer (or a processor's) came from, and a fingerprint of how it turns text into tokens and back.
+
+    Padding is not part of the fingerprint: no response depends on it.
     """
     tokenizer = text_tokenizer(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -118,6 +119,6 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
 
 
 def fingerprint(content: Any) -> str:
-    """A hash of what JSON can hold; of anything else, of how it shows itself."""
+    """Return a hash of the content as JSON, with the `repr` of what JSON cannot hold."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=repr)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

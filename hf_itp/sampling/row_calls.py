@@ -1,7 +1,7 @@
 """
-How each logits processor and each stopping criterion is called: one place decides it for both.
+Decide how each logits processor and each stopping criterion is called.
 
-Plain `generate` shows them all rows, in one order, from the first step to the last. Candidates are drawn faster where
+Plain `generate` shows them all rows, in one order, from the first step to the last. Candidates are drawn faster if
 rows may come, go and be split into batches, which is right only for what looks at each row by itself. So:
 
 | what it is | how it is called |
@@ -10,10 +10,9 @@ rows may come, go and be split into batches, which is right only for what looks 
 | holds one entry per prompt, or (a processor) nothing at all | once per candidate, with one row per prompt |
 | anything else | as it is, once per step, with all rows, as `generate(num_return_sequences=N)` calls it |
 
-What holds something is copied for the second candidate and on, models and tokenizers in it apart; what cannot be
-copied is refused where copies are needed. A criterion that answers with one bool for all rows is asked once per
-candidate instead, so that the bool ends nothing but that candidate; the stop strings of lm-evaluation-harness are
-asked about each row.
+What holds something is copied for each candidate after the first, except models and tokenizers in it; what cannot be
+copied is refused if copies are needed. A criterion that answers with one bool for all rows is asked once per candidate
+instead, so that the bool ends only that candidate. The stop strings of lm-evaluation-harness are asked about each row.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from hf_itp.sampling.row_groups import (
     rows_by_candidate,
 )
 
-# Exact types: a subclass of a user's may do anything.
+# Exact types: a user's subclass may do anything.
 _ROWWISE = {
     processors.TemperatureLogitsWarper,
     processors.TopKLogitsWarper,
@@ -72,7 +71,7 @@ _REMEDY = "Set `rowwise = True` on its class if it looks at each row by itself"
 
 
 class Calls(Enum):
-    """How something that looks at rows is called."""
+    """Way in which a processor or criterion is called."""
 
     BY_ROW = "on whatever rows there are"
     BY_CANDIDATE = "once per candidate, with one row per prompt"
@@ -81,7 +80,7 @@ class Calls(Enum):
 
 def how_called(thing: Any, num_prompts: int, num_rows: int) -> Calls:
     """
-    Say how a processor or criterion is called where `num_rows` candidates are drawn for `num_prompts` prompts.
+    Return how a processor or criterion is called if `num_rows` candidates are drawn for `num_prompts` prompts.
 
     Raises:
         `ArgumentError`: If it needs a copy per candidate and cannot be copied.
@@ -104,7 +103,7 @@ def how_called(thing: Any, num_prompts: int, num_rows: int) -> Calls:
 
 
 def rows_are_independent(logits_processor: Sequence[Any], stopping_criteria: Sequence[Any]) -> bool:
-    """Say whether all of them look at each row by itself, so that rows may come, go and be split."""
+    """Return whether all of them look at each row by itself, so that rows may come, go and be split."""
     return all(
         type(thing) in _ROWWISE or getattr(type(thing), "rowwise", False) is True
         for thing in (*logits_processor, *stopping_criteria)
@@ -112,8 +111,12 @@ def rows_are_independent(logits_processor: Sequence[Any], stopping_criteria: Seq
 
 
 def of_rows(processor: LogitsProcessor, prompt_index: torch.Tensor) -> LogitsProcessor:
-    """Give the row-wise processor for rows that continue the prompts at `prompt_index`; it is not changed."""
-    # The two that know rows by their place among the prompts: how much left padding each has, what each may become.
+    """
+    Return the row-wise processor for rows that continue the prompts at `prompt_index`.
+
+    The given processor is not changed.
+    """
+    # Two of them know each prompt by its row: how much left padding it has, which tokens may follow it.
     if type(processor) is processors.RepetitionPenaltyLogitsProcessor:
         ignored = processor.prompt_ignore_length
         if isinstance(ignored, torch.Tensor) and ignored.dim() > 0:
@@ -133,7 +136,7 @@ class RowCalls:
         logits_processor (`LogitsProcessorList`), stopping_criteria (`StoppingCriteriaList`): As `generate` prepares
             them.
         num_prompts (`int`): Rows of the batch.
-        num_rows (`int`): Candidates that are drawn for them, all prompts together.
+        num_rows (`int`): Candidates drawn for all prompts together.
 
     Raises:
         `ArgumentError`: As [`how_called`] does.
@@ -147,12 +150,12 @@ class RowCalls:
         num_rows: int,
     ):
         self._num_prompts, self._num_rows = num_prompts, num_rows
-        # A limit on the time of the call is no question about rows.
+        # A time limit of the call does not look at rows.
         self.time_limits = [one for one in stopping_criteria if type(one) is criteria.MaxTimeCriteria]
         asked = [one for one in stopping_criteria if type(one) is not criteria.MaxTimeCriteria]
         self._processors = [(one, how_called(one, num_prompts, num_rows)) for one in logits_processor]
         self._criteria = [(one, how_called(one, num_prompts, num_rows)) for one in asked]
-        # As they are before the first call: what a copy is made of.
+        # Copies from before the first call, to make further copies of.
         self._fresh = {
             id(one): copied(one)
             for one, calls in (*self._processors, *self._criteria)
@@ -167,7 +170,7 @@ class RowCalls:
 
     @property
     def needs_one_batch(self) -> bool:
-        """Whether all rows have to be drawn together: seen at once, or ended by the clock at the same moment."""
+        """Whether all rows must be drawn together: seen at once, or ended by the clock at the same moment."""
         return bool(self.time_limits or self._seeing_all())
 
     def check(
@@ -178,26 +181,28 @@ class RowCalls:
         processes: int = 1,
     ) -> None:
         """
+        Refuse settings of the call that a processor or criterion cannot work with.
+
         Args:
-            batch_size (`int`, *optional*): Most rows at once, as the caller set it.
+            batch_size (`int`, *optional*): Maximum rows at once, as the caller set it.
             draws_again (`bool`, *optional*, defaults to `False`): Whether the strategy may draw further candidates.
-            reviewed (`bool`, *optional*, defaults to `False`): Whether candidates are ended early.
-            processes (`int`, *optional*, defaults to 1): How many share the candidates.
+            reviewed (`bool`, *optional*, defaults to `False`): Whether candidates may be ended early.
+            processes (`int`, *optional*, defaults to 1): Number of processes that share the candidates.
 
         Raises:
-            `ArgumentError`: If what was set cannot be honoured together with a processor or criterion; names it.
+            `ArgumentError`: If a setting cannot be honoured together with a processor or criterion; names it.
         """
         if reviewed and not self.rows_are_independent:
             names = ", ".join(name_of(one) for one, calls in self._looking() if calls is not Calls.BY_ROW)
             raise ArgumentError(
-                "`early_rejection` needs processors and criteria that look at one row alone, but the call has "
+                "`early_rejection` must come with processors and criteria that look at each row by itself, got "
                 f"{names}. {_REMEDY}, or remove it or `early_rejection`."
             )
         together = [name_of(one) for one in self._seeing_all()] + ["max_time"] * bool(self.time_limits)
         if together and draws_again:
             raise ArgumentError(
-                f"{together[0]} sees all candidates of a call together, but this strategy draws more where it needs "
-                "them. Remove it, or pass a strategy that draws one pool, such as pool='shared'."
+                f"{together[0]} sees all candidates of a call together, but this strategy may draw more later. Remove "
+                "it, or pass a strategy that draws one pool, such as pool='shared'."
             )
         if processes > 1:
             for one in self._seeing_all():
@@ -219,11 +224,11 @@ class RowCalls:
 
     def arranged(self, pairs: Sequence[Pair]) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
         """
-        Give the processors and criteria for a batch whose rows are these and stay where they are.
+        Return the processors and criteria for a batch whose rows are `pairs` and stay where they are.
 
         Args:
-            pairs (`list[tuple[int, int]]`): Prompt and candidate index of each row. With anything called by candidate
-                every prompt is there for each index.
+            pairs (`list[tuple[int, int]]`): Prompt and candidate index of each row. If something is called once per
+                candidate, each index must come with every prompt.
         """
         prompt_index = torch.tensor([prompt for prompt, _ in pairs])
         groups = rows_by_candidate(pairs)
@@ -258,7 +263,7 @@ class RowCalls:
         return [one for one, calls in self._looking() if calls is Calls.ALL_ROWS]
 
     def _own(self, thing: Any) -> Any:
-        """The thing itself for the first candidate, so that what it records is there; copies for the others."""
+        """Return the thing itself for the first candidate, so that the caller finds what it records; else a copy."""
         if id(thing) not in self._used:
             self._used.add(id(thing))
             return thing
@@ -266,9 +271,9 @@ class RowCalls:
 
 
 def _is_harness_tracker(thing: Any) -> bool:
-    # lm-evaluation-harness makes one per stop string and batch, which is done once every prompt's row has had the
-    # string; what a row writes after its own is cut off when the call is over. A reward would read it. Goes when its
-    # criteria answer with one bool per row.
+    # lm-evaluation-harness makes one criterion per stop string and batch, which answers True once every prompt's row
+    # has had the string. It cuts off what a row wrote after its own string when the call is over, but a reward would
+    # read that. Remove once its criteria answer with one bool per row.
     return type(thing).__module__.startswith("lm_eval.") and isinstance(getattr(thing, "done_tracker", None), list)
 
 

@@ -1,5 +1,5 @@
 """
-Processors and criteria that are called once per candidate, each with the rows of all prompts.
+Call processors and criteria once per candidate, each time with the rows of all prompts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from hf_itp.errors import ArgumentError
 from hf_itp.sampling.held_state import copied, name_of
 
 Pair = tuple[int, int]
-"""A prompt (its row) and the index of one of its candidates."""
+"""Row of a prompt, and index of one of its candidates."""
 
 
 class ProcessorByCandidate(LogitsProcessor):
-    """Calls one processor per candidate, each with the rows `rows` of all prompts."""
+    """Processor that calls one processor per candidate, each with the rows of all prompts."""
 
     def __init__(self, groups: list[tuple[list[int], Any]]):
-        # In a list of transformers', which checks what further arguments a processor wants.
+        # In transformers' own list, which checks what further arguments a processor takes.
         self._groups = [(torch.tensor(rows), LogitsProcessorList([own])) for rows, own in groups]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ class ProcessorByCandidate(LogitsProcessor):
 
 
 class CriterionByCandidate(StoppingCriteria):
-    """Asks one criterion per candidate about the rows of all prompts."""
+    """Criterion that asks one criterion per candidate about the rows of all prompts."""
 
     def __init__(self, groups: list[tuple[list[int], Any]]):
         self._groups = [(torch.tensor(rows), own) for rows, own in groups]
@@ -49,12 +49,14 @@ class CriterionByCandidate(StoppingCriteria):
 
 class CriterionOfAllRows(StoppingCriteria):
     """
-    Asks a criterion about all rows; one that answers with a single bool is asked once per candidate from then on.
+    Criterion that asks the caller's criterion about all rows.
+
+    If that answers with a single bool, it is asked once per candidate from then on.
 
     Args:
         criterion: The caller's own.
         groups (`list[list[int]]`): The rows of each candidate index.
-        fresh: A copy made before the first call, to ask about one candidate; `None` if it cannot be copied.
+        fresh: A copy from before the first call, to ask about one candidate; `None` if it cannot be copied.
         knows_all (`bool`): Whether a single bool is meant for all rows.
     """
 
@@ -81,7 +83,7 @@ class CriterionOfAllRows(StoppingCriteria):
 
 
 def _answer(criterion: Any, input_ids: torch.Tensor, scores: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    """What a criterion says: `(R,)`, or 0-dimensional where it says one thing for all rows."""
+    """Return a criterion's answer: `(R,)`, or 0-dimensional if it gives one for all rows."""
     given = criterion(input_ids, scores, **kwargs)
     try:
         answer = torch.as_tensor(given, device=input_ids.device).bool()
@@ -101,7 +103,7 @@ def _answer(criterion: Any, input_ids: torch.Tensor, scores: Any, kwargs: dict[s
 
 
 def rows_by_candidate(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The rows of each candidate index, each in the order of the prompts."""
+    """Return the rows of each candidate index, in the order of the prompts."""
     by_index: dict[int, list[int]] = {}
     for row, (_, index) in enumerate(pairs):
         by_index.setdefault(index, []).append(row)

@@ -41,7 +41,7 @@ _SECONDS_BEFORE_A_BAR = 5.0
 @dataclass
 class CandidateSampler:
     """
-    Draws candidates for the prompts of one call of `generate`.
+    Sampler of candidates for the prompts of one call of `generate`.
 
     Args:
         call ([`DecodingCall`]): The prompts, and what their responses are drawn with.
@@ -66,7 +66,7 @@ class CandidateSampler:
 
     @property
     def path_reason(self) -> str:
-        """Why that way, in a short sentence."""
+        """Reason for this way, in a short sentence."""
         return self.decoder.path_reason
 
     def draw(
@@ -79,19 +79,19 @@ class CandidateSampler:
         Draw one response per candidate. A candidate gets the same response whatever else is drawn with it.
 
         Args:
-            candidates (`list[Pair]`): Prompt (its row) and index of each. With `review`, prompt by prompt and equally
-                many of each.
+            candidates (`list[Pair]`): Row of the prompt and candidate index of each. With `review`: prompt by prompt,
+                equally many for each.
             review (`Callable`, *optional*): Makes the [`Review`] of a batch, given its candidates. All candidates of a
-                prompt then share a batch, and those that end early are the first tokens of the same responses.
+                prompt then share a batch, and one that ends early has the first tokens of the same response.
             on_batch (`Callable`, *optional*): Called with candidates and their responses whenever a batch of them is
-                done, each once and in any order. Not with `review`.
+                done: each candidate once, in any order. Not with `review`.
 
         Returns:
             `list[torch.LongTensor]`: Tokens of each response on the CPU, its end token included, without padding.
 
         Raises:
             `ArgumentError`: If a processor or criterion cannot be called as it must be ([`RowCalls`]).
-            `DistributionError`: If the policy's logits are no distribution.
+            `DistributionError`: If the policy's logits are not a distribution.
         """
         call = self.call
         if self._calls is None:
@@ -108,7 +108,7 @@ class CandidateSampler:
         return responses
 
     def _draw_freely(self, candidates: list[Pair], on_finished: Any, on_batch: Any) -> list[torch.Tensor]:
-        """Draw as many rows at once as there is room for, in batches or each in the place of one that finished."""
+        """Draw as many rows at once as there is room for, then others as a new batch or in place of finished rows."""
         responses: Responses = [None] * len(candidates)
         waiting, size, rows = list(range(len(candidates))), self.call.batch_size or len(candidates), 0
         flows = self.decoder.rows_can_join and self._any_unfinished is None and not self._in_one_batch
@@ -136,7 +136,7 @@ class CandidateSampler:
         return _complete(responses)
 
     def _draw_under_review(self, candidates: list[Pair], on_finished: Any, review: Any) -> list[torch.Tensor]:
-        """Draw rows that are compared with one another together."""
+        """Draw all candidates of a prompt in one batch, since a review compares them."""
         responses: list[torch.Tensor] = []
         size = self.call.batch_size or len(candidates)
         unit = len(candidates) // len({prompt for prompt, _ in candidates})
@@ -153,10 +153,10 @@ class CandidateSampler:
         return responses
 
     def _draw_in_place(self, candidates: list[Pair], calls: RowCalls, on_finished: Any) -> list[torch.Tensor]:
-        """Draw rows that stay in their place to the end, for processors and criteria that know them by it."""
+        """Draw rows that stay in their place to the end, for processors and criteria that know rows by place."""
         pairs, indices = candidates, list(dict.fromkeys(index for _, index in candidates))
         if calls.by_candidate:
-            # Such a processor or criterion sees every prompt; what nobody asked for is thrown away.
+            # Such a processor or criterion must see every prompt; responses nobody asked for are thrown away.
             missing = [(prompt, index) for index in indices for prompt in range(len(self.call))]
             pairs = list(dict.fromkeys([*candidates, *missing]))
         drawn: dict[Pair, torch.Tensor] = {}
@@ -188,8 +188,9 @@ class CandidateSampler:
         calls: RowCalls | None = None,
     ) -> bool:
         """
-        Put the responses of `candidates` in their places, `most_rows` at once; return whether memory sufficed. For a
-        batch of `fewest` rows it is an error if not. With `calls`, rows stay where they are.
+        Decode `candidates`, `most_rows` at once, store their responses in `places`; return whether memory sufficed.
+
+        Raise the error instead if memory does not suffice for `fewest` rows. With `calls`, rows stay where they are.
         """
         assert self._calls is not None
         call, device = self.call, self.call.input_ids.device
@@ -222,8 +223,8 @@ class CandidateSampler:
             )
             if cut:
                 warnings.warn(
-                    f"`max_time` ended {cut} of {len(candidates)} responses early, and their rewards are of what was "
-                    "written by then. Raise `max_time`, or draw fewer candidates.",
+                    f"`max_time` ended {cut} of {len(candidates)} responses early, so their rewards are those of "
+                    "incomplete responses. Raise `max_time`, or draw fewer candidates.",
                     ItpWarning,
                     stacklevel=2,
                 )
@@ -233,13 +234,13 @@ class CandidateSampler:
             rows = len(candidates) if most_rows is None else most_rows
             if not out_of_memory or rows <= fewest or self._any_unfinished is not None:
                 raise
-        # Outside of the `except`, whose traceback would keep the tensors of the failed pass alive.
+        # Outside of the `except` block, whose traceback would keep the tensors of the failed pass alive.
         clear_device_cache(garbage_collection=True)
         return False
 
     @property
     def _in_one_batch(self) -> bool:
-        """Whether all rows must share a batch: the clock ends each at the same token only there."""
+        """Whether all rows must share a batch: only then does the clock end them at the same token."""
         return self._calls is not None and self._calls.needs_one_batch
 
     def _time_is_over(self) -> bool:
@@ -257,7 +258,7 @@ class CandidateSampler:
 
 
 def _bar(total: int, progress: bool | None) -> Any:
-    """Return a bar of `total` responses: always, never, or (`None`) on long calls where somebody watches."""
+    """Return a progress bar: always, never, or (`None`) only on long calls that somebody watches in a terminal."""
     return transformers_logging.tqdm(
         total=total,
         desc="Sampling",
@@ -274,7 +275,7 @@ def _complete(responses: Responses) -> list[torch.Tensor]:
 
 def forwards_are_synchronized(model: Any) -> bool:
     """Return whether weights are gathered in every forward pass, so that all processes must make equally many."""
-    # transformers knows the models it has sharded itself, FSDP2 any that was.
+    # transformers knows only models that it has sharded itself, FSDP2 any model that was sharded.
     sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model) or isinstance(model, FSDPModule)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return bool(sharded and distributed and torch.distributed.get_world_size() > 1)

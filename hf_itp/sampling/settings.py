@@ -1,5 +1,5 @@
 """
-What nobody set is off: the settings of a draw that neither the caller nor the policy's generation config decides.
+Switch off the settings of a draw that neither the caller nor the policy's generation config sets.
 
 transformers would decode greedily, and cut distributions at `top_k=50`. Candidates are drawn from the policy itself.
 """
@@ -35,9 +35,9 @@ def unset_is_off(
     Return the keywords of `generate` to add so that sampling is on, and `top_k` off if nobody set it.
 
     Args:
-        policy (`PreTrainedModel`): What draws.
+        policy (`PreTrainedModel`): The model that draws.
         arguments (`dict`): Keywords the caller passes.
-        config (`GenerationConfig`, *optional*): The one the caller passes.
+        config (`GenerationConfig`, *optional*): Config the caller passes.
     """
     sources = sources_of(policy, arguments, config)
     do_sample = first_set("do_sample", sources[:2])  # a checkpoint that decodes greedily draws candidates too

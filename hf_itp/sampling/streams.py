@@ -1,7 +1,7 @@
 """
 Give each candidate its stream of random numbers: a hash of (seed, its prompt, which repeat of it, its index).
 
-Nothing of the batch enters, so a candidate is the same in any batch, in any order and any chunk.
+Nothing else of the batch enters, so a candidate is the same in any batch, order and chunk.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PromptKey = bytes
 
 def prompt_keys(seed: int, prompts: Sequence[Sequence[int] | str]) -> list[PromptKey]:
     """
-    Return one fingerprint per prompt of a batch: of the seed, the prompt's own tokens or text, and how many equal
-    prompts stand before it.
+    Return one fingerprint per prompt of a batch: of the seed, the prompt's tokens or text, and how many equal prompts
+    come before it.
     """
     seen: Counter[bytes] = Counter()
     keys = []
@@ -41,7 +41,7 @@ def selection_generator(prompt: PromptKey) -> torch.Generator:
 
 
 def falls_within(prompt: PromptKey, share: float) -> bool:
-    """Return whether a prompt is among that share of all prompts."""
+    """Return whether the prompt's key puts it into this share of all prompts."""
     return int.from_bytes(_digest(b"share", prompt)[:7], "little") < share * 2**56
 
 
@@ -62,5 +62,5 @@ def _as_int64(digest: bytes) -> int:
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """Return a seed for one purpose: references must not be the very responses that are calibrated with them."""
+    """Return a seed for one purpose, so that references are not the very responses that are calibrated with them."""
     return int.from_bytes(_digest(b"purpose", purpose.encode(), str(seed).encode())[:7], "little")

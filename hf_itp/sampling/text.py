@@ -1,8 +1,8 @@
 """
-The text of a response as it was written: cut from the decoding of prompt and response together.
+Read the text of a response as it was written: decode prompt and response together, then cut off the prompt.
 
-Decoded by itself a response may read otherwise. Tokenizers of the Llama-2, Mistral and T5 kind drop its leading space,
-others clean up spaces, and a prompt may end inside a character.
+Decoded by itself a response may read differently. Tokenizers like those of Llama-2, Mistral and T5 drop its leading
+space, others clean up spaces, and a prompt may end inside a character.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 # Tokens of a long prompt that are decoded with each response.
 _TAIL = 64
 _LOCAL_DECODERS = {"BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Strip", "WordPiece"}
-# In some pattern of `clean_up_tokenization`, which could reach across them.
+# Letters in the patterns of `clean_up_tokenization`, which could reach across them.
 _CLEANED_UP = "ntmsver"
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class ResponseReader:
     """
-    Reads the responses to one prompt, whose text is worked out once.
+    Reader of the responses to one prompt, which decodes the prompt only once.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        prompt_ids (`Sequence[int]`): What the responses continue: the prompt's tokens, of an encoder-decoder those its
-            decoder begins with.
+        prompt_ids (`Sequence[int]`): The prompt's tokens; for an encoder-decoder those its decoder begins with.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[int]):
@@ -37,37 +36,37 @@ class ResponseReader:
         self._before, self._head = _context(tokenizer, [int(token) for token in prompt_ids])
 
     def __call__(self, response_ids: Iterable[int]) -> str:
-        """The text of one response, without special tokens."""
+        """Return the text of one response, without special tokens."""
         whole = _decoded(self._tokenizer, [*self._before, *(int(token) for token in response_ids)])
         if whole.startswith(self._head):
             return whole[len(self._head) :]
-        # What was written last has changed how the end of the prompt reads, such as half a character.
+        # The response has changed how the end of the prompt reads, such as half a character.
         pairs = enumerate(zip(whole, self._head, strict=False))
         return whole[next((place for place, (one, other) in pairs if one != other), len(whole)) :]
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[int], response_ids: Iterable[int]) -> str:
     """
-    The text a response adds to its prompt: the decoding of both without that of the prompt, special tokens left out.
+    Return the text a response adds to its prompt: both decoded together, without the prompt and special tokens.
 
-    Where the response changes how the end of the prompt reads, the text goes on from where both read alike. For
-    several responses to one prompt build a [`ResponseReader`].
+    If the response changes how the end of the prompt reads, the text begins where the two decodings first differ. For
+    several responses to one prompt make a [`ResponseReader`].
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        prompt_ids (`Sequence[int]`): The prompt's tokens; of an encoder-decoder those its decoder begins with.
+        prompt_ids (`Sequence[int]`): The prompt's tokens; for an encoder-decoder those its decoder begins with.
         response_ids (`Sequence[int]`): The response's tokens.
     """
     return ResponseReader(tokenizer, prompt_ids)(response_ids)
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    # Not `batch_decode`, which takes no responses for one empty response.
+    # Not `batch_decode`, which takes an empty list for one empty response.
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _context(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> tuple[list[int], str]:
-    """What of a prompt decides how that which follows it reads, all of it if in doubt; and its text."""
+    """Return the end of a prompt that decides how a response after it reads (if in doubt all of it), and its text."""
     if len(prompt_ids) > _TAIL and (kinds := _local_decoders(tokenizer)):
         tail = prompt_ids[-_TAIL:]
         head = _decoded(tokenizer, tail)
@@ -78,8 +77,10 @@ def _context(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> tuple
 
 def _local_decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """
-    The kinds of decoders a tokenizer has, if none looks further back than to the last whole letter: what they do to a
-    first token, to half characters and to the space before a punctuation mark does not reach across it. Else none.
+    Return the kinds of a tokenizer's decoders, or an empty set if one may look back beyond the last whole letter.
+
+    What the others do to a first token, to half characters and to the space before a punctuation mark does not reach
+    across a letter.
     """
     kind: Any = type(tokenizer)
     own = ("decode", "_decode", "clean_up_tokenization")
@@ -92,7 +93,7 @@ def _local_decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
         return {"none"}
     try:
         described = json.loads(decoder.__getstate__())
-    except Exception:  # tokenizers raises it bare where a decoder is written in Python
+    except Exception:  # tokenizers raises no other if a decoder is written in Python
         return set()
     parts = described["decoders"] if described["type"] == "Sequence" else [described]
     is_local = all(
@@ -105,7 +106,7 @@ def _local_decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 def _holds_a_letter(tokenizer: PreTrainedTokenizerBase, kinds: set[str], ids: list[int], text: str) -> bool:
     if "ByteLevel" in kinds:
         return _has_letter(text)
-    # Where a run of byte tokens ends decides how all of it reads.
+    # How a run of byte tokens reads depends on where it ends.
     special = set(tokenizer.all_special_ids)
     tokens: Any = tokenizer.convert_ids_to_tokens([token for token in ids if token not in special])
     return _has_letter(text) and any(_has_letter(token) and not _BYTE.fullmatch(token) for token in tokens)

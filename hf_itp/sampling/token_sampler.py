@@ -1,7 +1,7 @@
 """
 Turn the logits of a step into the next token of every row.
 
-The plain case needs no processor object: temperature, top-k, top-p and min-p are one function. Where a caller or a
+The plain case needs no processor object: temperature, top-k, top-p and min-p are one function. If a caller or a
 checkpoint asks for anything else, the processors that transformers prepared are applied as they are, in their order.
 """
 
@@ -30,10 +30,10 @@ _FUSED = {
 @dataclass
 class TokenSampler:
     """
-    Draws the next token of each row.
+    Sampler of the next token of each row.
 
     Args:
-        logits_processor (`LogitsProcessorList`): What transformers prepared for this call, warpers included.
+        logits_processor (`LogitsProcessorList`): Processors that transformers prepared for this call, with warpers.
         do_sample (`bool`): Draw from the softmax; otherwise take the most probable token.
         rows_stay (`bool`, *optional*, defaults to `False`): Whether the processors are arranged for the rows of one
             batch ([`~sampling.row_calls.RowCalls`]). Otherwise all of them are row-wise.
@@ -56,7 +56,7 @@ class TokenSampler:
 
     def process(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """
-        Return the logits `(R, V)` to draw from, given the raw ones in float32 and prompt and response so far `(R, L)`.
+        Return the logits `(R, V)` to draw from, given the model's in float32, and prompt and response so far `(R, L)`.
         """
         if self.warp is not None:
             return warp_logits(logits, **self.warp)
@@ -94,7 +94,7 @@ def _fused_settings(logits_processor: LogitsProcessorList) -> dict[str, Any] | N
     if places != sorted(set(places)):
         return None
     settings = {_FUSED[type(processor)]: getattr(processor, _FUSED[type(processor)]) for processor in logits_processor}
-    # One keyword stands for a processor only where all else of it is as its class makes it.
+    # A keyword can replace a processor only if everything else about it is as its class makes it.
     for processor, (name, value) in zip(logits_processor, settings.items(), strict=True):
         if vars(processor) != vars(type(processor)(**{name: value})):
             return None

@@ -1,5 +1,5 @@
 """
-The reward given to TRL: calibrated, transformed, in nats; with the metrics measured on the way.
+Give TRL the reward to train on: calibrated, transformed, in nats. Measure its metrics on the way.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from hf_itp.training.objective import CTRLObjective
 
 class TransformedReward:
     """
-    A reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion.
+    Reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion.
 
     The raw reward gets everything that TRL passes, except the text of the completions: TRL decodes them without their
-    prompts, while references and candidates are cut from the text of both.
+    prompts, while the texts of references and candidates are cut from prompt and response decoded together.
 
     Args:
         reward ([`RewardFunction`]): The raw reward.
         objective ([`CTRLObjective`]): Transform and KL strength.
         calibrator ([`RewardCalibrator`], *optional*): May be set later, before the first call.
-        reader (`Callable`, *optional*): From a prompt to the [`ResponseReader`] that reads responses to it like
-            references. May be set later. Without it completions are used as TRL decodes them.
+        reader (`Callable`, *optional*): Takes a prompt, returns the [`ResponseReader`] that reads responses to it as
+            references are read. May be set later. Without it completions are used as TRL decodes them.
     """
 
     __name__ = "ctrl"  # TRL logs rewards under it
@@ -96,14 +96,15 @@ class TransformedReward:
         return written
 
     def take_measured(self) -> list[tuple[str, float]]:
-        """Return prompt fingerprint and raw reward of every completion since the last time."""
+        """Return prompt fingerprint and raw reward of every completion since the last call."""
         measured, self._measured = self._measured, []
         return measured
 
     def win_rates(self, measured: Sequence[tuple[str, float]], n: int, worst: bool = False) -> Estimate | None:
         """
-        Return the win rate against the reference policy under best-of-`n` (or worst-of-`n`), from the prompts with at
-        least `n` completions among `measured`; `None` without one.
+        Return the win rate against the reference policy under best-of-`n` (or worst-of-`n`).
+
+        Only prompts with at least `n` completions among `measured` count; return `None` without one.
         """
         assert self.calibrator is not None
         by_prompt: defaultdict[str, list[float]] = defaultdict(list)
@@ -121,10 +122,10 @@ class TransformedReward:
 
 class CalledAsInTraining(RewardFunction):
     """
-    A reward that also gets what TRL passes to every reward function beside the columns, for calls outside of TRL.
+    Reward that also gets what TRL passes to every reward function besides the columns, for calls outside of TRL.
 
     Args:
-        reward ([`RewardFunction`]): The reward; its other attributes are this object's too.
+        reward ([`RewardFunction`]): The reward. This object has all its other attributes too.
         given (`dict`): Columns to pass with each call.
     """
 

@@ -79,8 +79,8 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     `win_rate` and, for prompts with enough completions, the win rate under the strategy, each with its 95 % interval.
 
     Raises:
-        `ArgumentError`: If the arguments contradict each other, the calibrator is of another policy, reward model or
-            draw or has too few references for the transform, or a setting would be ignored.
+        `ArgumentError`: If the arguments contradict each other, a setting would be ignored, or the calibrator belongs
+            to another policy, reward model or draw, or has too few references for the transform.
     """
 
     _tag_names = ["hf-itp", "ctrl", "trl", "rloo"]  # noqa: RUF012  as in TRL

@@ -1,9 +1,9 @@
 """
-Fits a calibrator in a folder: what the kill test runs.
+Fit a calibrator in a folder, for the test that kills it.
 
     python -m tests.calibration.fit_in_a_process FOLDER PAUSE [CALLS]
 
-The reward takes PAUSE seconds, and waits to be killed once it was called CALLS times.
+The reward takes PAUSE seconds, and waits to be killed after CALLS calls.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """
-Run as one of two processes: calibrates into FOLDER with a judge that is slow in process 1, for longer than the group
-of the processes waits. WEIGHTS is `whole`, or `sharded` by FSDP2.
+Calibrate into FOLDER as one of two processes, with a judge that in process 1 takes longer than the group waits.
+
+WEIGHTS is `whole`, or `sharded` by FSDP2.
 
     RANK=0 WORLD_SIZE=2 ... python -m tests.calibration.fit_in_two_processes FOLDER WEIGHTS
 """
@@ -35,7 +36,7 @@ def fit(folder: Path | None, reward: Any, model: Any = None) -> RewardCalibrator
 
 
 class SlowJudge(PromptBoundReward):
-    """Takes its time once, in process 1."""
+    """Reward that takes long once, in process 1."""
 
     def __init__(self, seconds: float):
         super().__init__()

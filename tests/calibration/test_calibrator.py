@@ -1,4 +1,4 @@
-"""The calibrator: its quantiles are those of its references, and nothing is calibrated by the wrong ones."""
+"""Test that the calibrator's quantiles are those of its references, and that wrong references are refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_fit_is_a_function_of_seed_and_prompt(prompt_bound_reward):
 
 
 def test_references_are_not_the_candidates_of_the_same_seed(prompt_bound_reward):
-    """Else a response would be calibrated by itself."""
+    """Otherwise a response would be calibrated by itself."""
     policy, tokenizer = tiny_model("llama"), tiny_tokenizer()
     calibrator = fitted(prompt_bound_reward, seed=0)
     inputs = tokenizer("how do you bake bread", return_tensors="pt")
@@ -215,7 +215,7 @@ def many_prompts():
 
 
 def test_predictor_learns_what_the_prompt_decides(tmp_path):
-    """References of each prompt around a mean that is linear in its features: nearly all of it can be predicted."""
+    """Each prompt's references lie around a mean that is linear in its features, so nearly all can be predicted."""
     model = tiny_classifier("llama")
     reward = RewardModel(model, tiny_tokenizer())
     prompts = many_prompts()

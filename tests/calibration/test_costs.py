@@ -1,4 +1,4 @@
-"""What work on many prompts costs, counted: it grows with them, not with their square."""
+"""Test by counting that the work on many prompts grows with their number, not with its square."""
 
 from __future__ import annotations
 

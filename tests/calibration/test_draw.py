@@ -1,4 +1,4 @@
-"""A calibration records its draw whole: what decides it is honoured, compared, or refused before anything is drawn."""
+"""Test that a calibration records its whole draw: each setting is honoured, compared, or refused before drawing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHAT = [{"role": "user", "content": "how do you bake bread"}]
 
 
 class Counted:
-    """A reward that tells every response apart, and says whether it was asked for."""
+    """Reward that differs for every response, and counts its calls."""
 
     __name__ = "counted"
 
@@ -92,7 +92,7 @@ def test_another_template_is_another_draw(tmp_path):
 
 
 def test_arguments_reach_the_chat_template(tmp_path):
-    """By hand: the words the argument adds are the only ones the policy is not allowed to repeat."""
+    """The words that the argument adds are the only ones that the policy may not repeat."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}{% if not thinking %} {{ words }}{% endif %}"
     words = tokenizer.convert_ids_to_tokens(list(range(10, 60)))
@@ -106,7 +106,7 @@ def test_arguments_reach_the_chat_template(tmp_path):
 
 @pytest.mark.parametrize("where", ["keyword", "config", "checkpoint"])
 def test_settings_are_honoured_wherever_they_are(tmp_path, where):
-    """Of two words one is likelier for sure after the other: with top_k=1 every response is the same."""
+    """With top_k=1 every response is the greedy one, since no two words tie."""
     settings = {"top_k": 1}
     options = {
         "keyword": settings,
@@ -177,7 +177,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_min_length_counts_the_prompt_alone_and_not_its_padding(tmp_path):
-    """As plain `generate` does for one prompt: whoever is drawn with it."""
+    """Each prompt is drawn as plain `generate` draws it by itself, whatever is drawn with it."""
     tokenizer = tiny_tokenizer()
     long, short = "how do you bake bread and eat it on a good day", "salt"
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in (long, short)]

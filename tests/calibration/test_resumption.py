@@ -1,4 +1,4 @@
-"""A calibration that was killed goes on where it stopped and ends in the same bytes."""
+"""Test that a killed calibration resumes where it stopped and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_killed_five_times_it_ends_in_the_same_bytes(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         rows_left_behind.append(lines_written(killed))
-    assert rows_left_behind == sorted(set(rows_left_behind)), "each run goes on from the one before"
+    assert rows_left_behind == sorted(set(rows_left_behind)), "each run continues the one before"
     assert not (killed / "calibration.safetensors").exists()
 
     process = start(killed, 0.0)

@@ -1,4 +1,4 @@
-"""References and rollouts are scored on the text that was written, and on the same one."""
+"""Test that references and rollouts are scored on the same text: the one that was written."""
 
 from __future__ import annotations
 

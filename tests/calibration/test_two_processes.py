@@ -1,4 +1,4 @@
-"""Two processes that share a calibration wait for one another, and make equally many passes of sharded weights."""
+"""Test that two processes that share a calibration wait for each other, and make equally many sharded passes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.tiny import PromptBoundReward
 @pytest.mark.parametrize("weights", ["whole", "sharded"])
 def test_slow_judge_is_waited_for_and_all_get_what_one_would(tmp_path, weights):
     """
-    The judge takes longer than the group of the processes waits. Three chunks for two processes: of sharded weights, a
-    process that draws once less would leave the other waiting for ever.
+    The judge takes longer than the group of the processes waits. There are three chunks for two processes: with
+    sharded weights, a process that draws once less would leave the other waiting for ever.
     """
     processes = start_two("tests.calibration.fit_in_two_processes", tmp_path, weights)
     outputs = [process.communicate(timeout=120)[0] for process in processes]

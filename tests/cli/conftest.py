@@ -1,4 +1,4 @@
-"""The program run in this process, on tiny models saved once."""
+"""Run the program in this process, on tiny models saved once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import saved_policy, tiny_tokenizer
 
 @dataclass(frozen=True)
 class Run:
-    """How one run of the program ended and what it wrote."""
+    """Exit code and output of one run of the program."""
 
     code: int
     out: str

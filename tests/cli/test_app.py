@@ -1,4 +1,4 @@
-"""The program around its commands: help, version, exit codes, errors and warnings as the user meets them."""
+"""Test the program around its commands: help, version, exit codes, and errors and warnings as the user sees them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAIN = [sys.executable, "-c", "from hf_itp.cli import main; main()"]
 
 
 def unwrapped(text: str) -> str:
-    """Text as written, before the terminal's width broke and framed it."""
+    """Return the text as written, before it was wrapped and framed for the terminal."""
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
@@ -139,13 +139,13 @@ def test_warning_of_another_library_stays_what_it_was(run, monkeypatch):
 
 @pytest.mark.slow
 def test_results_come_one_by_one_and_interrupting_loses_none(policy, reward_model):
-    # More than a machine of any speed gets through before it is interrupted.
+    # More than any machine can do before it is interrupted.
     prompts = "".join(f"how do i bake bread {'and bread ' * (index % 60)}\n" for index in range(600))
     command = [*MAIN, "generate", "--json", "-m", policy, "-r", reward_model, "-n", "32", "--max-new-tokens", "40"]
     pipe = subprocess.PIPE
 
     def listen() -> None:
-        # A shell starts what it runs in the background deaf to interrupts, and children inherit that.
+        # Background jobs of a shell ignore interrupts, and children inherit that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, preexec_fn=listen) as process:
@@ -154,7 +154,7 @@ def test_results_come_one_by_one_and_interrupting_loses_none(policy, reward_mode
         first = process.stdout.readline()
         assert process.poll() is None
         while process.poll() is None:
-            # Again if need be: Python drops an interrupt that lands in a finalizer.
+            # Interrupt again if needed: Python drops an interrupt that arrives in a finalizer.
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)

@@ -1,4 +1,4 @@
-"""`hf-itp demo`: on tiny models for what it shows, and once on the embedded default as a newcomer runs it."""
+"""Test `hf-itp demo`: its output on tiny models, and once on the embedded default as a newcomer runs it."""
 
 from __future__ import annotations
 

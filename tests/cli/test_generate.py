@@ -1,4 +1,4 @@
-"""`hf-itp generate` on tiny models: what it writes is what the library returns."""
+"""Test on tiny models that `hf-itp generate` writes what the library returns."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_plain_prompt_stays_text(generate):
 
 
 def test_text_is_not_changed_on_its_way(generate, tmp_path):
-    """Of a line of a file the line break alone is taken off, and of JSON nothing."""
+    """Only the line break is removed from a line of a file, and nothing from JSON."""
     lines = ["    return bread", "what is it  ", "\tbake\u2028 it \x0c\x85"]
     (tmp_path / "code.txt").write_bytes(f"{lines[0]}\n{lines[1]}\r\n{lines[2]}".encode())
     rows = "".join(json.dumps({"prompt": line}) + "\r\n" for line in lines)
@@ -141,7 +141,7 @@ def test_text_is_not_changed_on_its_way(generate, tmp_path):
 
 
 def test_response_keeps_the_space_between_it_and_its_prompt(generate, policy, reward_model):
-    """What the tokenizer makes of prompt and response as one is the prompt followed by the response."""
+    """Prompt and response decoded together must read as the prompt followed by the response."""
     [record] = records(generate("--json", "--plain", "--all-candidates", PROMPT))
     responses = [candidate["response"] for candidate in record["candidates"] if candidate["num_tokens"] > 1]
     tokenizer = tiny_tokenizer()
@@ -242,7 +242,7 @@ def test_global_random_numbers_are_left_alone(generate):
 
 @pytest.fixture
 def recommending(policy, reward_model, tmp_path):
-    """The policy, with a recommendation of its own."""
+    """Return the policy with a recommendation of its own."""
     folder = tmp_path / "recommending"
     shutil.copytree(policy, folder)
     entry = {"strategy": "best_of_n", "num_candidates": 3, "reward_model": str(reward_model)}

@@ -1,4 +1,4 @@
-"""Reward models from what stands after `--reward-model`, and progress bars while models load."""
+"""Test the reward models that `--reward-model` loads, and progress bars while models load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of every command is used or refused, in every combination in which it could be neither."""
+"""Test that every option of every command is used or refused, in all combinations where it might be neither."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PROMPT = "how do i bake bread"
 
 
 def options_of(command: str) -> set[str]:
-    """Long names of a command's options, as the program itself lists them."""
+    """Return the long names of a command's options, as the program itself lists them."""
     parameters = typer.main.get_command(app).commands[command].params
     return {max(parameter.opts, key=len) for parameter in parameters if parameter.param_type_name == "option"}
 
 
 def recommending(policy: Path, folder: Path, **entry: object) -> Path:
-    """A copy of the policy whose checkpoint recommends `entry`."""
+    """Return a copy of the policy whose checkpoint recommends `entry`."""
     shutil.copytree(policy, folder)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(config | {"hf_itp": entry}))
@@ -32,7 +32,7 @@ def recommending(policy: Path, folder: Path, **entry: object) -> Path:
 
 
 def test_keyword_with_a_help_is_an_option_with_that_help():
-    """And so is no keyword that has none: adding one to `generate` is done in one place."""
+    """A keyword without a help is no option, so a keyword is added to `generate` in one place."""
     for command, expected in (("generate", {name for name, keyword in KEYWORDS.items() if keyword.help}),
                               ("calibrate", {"seed", "batch_size", "reward_model"}),
                               ("push", {"strategy", "reward_model", "num_candidates"})):  # fmt: skip
@@ -42,7 +42,7 @@ def test_keyword_with_a_help_is_an_option_with_that_help():
             assert parameters[name].help.startswith(KEYWORDS[name].help), (command, name)
 
 
-# What shows that an option of `generate` is used: the record of a run with it is another than without.
+# Options of `generate` whose use shows in the record of a run, which differs with them.
 GENERATE = {
     "--system": ("ask me",),
     "--plain": (),
@@ -59,7 +59,7 @@ GENERATE = {
     "--num-return-sequences": (2,),
     "--all-candidates": (),
 }
-# The others, and what shows it of them.
+# Other options, and what shows their use.
 GENERATE_ELSEWHERE = {
     "--file": "test_file_and_stdin_give_what_arguments_give",
     "--model": "test_recommendation_of_the_policy_is_followed_and_said",
@@ -68,7 +68,7 @@ GENERATE_ELSEWHERE = {
     "--dtype": "test_dtype_is_the_one_asked_for",
     "--device": "test_error_of_ours_ends_with_1_and_its_remedy",
     "--trust-remote-code": "a permission, of which not every model makes use",
-    "--batch-size": "test_prompt_gets_the_same_answer_alone_and_among_others: changes speed alone",
+    "--batch-size": "test_prompt_gets_the_same_answer_alone_and_among_others: changes only speed",
     "--early-rejection": "test_early_rejection_returns_a_candidate_and_says_what_was_rejected",
     "--json": "used by every test here",
     "--quiet": "test_progress_goes_to_stderr_and_quiet_switches_it_off",
@@ -90,7 +90,7 @@ def test_every_option_of_generate_has_a_test():
 @pytest.mark.parametrize("option", GENERATE)
 def test_option_of_generate_shows_in_the_record(generate, option):
     usual = record(generate("--json", "--beta", 0.5, PROMPT))
-    # The last of two wins where both are given.
+    # If both are given, the last one wins.
     beta = () if option == "--strategy" else ("--beta", 0.5)
     assert record(generate("--json", *beta, option, *GENERATE[option], PROMPT)) != usual
 
@@ -126,7 +126,7 @@ def test_label_is_looked_for_in_the_reward_model(run, generate, policy):
     [
         (("--beta", 0.1), "Strategy 'best_of_n' has no field `beta`"),
         (("--set", "betta=0.1"), "Strategy 'best_of_n' has no field `betta`"),
-        # Keywords of sampling are no fields, and not set by the way.
+        # Keywords of sampling are not fields of a strategy, and are not set by the way.
         (("--set", "temperature=0.1"), "Strategy 'best_of_n' has no field `temperature`"),
         (("--set", "top_k=1"), "Strategy 'best_of_n' has no field `top_k`"),
         (("--set", "max_new_tokens=1"), "Strategy 'best_of_n' has no field `max_new_tokens`"),
@@ -178,7 +178,7 @@ def test_set_is_the_strategy_s_and_temperature_sampling_s(run, generate, policy,
     assert [candidate["probability"] for candidate in both] == law(cold, 0.1)
 
 
-# What shows that an option of `calibrate` is used: another pool, or another calibration.
+# Options of `calibrate`, whose use shows in another pool or another calibration.
 CALIBRATE = {
     "--num-reference": (4,),
     "--max-new-tokens": (2,),
@@ -192,7 +192,7 @@ CALIBRATE_ELSEWHERE = {
     "--model": "test_calibrate_then_train_by_regression",
     "--reward-model": "test_calibrate_then_train_by_regression",
     "--device": "as for generate",
-    "--batch-size": "changes speed alone",
+    "--batch-size": "changes only speed",
     "--predict": "test_predict_says_how_far_it_is_off",
     "--quiet": "as for generate",
     "--debug": "as for generate",
@@ -201,7 +201,7 @@ CALIBRATE_ELSEWHERE = {
 
 @pytest.fixture
 def calibrated(run, policy, reward_model, tmp_path):
-    """`hf-itp calibrate` on ten prompts: the run, and the files it left."""
+    """Return a run of `hf-itp calibrate` on ten prompts, and the files it left."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"how do i bake bread {'and bread ' * count}\n" for count in range(10)))
 

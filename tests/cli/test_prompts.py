@@ -1,4 +1,4 @@
-"""Prompts from every place they may come from, and what each one that cannot be read is told."""
+"""Test prompts from every source, and the error for each one that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON of one prompt's answer."""
+"""Test the JSON of one prompt's result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hf-itp strategies` against the registry."""
+"""Test `hf-itp strategies` against the registry."""
 
 from __future__ import annotations
 

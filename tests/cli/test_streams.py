@@ -1,4 +1,4 @@
-"""Consoles that lack letters, and input that is not UTF-8: nothing is lost, and what cannot be read is named."""
+"""Test consoles that lack letters and input that is not UTF-8: nothing is lost, and what is unreadable is named."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_itp.cli.prompts import read_prompts
 from hf_itp.errors import ArgumentError, LoadError
 from tests.cli.test_app import MAIN
 
-# Of three planes: one byte in latin alphabets, one escape of JSON, two.
+# Letters of three kinds: one byte in Latin encodings, one escape in JSON, two escapes.
 PROMPT = "naïve 水 \N{BREAD}"
 
 
 @pytest.fixture
 def written(monkeypatch, policy, reward_model):
-    """What `hf-itp` writes on a console with an encoding: exit code and bytes."""
+    """Return the exit code of `hf-itp` and the bytes it writes on a console with the given encoding."""
 
     def written(encoding: str, *arguments: object, errors: str = "strict", models: bool = True) -> tuple[int, bytes]:
         small = ("-m", policy, "-r", reward_model, "-n", 2, "--max-new-tokens", 4) if models else ()
@@ -74,7 +74,7 @@ def test_tables_and_marks_come_on_every_console(written, encoding, tmp_path, mon
 
 
 def test_program_that_is_started_on_such_a_console_ends_well(policy, reward_model):
-    """`PYTHONIOENCODING` is how a user meets this in a container."""
+    """A user meets such a console through `PYTHONIOENCODING` in a container."""
     command = [*MAIN, "generate", "-m", policy, "-r", reward_model, "-n", "2", "--max-new-tokens", "4", PROMPT, "how"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run(command, capture_output=True, env=environment)
@@ -104,7 +104,7 @@ def test_byte_that_is_not_utf8_is_named_with_its_place(monkeypatch, tmp_path, ma
 
 
 def test_arguments_are_utf8_whatever_the_locale_says():
-    """As Python hands UTF-8 over in a locale that is ASCII: checked with the interpreter itself."""
+    """The interpreter itself shows how Python passes UTF-8 arguments on in an ASCII locale."""
     code = "from hf_itp.cli.prompts import read_prompts; import sys; print(ascii(read_prompts(sys.argv[1:], None)))"
     ascii_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     ended = subprocess.run(

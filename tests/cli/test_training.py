@@ -1,4 +1,4 @@
-"""`hf-itp calibrate` and `hf-itp train`, from prompts in a file to a policy that says how it wants to be decoded."""
+"""Test `hf-itp calibrate` and `hf-itp train`, from prompts in a file to a policy that recommends its decoding."""
 
 from __future__ import annotations
 

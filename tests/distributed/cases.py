@@ -1,4 +1,4 @@
-"""Calls of `generate` that are made in one process and, split, in two."""
+"""Calls of `generate` to make in one process and, split, in two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.tiny import VISION_LANGUAGE, PromptBoundReward, left_padded_batch, ti
 
 
 class FavoursByPlace(LogitsProcessor):
-    """Row `i` of a batch says word `10 + i` more often: where a row stands decides what it says."""
+    """Processor that makes word `10 + i` more likely in row `i` of a batch, so that a row's place decides its text."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(scores))
@@ -22,7 +22,7 @@ class FavoursByPlace(LogitsProcessor):
         return scores
 
 
-# Prompt lengths, and what is not as in `generated`.
+# Prompt lengths, and arguments that differ from those of `generated`.
 CASES: dict[str, dict[str, Any]] = {
     "33 candidates": {"lengths": [7], "num_candidates": 33},
     "three prompts": {"lengths": [7, 5, 9], "num_return_sequences": 2, "strategy": "pessimism", "beta": 0.15},
@@ -67,13 +67,13 @@ def generated(
 
 
 def plain(output: StrategyOutput) -> dict[str, Any]:
-    """What two runs of a call have in common, in a form that travels through a file."""
+    """Return what two runs of a call must have in common, in a form that can be saved in a file."""
     names = ("sequences", "rewards", "candidates", "candidate_rewards", "probabilities", "selected")
     return {name: getattr(output, name) for name in names} | {"num_tokens": output.diagnostics["num_tokens"]}
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal to the last bit, list by list and tensor by tensor."""
+    """Assert equality to the last bit, list by list and tensor by tensor."""
     if isinstance(theirs, torch.Tensor):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     elif isinstance(theirs, dict):

@@ -1,4 +1,4 @@
-"""Ends right after its last message, and says what every exit handler left of the group that carried it."""
+"""End right after the last message, and write down what all exit handlers left of the group that carried it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def exchange() -> weakref.ref:
-    """A group that has carried a message, as far as anything still holds it."""
+    """Send a message through a group; return a weak reference that tells if anything still holds the group."""
     from hf_itp.distributed.processes import launched_processes
 
     processes = launched_processes()

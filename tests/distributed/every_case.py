@@ -1,5 +1,5 @@
 """
-Run by `accelerate launch`: every case under both ways to split, and every way to fail, into one file per process.
+Run every case under both ways to split, and every way to fail, into one file per process.
 
     accelerate launch --multi_gpu --num_processes 2 -m tests.distributed.every_case FOLDER
 """
@@ -24,7 +24,7 @@ SHARDS = ("candidates", "prompts")
 
 
 class FailsAtThirdToken(StoppingCriteria):
-    """Fails in one process; the other draws to the end."""
+    """Processor that fails in one process, while the other draws to the end."""
 
     def __init__(self, fails: bool):
         self.fails, self.calls = fails, 0

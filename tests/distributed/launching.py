@@ -1,4 +1,4 @@
-"""Programs of this folder started in two processes that form one launch, on the CPU."""
+"""Start programs of this folder in two processes that form one launch, on the CPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` with two processes; its output carries what both wrote."""
-    # What `accelerate launch` calls multi-GPU is any number of processes on one machine.
+    """Run `accelerate launch` with two processes; its output holds what both wrote."""
+    # `accelerate launch` calls any number of processes on one machine multi-GPU.
     launcher = ("--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, *arguments]
     return subprocess.run(
@@ -22,7 +22,7 @@ def accelerate_launch(*arguments: object, timeout: float = 1000.0) -> subprocess
 
 
 def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Both processes without a launcher, which would end one when the other ends."""
+    """Start both processes without a launcher, which would end one when the other ends."""
     port = str(free_port())
     return [
         subprocess.Popen(
@@ -40,7 +40,7 @@ def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
 
 
 def _environment() -> dict[str, str]:
-    # One core each, and no accelerator even where there is one: gloo is what these tests are about.
+    # One core each, and no accelerator even if there is one: these tests are about gloo.
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | quiet | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}

@@ -1,10 +1,10 @@
 """
-Run by `accelerate launch`: process 1 is killed in the middle of a call, as by the kernel when memory runs out.
+Kill process 1 of a launch in the middle of a call, as the kernel does when memory runs out.
 
     accelerate launch --multi_gpu --num_processes 2 -m tests.distributed.one_is_killed FOLDER MOMENT
 
-MOMENT: `sampling`, process 0 has minutes of tokens ahead; `waiting`, it has drawn its part; `forward`, it waits in a
-forward pass for weights that process 1 holds. Process 1 notes when it was killed.
+MOMENT says what process 0 does at that time: `sampling`, it has minutes of tokens ahead; `waiting`, it has drawn its
+part; `forward`, it waits in a forward pass for weights that process 1 holds. Process 1 notes when it was killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.tiny import VOCABULARY_SIZE, tiny_model
 
 
 class Script(StoppingCriteria):
-    """What happens while the tokens of this process are drawn."""
+    """Script of what happens while this process draws its tokens."""
 
     def __init__(self, rank: int, moment: str, killed_at: Path):
         self.victim, self.moment, self.killed_at, self.calls = rank == 1, moment, killed_at, 0

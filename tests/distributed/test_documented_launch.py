@@ -1,4 +1,4 @@
-"""The commands of `docs/distributed.md`, run as they stand there."""
+"""Run the commands of `docs/distributed.md` as they are written there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import saved_policy, tiny_tokenizer
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()
 CHAT = [{"role": "user", "content": "how do i bake bread"}]
-# What the script on the page takes for granted, and what is seen of it.
+# Variables that the script on the page assumes, and the output that is checked.
 BEFORE = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_itp
@@ -28,7 +28,7 @@ reward_model, chats = {reward!r}, [{chat!r}]
 inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 """
 AFTER = """
-# In one write: two processes share the stream.
+# Print in one write, since two processes share the stream.
 line = f"process {accelerator.process_index} of {accelerator.num_processes} {out[0].tolist()}"
 print(line + "\\n", end="", flush=True)
 """

@@ -1,4 +1,4 @@
-"""A process that has done its work ends well: gloo's threads end before Python (`distributed/processes.py`)."""
+"""Test that a process ends well after its work: gloo's threads end before Python (`distributed/processes.py`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_group_of_messages_is_gone_when_python_ends(tmp_path):
 
 @pytest.fixture
 def joins(tmp_path):
-    """Joins a launch of one process; whatever is left of it is gone after the test."""
+    """Join a launch of one process, and remove whatever is left of it after the test."""
     yield lambda: torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )

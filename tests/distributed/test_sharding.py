@@ -1,4 +1,4 @@
-"""Two processes give what one gives, and one that fails takes the other along."""
+"""Test that two processes give the results of one, and that a failure of one ends both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SHARDS = ("candidates", "prompts")
-# One launch serves all tests of it; on one worker, or each would make its own.
+# One launch serves all its tests, which must run on one worker, or each would make its own.
 launched = [pytest.mark.slow, pytest.mark.xdist_group("two_processes")]
 
 
@@ -63,7 +63,7 @@ class TestTwoProcesses:
             split = process["reward models"][shard]
             assert_same(split["candidates"], alone["candidates"])
             assert_same(split["sequences"], alone["sequences"])
-            # Other batches, other roundings.
+            # Other batches round differently.
             torch.testing.assert_close(split["candidate_rewards"], alone["candidate_rewards"], rtol=0, atol=1e-4)
         assert_same(processes[0]["reward models"], processes[1]["reward models"])
 
@@ -87,7 +87,7 @@ class TestTwoProcesses:
         "case", ["33 candidates", "one candidate", "three prompts", "batches of three", "fresh proposals"]
     )
     def test_make_equally_many_forward_passes_of_sharded_weights(self, case, shard, processes):
-        """FSDP2 gathers weights in each pass: a process with one pass less would leave the other waiting for ever."""
+        """FSDP2 gathers weights in each pass: after one pass less the other process would wait for ever."""
         alone = plain(generated(tiny_model("llama"), case, shard=None))
         for process in processes:
             assert_same(process["sharded weights"][case, shard], alone)
@@ -141,7 +141,7 @@ def test_unknown_way_to_split_is_an_error_that_lists_the_known(shard):
 
 
 def split_over(shard, num_prompts, size):
-    """A split over as many processes as one likes, without them."""
+    """Return a split over any number of processes, without starting them."""
     processes = Processes()
     processes.size = size
     ids = torch.zeros(num_prompts, 1, dtype=torch.long)
@@ -155,7 +155,7 @@ def test_candidates_are_spread_evenly(size, num_prompts, num_candidates):
     parts = Counter(split.owner(row, index) for row in range(num_prompts) for index in range(num_candidates))
     loads = [parts[rank] for rank in range(size)]
     assert sum(loads) == num_prompts * num_candidates and set(parts) <= set(range(size))
-    # Within one for every prompt, and the remainders of successive prompts go to successive processes.
+    # Parts differ by at most one for every prompt; remainders of successive prompts go to successive processes.
     assert max(loads) - min(loads) <= min(num_candidates, size)
 
 

@@ -157,7 +157,7 @@ def test_policy_tokenizer_splits_digits_and_comes_back_whole(policy_folder: Path
     tokenizer = AutoTokenizer.from_pretrained(policy_folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert (tokenizer.unk_token_id, tokenizer.model_max_length, tokenizer.padding_side) == (0, 8192, "left")
-    # GPT-2's words alone would leave one of the three spaces to the first digit.
+    # Only GPT-2's words would leave one of the three spaces to the first digit.
     assert tokenizer.tokenize("   2024") == ["ĠĠĠ", "2", "0", "2", "4"]
     for text in ("   2024 don't \n\n  x", "Ünïcödé 日本 🙂", "tab\tand \r\n"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text

@@ -1,4 +1,4 @@
-"""What the picture of a pool shows, read back from the figure."""
+"""Test what the plot of a pool shows, read back from the figure."""
 
 from __future__ import annotations
 

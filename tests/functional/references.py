@@ -14,7 +14,7 @@ REFERENCE_VALUES = json.loads((Path(__file__).parent.parent / "data" / "referenc
 
 
 def random_pools(count: int, seed: int, largest: int = 40) -> Iterator[list[float]]:
-    """Pools of 1 to `largest` rewards on several scales; in every second one rewards are rounded, so that many tie."""
+    """Yield pools of 1 to `largest` rewards on several scales; every second one is rounded, so that many tie."""
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
         size = int(torch.randint(1, largest + 1, (), generator=generator))
@@ -27,8 +27,9 @@ def random_pools(count: int, seed: int, largest: int = 40) -> Iterator[list[floa
 
 def loop_pessimism(rewards: list[float], beta: float) -> tuple[list[float], float]:
     """
-    The ascending loop that drops the lowest reward until the normalizer lies between it and the next. In rationals, so
-    that all rounding found by a comparison is the package's own.
+    Drop the lowest reward in ascending order until the normalizer lies between it and the next.
+
+    Computes in rationals, so that all rounding found by a comparison is the package's own.
     """
     exact = [Fraction(reward) for reward in rewards]
     ascending = sorted(exact)
@@ -44,7 +45,7 @@ def loop_pessimism(rewards: list[float], beta: float) -> tuple[list[float], floa
 
 
 def sparsemax(logits: list[float]) -> list[float]:
-    """Euclidean projection on the simplex (Martins and Astudillo 2016, Algorithm 1)."""
+    """Project on the simplex in the Euclidean norm (Martins and Astudillo 2016, Algorithm 1)."""
     descending = sorted(logits, reverse=True)
     support = max(k for k in range(1, len(logits) + 1) if 1 + k * descending[k - 1] > sum(descending[:k]))
     threshold = (sum(descending[:support]) - 1) / support
@@ -69,7 +70,7 @@ def first_accepts_over_orders(acceptance: list[float]) -> list[float]:
 
 
 def best_of_prefix(rewards: list[float], size: int) -> list[float]:
-    """Law of the best of the first `size` candidates, ties shared."""
+    """Return the law of the best of the first `size` candidates, ties shared."""
     best = max(rewards[:size])
     ties = sum(reward == best for reward in rewards[:size])
     return [float(index < size and reward == best) / ties for index, reward in enumerate(rewards)]

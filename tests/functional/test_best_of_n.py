@@ -1,4 +1,4 @@
-"""The laws of best-of-n and its relatives, against enumeration."""
+"""Test the laws of best-of-n and its relatives against enumeration."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ def test_permuting_candidates_permutes_the_law(law):
 @pytest.mark.parametrize("n", [2, 5, 12])
 def test_divergence_of_best_of_n_is_at_most_its_closed_form(n):
     """
-    Averaged over subsets of a pool without ties, with the pool as the policy: at most log n - (n - 1) / n, and close
-    to it for a large pool.
+    Averaged over subsets of a pool without ties, with the pool as the policy, it is at most log n - (n - 1) / n, and
+    close to it for a large pool.
     """
     law = functional.best_of_n_subsample_law(torch.arange(5000), n)
     divergence = torch.xlogy(law, 5000 * law).sum().item()

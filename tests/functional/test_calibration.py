@@ -51,7 +51,7 @@ def test_rewards_that_are_not_contiguous_are_taken():
 
 
 def test_no_table_of_all_pairs_is_built():
-    """It would take 80 GB."""
+    """Such a table would take 80 GB."""
     rewards = torch.arange(100_000, dtype=torch.float64)
     assert calibrate_rewards(rewards, rewards)[-1].item() == pytest.approx(1 - 0.5e-5)
 

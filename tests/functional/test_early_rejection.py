@@ -1,4 +1,4 @@
-"""The rule of speculative rejection, by hand."""
+"""Test the rule of speculative rejection against examples by hand."""
 
 from __future__ import annotations
 

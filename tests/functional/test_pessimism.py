@@ -1,4 +1,4 @@
-"""The closed form of pessimism: reference values, a slow reference, and the laws it has to keep."""
+"""Test the closed form of pessimism against reference values, a slow reference, and the laws it must obey."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_law_is_sparsemax_of_rewards_over_n_beta():
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_conditions_of_optimality_hold(beta):
-    """KKT: mean 1, nonnegative, reward - beta * weight equal to the normalizer on the support, no larger off it."""
+    """KKT: mean 1, nonnegative, reward - beta * weight equal to the normalizer on the support and no larger off it."""
     rewards = randn(200, 30)
     weights, normalizer = pessimism(rewards, beta)
     assert (weights >= 0).all()
@@ -76,7 +76,7 @@ def test_no_other_law_does_better():
 @pytest.mark.parametrize("size", [64, 65, 200, 1000])
 @pytest.mark.parametrize("beta", [1e-3, 0.1, 0.7, 3.0])
 def test_large_pools_agree_with_the_loop_whatever_part_is_the_support(size, beta):
-    """Above 64 candidates only the top quarter is looked at first: supports on both sides of it have to come out."""
+    """Above 64 candidates only the top quarter is looked at first: supports on both sides of it must be right."""
     pools = randn(4, size, seed=size)
     weights, normalizer = pessimism(pools, beta)
     for row in range(4):
@@ -175,7 +175,7 @@ def test_low_precision_rewards_are_solved_in_double_precision():
 def test_regret_stays_under_its_bound_on_random_finite_problems():
     """
     For every comparator: regret <= sqrt(C) eps + beta C / 2 + eps^2 / (2 beta), with C its coverage and eps^2 the mean
-    squared error of the reward model. The pool stands for the policy: uniform, exact normalizer.
+    squared error of the reward model. The pool is the policy: uniform, exact normalizer.
     """
     generator = torch.Generator().manual_seed(6)
     for size in (2, 5, 40):

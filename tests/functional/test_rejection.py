@@ -1,4 +1,4 @@
-"""The laws of rejection sampling, against reference values, enumeration and simulation."""
+"""Test the laws of rejection sampling against reference values, enumeration and simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing without replacement: the exact law, the order of what has no probability, whose random numbers are used."""
+"""Test drawing without replacement: the exact law, the order of what has no probability, the random numbers used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def successive_law(law: list[float], k: int) -> dict[tuple[int, ...], float]:
-    """Probability of each ordered draw: every pick from the law restricted to what is left."""
+    """Return the probability of each ordered draw, where every pick follows the law restricted to what is left."""
     outcomes = {}
     for picks in itertools.permutations(range(len(law)), k):
         probability, left = 1.0, sum(law)
@@ -102,7 +102,7 @@ def test_without_a_generator_the_global_numbers_are_used():
 
 
 def test_one_uniform_number_is_used_per_entry():
-    """So that how many are returned moves nothing that is drawn after."""
+    """So the number of returned entries changes nothing that is drawn afterwards."""
     states = []
     for k in (1, 2, 5):
         generator = seeded()

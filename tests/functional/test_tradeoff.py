@@ -1,4 +1,4 @@
-"""Trade-offs against the reference values, closed forms, each other and finite worlds."""
+"""Test trade-offs against reference values, closed forms, each other and finite worlds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_log_and_identity_have_their_closed_forms(beta):
 
 
 def test_pessimism_of_one_half_is_best_of_two():
-    """papers on calibrated pessimism: density relu(v - 1 + sqrt(2 beta)) / beta, at beta = 1/2 that of best-of-2."""
+    """Papers on calibrated pessimism: density relu(v - 1 + sqrt(2 beta)) / beta, at beta = 1/2 that of best-of-2."""
     tradeoff = alignment_tradeoff("exponential", 50.0, t=5)
     rate = tradeoff.procedure_win_rate(lambda v: v / 0.5, lambda v: v**2)
     assert rate == pytest.approx(tradeoff.best_of_n_win_rate(2), abs=1e-12)
@@ -80,7 +80,7 @@ def test_pessimism_of_one_half_is_best_of_two():
 
 @pytest.mark.parametrize("transform", [Identity(), Log(), Exponential(10.0), Exponential(-10.0)])
 def test_many_equal_responses_approach_the_continuum(transform):
-    """The correction for ties is what a finite world and the integral differ by; it vanishes as 1/R."""
+    """A finite world and the integral differ by the correction for ties, which vanishes as 1/R."""
     beta = beta_for_kl(transform, 0.5)
     count = 4000
     world = finite_tradeoff(
@@ -94,7 +94,7 @@ def test_many_equal_responses_approach_the_continuum(transform):
 
 
 def test_finite_world_by_hand():
-    """Three responses, two of them tied: calibrated 0.25, 0.75, 0.75; the policy doubles the upper level's odds."""
+    """Three responses, two tied, are calibrated 0.25, 0.75, 0.75; the policy doubles the upper level's odds."""
     world = finite_tradeoff(
         torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.0, 1.0, 1.0]), "identity", beta=0.5 / math.log(2)
     )

@@ -1,4 +1,4 @@
-"""Transforms and their estimates from counts: exact over the binomial law, ties and both signs."""
+"""Test transforms and their estimates from counts: exact over the binomial law, ties and both signs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INNER = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
 
 
 def binomial_mean(values, u, num_reference):
-    """The mean of a function of the counts, written out."""
+    """Write out the mean of a function of the counts."""
     values, counts = values.tolist(), range(num_reference + 1)
     means = [
         sum(math.comb(num_reference, s) * (p**s * (1 - p) ** (num_reference - s)) * values[s] for s in counts)
@@ -45,7 +45,7 @@ def test_exponential_is_estimated_without_bias_where_the_plug_in_is_far_off(t):
 
 
 def test_negative_exponential_is_estimated_by_its_mirror():
-    """The direct series alternates: 2 % off at u = 0.9 and 127 % at 0.99. The mirror has the accuracy of |t|."""
+    """The direct series alternates: it is 2 % off at u = 0.9 and 127 % at 0.99. The mirror is as accurate as |t|."""
     u = torch.cat([INNER, torch.tensor([0.99, 1.0], dtype=torch.float64)])
     transform = Exponential(-10.0)
     values = transform.estimate(torch.arange(33), 32)
@@ -58,7 +58,7 @@ def test_negative_exponential_is_estimated_by_its_mirror():
 
 @pytest.mark.parametrize("transform", [Exponential(4.0), Exponential(-4.0), BestOfNOptimal(4, 0.2)])
 def test_ties_are_averaged_over_even_chances(transform):
-    """Against every way in which the ties could have fallen."""
+    """Compare with the mean over every way in which the ties could be broken."""
     num_reference, below, ties = 14, 6, 5
     outcomes = [below + sum(heads) for heads in itertools.product((0, 1), repeat=ties)]
     expected = transform.estimate(torch.tensor(outcomes), num_reference).mean()
@@ -101,7 +101,7 @@ def test_optima_are_estimated_without_noticeable_bias(transform):
 
 
 def test_variance_is_that_over_the_draw_of_references():
-    """Hand-computed for identity; for exponential(10) the table of relative standard deviations, 1.098 and 0.571."""
+    """By hand for identity; for exponential(10) relative standard deviations of 1.098 and 0.571, from the table."""
     torch.testing.assert_close(Identity().estimate_variance(INNER, 32), INNER * (1 - INNER) / 32)
     u = torch.tensor([0.5, 0.9], dtype=torch.float64)
     relative = Exponential(10.0).estimate_variance(u, 32).sqrt() / torch.exp(10 * u)
@@ -120,7 +120,7 @@ def test_log_partition_is_the_integral(transform, beta):
 
 
 def test_optimal_transform_solves_its_equation():
-    """At a few points against sums over a plain grid."""
+    """Compare at a few points with sums over a plain grid."""
     n, beta = 3, 0.3
     transform = BestOfNOptimal(n, beta)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000

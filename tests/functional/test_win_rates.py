@@ -1,4 +1,4 @@
-"""Win rates and divergences from samples: all subsets written out, and the truth within its standard error."""
+"""Test win rates and divergences from samples: all subsets written out, and the truth within its standard error."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_best_of_one_is_the_win_rate():
 
 def test_interval_covers_the_truth_of_a_finite_world(seed=0):
     """
-    1,000 worlds of 50 prompts. How many intervals of 95 % cover the truth is binomial: where each does with 93.5 to
-    95.5 %, fewer than 89 % or more than 98.5 % do with odds below 1e-6 (20,000 other worlds: 94.9 %).
+    Draw 1,000 worlds of 50 prompts. The number of 95 % intervals that cover the truth is binomial. If each covers it
+    with 93.5 to 95.5 %, fewer than 89 % or more than 98.5 % do with odds below 1e-6 (20,000 other worlds: 94.9 %).
     """
     world = finite_tradeoff(torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([0.0, 1.0, 1.0, 2.0]), "identity", 0.3)
     truth, generator = world.best_of_n_win_rate(2), torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ def test_more_than_was_drawn_is_refused():
 
 
 def test_divergence_estimates_are_unbiased_on_a_finite_law():
-    """The mean of both over the policy's law is the divergence."""
+    """The mean of both estimates over the policy's law is the divergence."""
     policy, reference = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
     ratios = (policy / reference).log()
     truth = float((policy * ratios).sum())
@@ -88,7 +88,7 @@ def test_log_ratio_of_a_response_ignores_padding():
 
 
 def test_interval_from_few_prompts_is_students():
-    """Of the tables; a normal one would cover 86 % of the time where it says 95."""
+    """Compare with the tables of Student's t; a normal 95 % interval would cover only 86 % of the time."""
     estimate = Estimate.over_prompts(torch.tensor([0.4, 0.5, 0.45, 0.6]))
     reach = 3.182446 * float(torch.tensor([0.4, 0.5, 0.45, 0.6]).std()) / 2
     low, high = estimate.interval

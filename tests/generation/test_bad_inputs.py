@@ -1,5 +1,5 @@
 """
-What bad input gets: an error of ours and of the fitting builtin, before any token is drawn, that says the remedy.
+Test that bad input raises our error, also of the fitting builtin, with its remedy and before any token is drawn.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Speaks(type(tiny_model("llama"))):
 
 
 def filled_cache(architecture="llama"):
-    """Under the name by which the model takes it."""
+    """Return a filled cache, under the name by which the model takes it."""
     model = tiny_model(architecture)
     name, cache = cache_argument(model.forward), DynamicCache(config=model.config)
     model(torch.tensor([[1, 5, 6]] * 3), use_cache=True, **{name: cache})
@@ -79,7 +79,7 @@ def config_with(**fields):
 
 
 CHAT = [{"role": "user", "content": "one"}]
-# Arguments laid over a good call, the builtin the error also is, and words of its remedy.
+# Arguments that replace those of a good call, the builtin that the error also is, and words of its remedy.
 CASES = {
     "unknown strategy": ({"strategy": "pesimism"}, ValueError, "Did you mean 'pessimism'"),
     "strategy of another type": ({"strategy": 3}, TypeError, "Pass one of: best_of_n"),
@@ -121,8 +121,8 @@ CASES = {
     "one bare chat": ({"prompts": CHAT}, TypeError, "wrapped once more"),
     "three bare messages": ({"prompts": CHAT * 3}, TypeError, "wrapped once more"),
     "too few prompts": ({"prompts": ["a", "b"]}, ValueError, "one prompt per input row"),
-    "prompt that is a number": ({"prompts": ["a", "b", 3]}, TypeError, "neither text nor a chat"),
-    "message without a role": ({"prompts": ["a", "b", [{"content": "c"}]]}, TypeError, "neither text nor a chat"),
+    "prompt that is a number": ({"prompts": ["a", "b", 3]}, TypeError, "must be a text or a chat"),
+    "message without a role": ({"prompts": ["a", "b", [{"content": "c"}]]}, TypeError, "must be a text or a chat"),
     "empty chat": ({"prompts": ["a", "b", []]}, ValueError, "empty chat"),
     "no candidates": ({"num_candidates": 0}, ValueError, "Draw at least one candidate"),
     "half a candidate": ({"num_candidates": 2.5}, ValueError, "Draw at least one candidate"),
@@ -169,7 +169,7 @@ CASES = {
 
 
 class CountsForwards:
-    """A policy that tells whether it was asked for a token."""
+    """Policy that counts its forward passes."""
 
     def __init__(self, architecture="llama", cls=None):
         self.model = tiny_model(architecture)
@@ -196,7 +196,7 @@ def good_call(**overrides):
     return {name: value for name, value in (arguments | overrides).items() if value is not None}
 
 
-# These can only show once something was scored.
+# These errors can show only once something was scored.
 AFTER_SAMPLING = {
     "NaN reward",
     "infinite reward",
@@ -222,7 +222,7 @@ def test_bad_input_is_an_error_with_its_remedy(case):
 
 @pytest.mark.parametrize("architecture", ["mamba", "mamba2", "falcon_mamba", "jamba", "lfm2", "t5"])
 def test_filled_cache_of_any_kind_is_refused(architecture):
-    """State-space caches know no length."""
+    """Includes state-space caches, which have no length."""
     policy = CountsForwards(architecture)
     cache = filled_encoder_decoder_cache() if architecture == "t5" else filled_cache(architecture)
     with pytest.raises(ValueError, match="Pass the whole prompt instead") as caught:
@@ -231,7 +231,7 @@ def test_filled_cache_of_any_kind_is_refused(architecture):
 
 
 def test_good_call_is_good():
-    """What the table lays its cases over: none of them may fail for another reason."""
+    """The table's cases are variants of this call, so none of them may fail for another reason."""
     assert tiny_model("llama").generate(**good_call()).shape[0] == 3
 
 

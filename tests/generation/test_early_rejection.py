@@ -1,5 +1,5 @@
 """
-Early rejection: the same responses as the full draw, some of them cut short, and what that saves and costs.
+Test early rejection: the responses of the full draw, some of them cut short, and what that saves and costs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ N, INTERVAL, MAX_NEW_TOKENS = 8, 4, 24
 
 
 def hashed(ids) -> float:
-    """A reward that says nothing about how it goes on."""
+    """Return a reward that tells nothing about the reward of a longer response."""
     return int.from_bytes(hashlib.sha256(repr(list(ids)).encode()).digest()[:3], "big") / 2**24
 
 
@@ -54,7 +54,7 @@ def tokens(pools):
 
 
 def expected_pool(full, share, interval, keep=1):
-    """The rule, word by word, on one prompt's complete responses: how much of each is drawn."""
+    """Apply the rule step by step to one prompt's complete responses; return how much of each is drawn."""
     racing, drawn = set(range(len(full))), [len(response) for response in full]
     for length in range(interval, max(drawn), interval):
         growing = [i for i in racing if len(full[i]) > length]
@@ -130,7 +130,7 @@ def test_no_fewer_are_completed_than_returned():
 
 
 def test_complete_response_may_win_after_it_has_left_the_race():
-    """What grows is promising and comes to nothing; what ended early is modest, and better than that."""
+    """Growing responses promise much and end worse than the modest response that ended early."""
 
     def promises(prompts, completions, completion_ids, **kwargs):
         def reward(ids):
@@ -226,7 +226,7 @@ def test_share_of_the_prompts_is_audited_and_which_ones_does_not_depend_on_the_b
 
 
 def test_audit_notices_a_changed_winner():
-    """The reward of a whole response is the opposite of what its beginning promised."""
+    """The reward of a complete response is the opposite of what its beginning promised."""
 
     def deceptive(prompts, completions, completion_ids, **kwargs):
         return [hashed(ids[:INTERVAL]) * (-1 if len(ids) == MAX_NEW_TOKENS else 1) for ids in completion_ids]
@@ -247,7 +247,7 @@ def test_rowwise_processor_goes_along_and_one_that_ties_rows_is_refused():
         def __call__(self, input_ids, scores):
             return scores
 
-    with pytest.raises(ArgumentError, match=r"the call has `Own`. Set `rowwise = True` on its class"):
+    with pytest.raises(ArgumentError, match=r"got `Own`. Set `rowwise = True` on its class"):
         run(0.5, logits_processor=LogitsProcessorList([Own()]))
 
 

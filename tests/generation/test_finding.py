@@ -1,5 +1,5 @@
 """
-The wrapper is there whoever looks for transformers' generation module first, and however it is loaded.
+Test that the wrapper is installed whoever imports transformers' generation module first, and however it is loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_module_of_a_spec_knows_the_keyword_as_well():
 
 
 def test_finder_of_another_package_may_come_first():
-    """As import hooks do: at the head of the path, finding by the standard finder alone."""
+    """The other finder works like import hooks: first on the path, and it asks only the standard finder."""
     code = """
     import hf_itp, sys
     from importlib.machinery import PathFinder

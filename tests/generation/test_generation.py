@@ -1,5 +1,5 @@
 """
-`generate(strategy=...)` from the user's side: what comes back, for every strategy alike.
+Test `generate(strategy=...)` from the user's side: what every strategy returns.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_without_a_seed_torchs_own_governs(llama, tokenizer):
 
 
 def test_top_k_nobody_set_is_off(llama, tokenizer):
-    """transformers would cut at 50 of 64 tokens; among 3,000 first tokens some are beyond that."""
+    """transformers would cut at 50 of 64 tokens; some of 3,000 first tokens are beyond that."""
     arguments = {"num_candidates": 1000, "max_new_tokens": 1, "temperature": 3.0}
     seen = run(llama, tokenizer, "best_of_n", **arguments)
     cut = run(llama, tokenizer, "best_of_n", top_k=50, **arguments)
@@ -353,7 +353,7 @@ def test_warning_when_pessimism_has_become_another_strategy(llama, tokenizer):
 
 @pytest.mark.parametrize("name", ["best_of_n", "pessimism"])
 def test_law_is_computed_once_per_call(name, llama, tokenizer, monkeypatch):
-    """For selection, output and diagnostics together."""
+    """Selection, output and diagnostics share it."""
     kind, asked = type(strategy_of(name)), []
     original = kind.probabilities
 
@@ -379,6 +379,6 @@ def test_diagnostics_say_what_was_done(llama, tokenizer):
 
 @pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])
 def test_progress_bar_is_shown_when_asked_for_or_the_call_is_long(progress, shown, llama, tokenizer, capsys):
-    """Without a wish a call of milliseconds shows none."""
+    """By default a call of milliseconds shows none."""
     run(llama, tokenizer, "best_of_n", progress=progress)
     assert ("Sampling" in capsys.readouterr().err) is shown

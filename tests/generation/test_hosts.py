@@ -1,5 +1,5 @@
 """
-The same keyword through what else calls `generate`: pipelines, PEFT, compiled models, tokenized chats.
+Test `strategy=` through other callers of `generate`: pipelines, PEFT, compiled models, tokenized chats.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_lora_policy_uses_its_adapter():
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_virtual_tokens_come_before_the_prompt(kind):
-    """Greedy, so that plain `generate` of the same wrapped model says what is right, and passes by hand that it is."""
+    """Greedy, so plain `generate` of the same wrapped model is right, which passes by hand confirm."""
     model, batch = tiny_model("llama"), left_padded_batch([7, 7])
     config = {
         "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
@@ -102,7 +102,7 @@ def test_virtual_tokens_come_before_the_prompt(kind):
             wrapped.generate(**batch, **arguments)
         if kind == "prefix":
             return
-        # As part of the input, and not of the cache, they are where they belong.
+        # Without a cache they are part of the input, which is right.
         arguments["use_cache"] = False
     own = {name: arguments[name] for name in ("max_new_tokens", "do_sample", "use_cache") if name in arguments}
     plain = wrapped.generate(**batch, **own)
@@ -115,7 +115,7 @@ def test_virtual_tokens_come_before_the_prompt(kind):
 
 @torch.no_grad()
 def by_hand(model, batch, num_tokens):
-    """The most probable token after the whole row, again and again."""
+    """Append the most probable token after the whole row, again and again."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     for _ in range(num_tokens):
         token = model(input_ids=ids, attention_mask=mask).logits[:, -1].argmax(-1, keepdim=True)
@@ -125,7 +125,7 @@ def by_hand(model, batch, num_tokens):
 
 @pytest.mark.uses_global_rng
 def test_adapters_per_row_are_refused_by_name_and_one_at_a_time_they_work():
-    """Against plain `generate`, which takes one adapter per row."""
+    """Compare with plain `generate`, which takes one adapter per row."""
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     wrapped = peft.get_peft_model(tiny_model("llama"), config, adapter_name="one")
     wrapped.add_adapter("two", config)

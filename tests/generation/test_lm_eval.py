@@ -1,5 +1,5 @@
 """
-lm-evaluation-harness, whose own `hf` model decodes with a strategy: its stop strings end every candidate on its own.
+Test lm-evaluation-harness with a strategy in its own `hf` model: its stop strings end each candidate by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytest.importorskip("lm_eval", reason="the harness is in the extra `dev`")
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_its_stop_strings_end_each_candidate_on_its_own(num_prompts):
-    """The right value is what is written without them, cut behind the first stop string of its own decoded text."""
+    """Right is the text written without stop strings, cut after the first stop string in it."""
     # Imported here: its warnings are errors anywhere else.
     from lm_eval.models.utils_hf import stop_sequences_criteria
 

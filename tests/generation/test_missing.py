@@ -1,5 +1,5 @@
 """
-What is missing, empty or zero: said by name before a token is drawn, never taken for "not given".
+Test what is missing, empty or zero: an error names it before a token is drawn, and zero never means "not given".
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_falsy_values_are_values(overrides, named):
 
 
 def test_seed_of_zero_is_a_seed():
-    """Without one, torch's global numbers would move, which every test watches."""
+    """Without a seed torch's global numbers would move, which every test watches."""
     model = tiny_model("llama")
     runs = [model.generate(**left_padded_batch([5]), **aligned(seed=0)) for _ in range(2)]
     assert runs[0].equal(runs[1])
@@ -90,7 +90,7 @@ def test_seed_of_zero_is_a_seed():
 def test_keyword_without_a_strategy_says_what_is_missing(name, explicit):
     policy = Counted(tiny_model("llama"))
     more = {"strategy": None} if explicit else {}
-    with pytest.raises(ArgumentError, match=f"`{name}` needs `strategy`.*Pass strategy="):
+    with pytest.raises(ArgumentError, match=f"`{name}` must come with `strategy`.*Pass strategy="):
         policy.model.generate(**left_padded_batch([5]), max_new_tokens=2, **{name: VALUES[name]}, **more)
     assert policy.calls == 0
 
@@ -112,7 +112,7 @@ def test_keyword_the_model_knows_is_the_models():
     model.__class__, model.seeds = TakesSeed, []
     model.generate(**left_padded_batch([5]), max_new_tokens=2, seed=7)
     assert set(model.seeds) == {7}
-    with pytest.raises(ArgumentError, match="`prompts` needs `strategy`"):
+    with pytest.raises(ArgumentError, match="`prompts` must come with `strategy`"):
         model.generate(**left_padded_batch([5]), max_new_tokens=2, prompts=["a"])
 
 
@@ -222,7 +222,7 @@ def test_decoding_object_refuses_the_rest_when_it_is_made(strategy, reward, reme
 
 
 def test_without_a_strategy_generate_calls_the_original_with_the_same_arguments(monkeypatch):
-    """What passes through untouched is the call itself."""
+    """The call itself passes through unchanged."""
     calls = []
     generate = hf_itp.generation.patching._with_strategy(lambda self, *args, **kwargs: calls.append((args, kwargs)))
     assert GenerationMixin.generate is not generate

@@ -1,5 +1,5 @@
 """
-A number is a number, whoever made it: numpy's, tensors without dimensions; and what holds several is a list.
+Test that numpy's numbers and 0-dimensional tensors count as numbers, and whatever holds several as a list.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def reward_model(**options):
     return RewardModel(tiny_classifier("llama"), tiny_tokenizer(), **options)
 
 
-# The argument set, and how what was made of it is read.
+# The argument to set, and how to read what became of it.
 COUNTS = {
     "num_candidates": lambda n: StrategyDecoding("best_of_n", PromptBoundReward(), num_candidates=n).num_candidates,
     "num_return_sequences": lambda n: (
@@ -216,7 +216,7 @@ def test_prompts_may_come_as_any_list(kind, prompts):
     ids=["table", "dict", "set", "text", "0-d"],
 )
 def test_what_is_no_list_is_refused(no_list):
-    """A table of two columns would otherwise be two prompts: the columns' names."""
+    """Otherwise a table of two columns would be two prompts: the names of its columns."""
     assert as_list(no_list) is None
     with pytest.raises(ItpError, match="a list with one entry per input row"):
         seen(no_list)

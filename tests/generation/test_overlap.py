@@ -1,4 +1,4 @@
-"""Rewards that are computed on another device than the policy's: each batch is scored while the next one is drawn."""
+"""Test rewards computed on another device than the policy's: each batch is scored while the next one is drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_TOKENS = 5
 
 
 class FirstBatchWaits(CallableReward):
-    """Scores the first batch it is given only once something happened, or fails."""
+    """Reward that waits with its first batch until an event happens, and notes whether it did."""
 
     def __init__(self, until: threading.Event, devices: frozenset[torch.device]):
         super().__init__(PromptBoundReward())

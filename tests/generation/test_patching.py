@@ -1,5 +1,5 @@
 """
-The wrapper around `generate`: there once, invisible without a strategy, and gone when asked.
+Test the wrapper around `generate`: installed once, invisible without a strategy, and removed when asked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_without_a_strategy_generate_is_transformers_own(architecture, settings)
     outputs = []
     for generate in (type(tiny_model(architecture)).generate, original()):
         torch.manual_seed(1)
-        # A model of its own each time: some keep states between calls.
+        # Use a new model each time, since some keep states between calls.
         arguments = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True, **settings}
         outputs.append(generate(tiny_model(architecture), **batch, **arguments))
     patched, plain = outputs

@@ -1,6 +1,6 @@
 """
-Prompts for the reward that do not belong to the rows of the policy: through real pipelines, which pass the same ones
-on with each batch.
+Test prompts for the reward that do not belong to the policy's rows, through real pipelines, which pass the same
+prompts with each batch.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def test_chat_scored_against_another_is_said(generator, chats, prompts, batch_si
     ],
 )
 def test_prompts_that_may_belong_pass_without_a_word(generator, chat, prompt):
-    """Warnings are errors here."""
+    """In these tests every warning is an error."""
     if isinstance(prompt[0], dict) and isinstance(prompt[-1]["content"], list):
         # A function reads any content; only this module's own question is asked of it.
         ids = generator.tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]

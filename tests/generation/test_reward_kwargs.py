@@ -1,5 +1,5 @@
 """
-`reward_kwargs`: columns of the data, which reach the reward beside each prompt's candidates.
+Test `reward_kwargs`: columns of the data, which reach the reward with each prompt's candidates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SOLUTIONS = ["a", {"b": 1}, None]
 
 
 class Recorder:
-    """A reward that notes what came with each prompt."""
+    """Reward that notes what came with each prompt."""
 
     def __init__(self):
         self.seen = []
@@ -101,5 +101,5 @@ def test_column_that_is_missing_or_wrong_is_refused_before_anything_is_computed(
 
 
 def test_columns_through_a_pipeline_are_refused_with_the_remedy():
-    with pytest.raises(ArgumentError, match="A pipeline hands on `batch_size` inputs"):
+    with pytest.raises(ArgumentError, match="A pipeline passes `batch_size` inputs"):
         run(reward_model=Recorder(), reward_kwargs={"solution": [*SOLUTIONS, "d"]})

@@ -1,5 +1,5 @@
 """
-What needs the tokenizer, stop strings and token healing, against plain `generate`, from wherever it is set.
+Test stop strings and token healing, which need the tokenizer, against plain `generate`, wherever they are set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def tokenizer():
 
 
 def policy_for(tokenizer):
-    """A policy that says something else after every prompt."""
+    """Return a policy whose response differs for every prompt."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
@@ -67,7 +67,7 @@ def test_healed_prompt_is_continued_as_plain_generate_does(policy, tokenizer, te
 
 
 def test_rows_that_healing_makes_shorter_are_those_of_calls_alone(policy, tokenizer):
-    """Plain `generate` keeps the padding of before there, which then hides a word."""
+    """Plain `generate` keeps the padding of the unhealed rows, which then hides a word."""
     texts = ["The link is https:   ", "I like it. Wh"]
     together = greedy(policy, tokenizer, texts, token_healing=True, **aligned(texts))
     for row, text in enumerate(texts):
@@ -87,7 +87,7 @@ def test_healing_counts_wherever_it_is_set_and_leaves_the_model_alone(tokenizer,
     elif where == "generation_config":
         arguments = {"generation_config": config}
     else:
-        # Whose own plain `generate` cannot heal: it heals the prompt of the token that heals, without end.
+        # Plain `generate` of such a checkpoint cannot heal: it heals the prompt of the healing token, without end.
         model.generation_config.token_healing = True
         model.generation_config.stop_strings = ["never written"]
     before = model.generation_config.to_dict()
@@ -112,7 +112,7 @@ def test_healed_prompt_is_what_the_reward_reads_and_what_names_the_stream(policy
 
 
 def test_sampling_default_of_a_checkpoint_does_not_draw_the_prompt(tokenizer):
-    """One seed, one result, and torch's global numbers are left alone (every test watches them)."""
+    """One seed gives one result, and torch's global numbers do not move (every test watches them)."""
     model = policy_for(tokenizer)
     model.generation_config.do_sample = True
     batch, texts = tokenizer(["The link is https:"], return_tensors="pt"), ["q"]
@@ -151,7 +151,7 @@ def test_what_cannot_be_healed_is_refused_with_the_true_reason(overrides, remedy
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("other", ["nothing", "generation_config"])
 def test_stop_strings_count_wherever_they_are_set(where, other):
-    """Greedy, so that plain `generate` says what is right."""
+    """Greedy, so that plain `generate` gives the right result."""
     model, tokenizer, batch = tiny_model("llama"), character_tokenizer(), left_padded_batch([7])
     free = model.generate(**batch, max_new_tokens=12, do_sample=False)
     stop = tokenizer.decode(free[0, 9:11])

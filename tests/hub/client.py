@@ -1,5 +1,5 @@
 """
-One step against the loopback Hub, in a process of its own: huggingface_hub reads its settings once, at import.
+Run one step against the loopback Hub in a process of its own: huggingface_hub reads its settings once, at import.
 
     python -m tests.hub.client STEP JSON-ARGUMENTS      prints its result as the last line, JSON
 """
@@ -33,7 +33,7 @@ def push_reward_model(folder: str, repo: str) -> dict[str, Any]:
 
 
 def decode(policy: str, how: str, **options: Any) -> dict[str, Any]:
-    """The tokens of one answer, by one of the ways of use."""
+    """Return the tokens of one response, in one of the ways to use a checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(policy)
@@ -50,7 +50,7 @@ def decode(policy: str, how: str, **options: Any) -> dict[str, Any]:
 
 
 def plain(policy: str) -> dict[str, Any]:
-    """Without hf_itp in the process: an ordinary checkpoint, and `strategy=` an error."""
+    """Use the checkpoint without hf_itp in the process: an ordinary one, for which `strategy=` is an error."""
     sys.modules["hf_itp"] = None  # type: ignore[assignment]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,7 +66,7 @@ def plain(policy: str) -> dict[str, Any]:
 
 
 def train(policy: str, output: str, repo: str, **options: Any) -> dict[str, Any]:
-    """A training run of the trainer that pushes while it goes on."""
+    """Run a training that pushes while it continues."""
     import warnings
 
     warnings.simplefilter("ignore")

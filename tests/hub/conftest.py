@@ -1,4 +1,4 @@
-"""A loopback Hub with a reward model on it, machines around it, and a policy to push."""
+"""Set up a loopback Hub with a reward model on it, machines around it, and a policy to push."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def machine(hub: LoopbackHub, tmp_path: Path) -> Callable[..., Machine]:
-    """`machine("name")`: the same name, the same cache."""
+    """Return `machine("name")`: the same name gives the same cache."""
     return lambda name="a machine", **environment: Machine(hub, tmp_path / "homes" / name, **environment)
 
 
@@ -43,7 +43,7 @@ def policy_and_calibration(tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 @pytest.fixture
 def with_reward_model(hub: LoopbackHub, machine: Callable[..., Machine], tmp_path: Path) -> str:
-    """A reward model on the Hub; its id."""
+    """Put a reward model on the Hub; return its id."""
     folder = saved(tmp_path / "reward", tiny_classifier("llama"), tiny_tokenizer())
     machine("the reward model's author").run("push_reward_model", folder=folder, repo=REWARD_MODEL)
     return REWARD_MODEL
@@ -51,14 +51,14 @@ def with_reward_model(hub: LoopbackHub, machine: Callable[..., Machine], tmp_pat
 
 @pytest.fixture
 def hub_here(hub: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """The Hub as this process sees it: seconds faster than a process of its own, where none is needed."""
+    """Let this process take the loopback Hub for the real one, which is seconds faster than a process of its own."""
     with taken_for_the_hub(hub, tmp_path / "cache here"):
         yield hub
 
 
 @pytest.fixture
 def reward_model_here(hub_here: LoopbackHub, tmp_path: Path) -> str:
-    """A reward model on the Hub; its id."""
+    """Put a reward model on the Hub; return its id."""
     folder = Path(saved(tmp_path / "reward here", tiny_classifier("llama"), tiny_tokenizer()))
     hub_here.publish(REWARD_MODEL, {file.name: file.read_bytes() for file in folder.iterdir()})
     return REWARD_MODEL

@@ -1,4 +1,4 @@
-"""What goes wrong on the loopback Hub, and how often."""
+"""Let requests to the loopback Hub go wrong."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 @dataclass
 class Fault:
     """
+    Fault that meets some of the next requests.
+
     Args:
-        method (`str`), path (`str`): Which requests, the path as a regular expression.
-        status (`int`, *optional*): The answer instead of the right one.
-        times (`int`): How many requests it meets.
-        seconds (`float`): How long each is kept waiting.
+        method (`str`), path (`str`): Requests it meets, with the path as a regular expression.
+        status (`int`, *optional*): Status to answer instead of the right one.
+        times (`int`): Number of requests it meets.
+        seconds (`float`): Time each request is kept waiting.
         truncated (`bool`): Whether the connection ends in the middle of the answer.
     """
 
@@ -27,7 +29,7 @@ class Fault:
 
 
 class Faults:
-    """A list of faults that use themselves up."""
+    """List of faults, each removed after it has met its number of requests."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -40,7 +42,7 @@ class Faults:
         self._faults.clear()
 
     def next(self, method: str, path: str) -> Fault | None:
-        """The fault that meets this request, counted as used."""
+        """Return the fault that meets this request, and count it as used."""
         with self._lock:
             for fault in self._faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.path, path):

@@ -1,4 +1,4 @@
-"""The loopback Hub taken for the real one by this process, which has imported huggingface_hub already."""
+"""Make this process, which has already imported huggingface_hub, take the loopback Hub for the real one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.hub.server import TOKEN, LoopbackHub
 
 @contextmanager
 def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
-    """Settings that huggingface_hub read at import, as the environment of a fresh process would have them."""
+    """Change the settings that huggingface_hub read at import, as the environment of a new process would."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.address)
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -29,7 +29,7 @@ def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache / "modules"))
-        # What `init_hf_modules` puts there.
+        # `init_hf_modules` adds to it.
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(hf_api.api, "endpoint", hub.address)
         # transformers keeps a client of its own once it has made one.
@@ -44,7 +44,7 @@ def taken_for_the_hub(hub: LoopbackHub, cache: Path) -> Iterator[None]:
 
 
 def _forget() -> None:
-    """What this process keeps of repositories by their names, which are the same on every test's Hub."""
+    """Forget what this process keeps of repositories by name, since names are the same on every test's Hub."""
     close_session()
     clear_loaded_reward_models()
     _current_commit.cache_clear()

@@ -1,4 +1,4 @@
-"""What the loopback Hub holds: repositories of commits, in memory. Knows nothing of HTTP."""
+"""Repositories of the loopback Hub: commits in memory. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Repository:
         self.refs["main"] = self._add("initial commit", {".gitattributes": b""})
 
     def at(self, revision: str) -> Commit | None:
-        """The commit of a branch, a pull request or (the beginning of) a commit's own name."""
+        """Return the commit of a branch, a pull request or a commit's own name."""
         oid = self.refs.get(revision.removeprefix("refs/heads/"), revision)
         return next((commit for commit in self.commits if commit.oid == oid), None)
 
     def commit(self, revision: str, title: str, files: dict[str, bytes], removed: list[str]) -> Commit:
-        """Everything at once: a commit is whole or does not exist."""
+        """Commit all files at once: a commit is complete or does not exist."""
         before = self.at(revision)
         assert before is not None
         kept = {
@@ -47,5 +47,5 @@ class Repository:
 
 
 def blob_oid(content: bytes) -> str:
-    """What git names a file's content."""
+    """Return git's name of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,4 +1,4 @@
-"""Steps of `tests.hub.client` started against a loopback Hub, and what they print."""
+"""Start steps of `tests.hub.client` against a loopback Hub, and read what they print."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Machine:
-    """A computer with a cache of its own: nothing it has comes from anywhere but the Hub."""
+    """Computer with a cache of its own: everything it has comes from the Hub."""
 
     def __init__(self, hub: LoopbackHub, home: Path, **environment: str):
         self._environment = os.environ | hub.environment(home) | {"OMP_NUM_THREADS": "1"} | environment
         self.home = home
 
     def run(self, step: str, **arguments: Any) -> dict[str, Any]:
-        """The result of a step that succeeds."""
+        """Run a step that must succeed; return its result."""
         process = self.start(step, **arguments)
         assert process.returncode == 0, process.stdout + process.stderr
         return json.loads(process.stdout.strip().splitlines()[-1])
@@ -31,7 +31,7 @@ class Machine:
         return self._run("-m", "tests.hub.client", step, json.dumps(arguments))
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`hf-itp` with these arguments."""
+        """Run `hf-itp` with these arguments."""
         return self._run("-m", "hf_itp.cli", *arguments)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

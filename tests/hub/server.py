@@ -27,7 +27,7 @@ LFS_FROM = 10_000  # bytes
 
 
 class LoopbackHub:
-    """The server, its repositories by id, the requests it saw and the faults it is to commit."""
+    """Server with its repositories by id, the requests it saw and the faults to come."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -52,7 +52,7 @@ class LoopbackHub:
         self._server.server_close()
 
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-        """What a process needs to take this for the Hub; read once, when it imports huggingface_hub."""
+        """Return the environment in which a process takes this for the Hub. huggingface_hub reads it at import."""
         found = {
             "HF_ENDPOINT": self.address,
             "HF_HOME": str(home),
@@ -64,12 +64,12 @@ class LoopbackHub:
         return found | ({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
 
     def publish(self, repo_id: str, files: dict[str, bytes], **settings: bool) -> str:
-        """Puts files into a repository, made if need be, without any request; returns the commit's name."""
+        """Put files into a repository, made if needed, without any request; return the commit's name."""
         repository = self.repositories.setdefault(repo_id, Repository(**settings))
         return repository.commit("main", "published", files, []).oid
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a repository holds."""
+        """Return the files of a repository."""
         commit = self.repositories[repo_id].at(revision)
         assert commit is not None, revision
         return commit.files

@@ -1,4 +1,4 @@
-"""Files beside the weights are never seen half written: a trainer's push reads its folder while training goes on."""
+"""Test that files beside the weights are never seen half written, since a push reads its folder during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def written(folder, num_candidates):
 
 
 def test_reader_of_a_file_that_is_written_again_reads_the_whole_of_one(tmp_path):
-    """The open file is the earlier one to its end, which a file written in place would not be."""
+    """The reader gets the earlier file to its end, unlike with a file written in place."""
     files = written(tmp_path, 8)
     before = {name: path.read_bytes() for name, path in files.items()}
     opened = {name: path.open("rb") for name, path in files.items()}
@@ -33,7 +33,7 @@ def test_folder_is_as_it_was_where_writing_fails(tmp_path):
     (tmp_path / "README.md").write_text("before")
     with pytest.raises(OSError, match="disk full"), files_put_at_once(tmp_path) as made:
         (made / "README.md").write_text("after")
-        # What a push leaves out.
+        # A push leaves these files out.
         assert made.parent == tmp_path and made.name.startswith("_")
         raise OSError("disk full")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

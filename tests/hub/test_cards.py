@@ -1,4 +1,4 @@
-"""Cards parse, validate, and leave no gap of the template open."""
+"""Test that cards parse, validate, and leave no gap of the template unfilled."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def test_local_folders_are_no_base_models(tmp_path):
 
 
 def test_names_are_text_in_a_card():
-    """Whatever is pushed cannot open a block of the template: its values are not templates."""
+    """A pushed name cannot open a block of the template, since values are not templates."""
     card = policy_card(CardFacts("org/policy", limits=["{{ 7 * 7 }} {% raw %}"]), {})
     assert "{{ 7 * 7 }} {% raw %}" in card.content and "49" not in card.content

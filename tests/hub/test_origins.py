@@ -1,4 +1,4 @@
-"""What belongs to a loaded model comes from where it was loaded: its own commit, folder, adapter, not main's."""
+"""Test that what belongs to a model is loaded from the model's own commit, folder or adapter, not from main."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INPUTS = left_padded_batch([5])
 
 
 def other_tokenizer():
-    """Another word for every id from 10 on."""
+    """Return a tokenizer with another word for every id from 10 on."""
     tokenizer = tiny_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     words = state["model"]["vocab"]
@@ -52,7 +52,7 @@ def save(folder, model, tokenizer):
 
 
 def read_by(policy):
-    """The texts a reward is given, and the same tokens decoded by both tokenizers."""
+    """Return the texts a reward is given, and the same tokens decoded by both tokenizers."""
     seen = []
 
     def reward(prompts, completions, **kwargs):
@@ -78,7 +78,7 @@ def assert_reads(policy, which):
 
 @pytest.fixture
 def two_commits(hub_here, tmp_path):
-    """One policy of the same weights at two commits, the later one with another tokenizer."""
+    """Publish a policy at two commits with the same weights, the later one with another tokenizer."""
     first = hub_here.publish("org/policy", files(save(tmp_path / "a", tiny_model("llama"), BOTH[0])))
     second = hub_here.publish("org/policy", files(save(tmp_path / "b", tiny_model("llama"), BOTH[1])))
     return first, second
@@ -133,7 +133,7 @@ def test_subfolder_and_cache_of_the_model_hold_for_its_tokenizer(hub_here, tmp_p
     options = {"subfolder": "inner", "cache_dir": tmp_path / "elsewhere"}
     assert_reads(AutoModelForCausalLM.from_pretrained("org/nested", **options), 1)
     assert not (tmp_path / "cache here" / "models--org--nested" / "snapshots").exists()
-    # Weights alone in the subfolder.
+    # Only weights in the subfolder.
     bare = {name: content for name, content in inner.items() if "token" not in name and "chat" not in name}
     hub_here.publish("org/bare", bare | files(save(tmp_path / "c", tiny_model("llama", seed=1), BOTH[0])))
     assert_reads(AutoModelForCausalLM.from_pretrained("org/bare", subfolder="inner"), 0)
@@ -240,7 +240,7 @@ def test_model_loaded_before_anything_could_note_it_is_not_guessed_at(two_commit
         AutoModelForCausalLM.from_pretrained("org/policy")
     finally:
         hf_itp.enable()
-    if getattr(old.config, "_commit_hash", None):  # before transformers 5.24, which notes it; goes with those
+    if getattr(old.config, "_commit_hash", None):  # transformers before 5.24 notes it; remove with these
         assert_reads(old, 0)
         assert model_identity(old)["revision"] == two_commits[0]
         return

@@ -1,4 +1,4 @@
-"""A pulled checkpoint decodes as it recommends, or says why it cannot."""
+"""Test that a pulled checkpoint decodes as it recommends, or that an error says why it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a push leaves on the Hub: all of it in one commit, whatever was there and whatever the Hub does meanwhile."""
+"""Test that a push is one complete commit on the Hub, whatever was there and whatever the Hub does meanwhile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def commits_made(hub):
 
 
 def test_recommendation_survives_models_without_a_generation_config(hub_here):
-    """transformers drops unknown keys of configurations that say they were derived from the model's."""
+    """transformers drops unknown keys of a generation config that says it was derived from the model's config."""
     model = tiny_model("llama")
     model.generation_config = GenerationConfig.from_model_config(model.config)
     assert model.generation_config._from_model_config

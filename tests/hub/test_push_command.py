@@ -1,4 +1,4 @@
-"""`hf-itp push` against the loopback Hub, in this process: what it takes from the policy and what from its options."""
+"""Test `hf-itp push` against the loopback Hub in this process: what it takes from the policy and from its options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENTRY = {"strategy": "pessimism", "num_candidates": 5, "beta": 0.3, "reward_mode
 
 @pytest.fixture
 def folder(tmp_path):
-    """A policy that recommends something, its tokenizer without a token for padding."""
+    """Save a policy that recommends a decoding, and a tokenizer without a padding token."""
     folder = saved_policy(tmp_path)
     write_artefacts(folder, generation_config=tiny_model("llama").generation_config, entry=ENTRY)
     tokenizer = tiny_tokenizer()

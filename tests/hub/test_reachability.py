@@ -1,4 +1,4 @@
-"""A repository that cannot be reached: one question, one answer, soon; what the cache holds is used."""
+"""Test a repository that cannot be reached: one request, one quick answer, and what the cache holds is used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def within(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def address(kind: str) -> Iterator[str]:
-    """Where nobody listens, or where somebody does who never answers."""
+    """Yield an address where nobody listens, or where somebody listens and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if kind == "hangs":

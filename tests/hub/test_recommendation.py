@@ -1,4 +1,4 @@
-"""An entry of a stranger's: data that fills gaps, and nothing else."""
+"""Test that a stranger's entry only fills gaps in a call, as data."""
 
 from __future__ import annotations
 

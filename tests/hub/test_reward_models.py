@@ -1,4 +1,4 @@
-"""Reward models on the Hub: what a folder shows, and what only a repository can: revisions, and other repositories."""
+"""Test reward models on the Hub: what a folder shows too, and revisions and other repositories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT, RESPONSE = "how do you bake bread", "use good flour\n\nmix it"
 
 
 def publish(hub: LoopbackHub, repo: str, folder: Path) -> str:
-    """Every file of a folder as one commit, which is returned."""
+    """Commit every file of a folder at once; return the commit."""
     return hub.publish(repo, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()})
 
 

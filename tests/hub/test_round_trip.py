@@ -1,4 +1,4 @@
-"""Push on one machine, pull on another: the same tokens, by every way of use, over real HTTP."""
+"""Test that what one machine pushes gives another the same tokens, in every way of use, over real HTTP."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_way_of_use_gives_the_tokens_of_before_the_push(hub, machine, poli
     assert len(before) > 5, "a prompt alone would be equal too"
     from tests.tiny import tiny_tokenizer
 
-    # What the response adds to the text of its prompt, a space among it.
+    # The text that the response adds to its prompt, with the space before it.
     prompt, whole = (tiny_tokenizer().decode(ids, skip_special_tokens=True) for ids in (before[:5], before))
     assert json.loads(command.stdout)["responses"] == [whole.removeprefix(prompt)]
 

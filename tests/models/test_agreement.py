@@ -1,4 +1,4 @@
-"""A verdict on a model is remembered per question, by every thread, for as long as the model lives."""
+"""Test that a verdict on a model is remembered per question, for every thread, as long as the model lives."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-What sampling relies on in transformers: a cache that expands and compacts by `reorder_cache`.
+Test what sampling relies on in transformers: `reorder_cache` expands and compacts a cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.oldest
 
 LENGTHS = [8, 11]
 EXPANDED = torch.tensor([0, 0, 0, 1, 1, 1])
-# What is left of the six rows once four have ended, in an order of its own.
+# The rows left of six once four have ended, in another order.
 ALIVE = torch.tensor([4, 1])
 
 
@@ -43,7 +43,7 @@ def advance(model: PreTrainedModel, outputs: ModelOutput, model_kwargs: dict[str
 
 
 def reorder(model_kwargs: dict[str, Any], index: torch.Tensor, rows: int) -> None:
-    """Rows of the cache and of everything else that has one entry per row; pictures are in the cache already."""
+    """Reorder the cache and everything else with one entry per row; pictures are in the cache already."""
     for name, value in model_kwargs.items():
         if hasattr(value, "reorder_cache"):
             value.reorder_cache(index)

@@ -1,5 +1,5 @@
 """
-Packed linear layers: the same numbers, never from weights that have changed, and nothing packed that cannot be.
+Test packed linear layers: the same numbers, never from outdated weights, and nothing packed that cannot be.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_replacement_holds_the_layers_own_parameters():
 
 
 def test_nothing_is_packed_under_autocast():
-    """Whose type the packed kernel would not take."""
+    """The packed kernel does not take autocast's type."""
     model = nn.Sequential(linear())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert packed_linears(model) == {}

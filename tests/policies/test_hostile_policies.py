@@ -1,4 +1,4 @@
-"""What a policy's checkpoint may not do to who loads it: run code, unpickle, reach out, take the machine's memory."""
+"""Test that a policy's checkpoint cannot run code, unpickle, reach out or take the machine's memory when loaded."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TestAdapters:
 def test_code_is_not_run_unasked(file, entries, folder, monkeypatch):
     (folder / "code.py").write_text(HARMFUL_CODE)
     edit(folder, file, **entries)
-    # transformers asks on the terminal where nobody said whether code may run.
+    # transformers asks on the terminal if nobody said whether code may run.
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     refused(folder, "brings code of its own|does not recognize|could not be loaded")
 
@@ -191,7 +191,7 @@ def test_quantization_imports_nothing_by_name(quantization, folder, tmp_path, mo
     (tmp_path / "harmful_module.py").write_text(HARMFUL_CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
     edit(folder, quantization_config=quantization)
-    # As it is, or by an error: what is installed decides which.
+    # The installed packages decide whether it loads as it is or raises.
     try:
         Policy.from_pretrained(str(folder))
     except Exception as error:
@@ -209,13 +209,13 @@ def test_quantization_imports_nothing_by_name(quantization, folder, tmp_path, mo
 )  # fmt: skip
 def test_size_beyond_the_files_is_refused_before_memory_is_taken(key, value, folder):
     edit(folder, **{key: value})
-    refused(folder, "has to be of the weights beside it")
+    refused(folder, "must match its weights")
 
 
 def test_table_of_positions_beyond_the_files_is_refused(tmp_path):
     folder = saved_policy(tmp_path, "gpt2")
     edit(folder, n_positions=10**8)
-    refused(folder, "has to be of the weights beside it")
+    refused(folder, "must match its weights")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A policy with its tokenizer: how it loads, continues prompts in batches, and reads texts and chats."""
+"""Test a policy with its tokenizer: how it loads, continues prompts in batches, and reads texts and chats."""
 
 from __future__ import annotations
 

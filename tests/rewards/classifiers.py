@@ -1,6 +1,5 @@
 """
-Tiny reward models and tokenizers, and their rewards worked out one response at a time by the model's own layers in
-float64.
+Tiny reward models and tokenizers, and their rewards computed one response at a time by the model's layers in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _ENCODER_SIZES: dict[str, dict[str, Any]] = {
 def tiny_classifier(
     architecture: str, num_labels: int = 1, of_tokens: bool = False, **config_overrides: Any
 ) -> PreTrainedModel:
-    """A reward model in float32 and eval mode whose rewards for different words are far apart."""
+    """Return a reward model in float32 and eval mode whose rewards for different words are far apart."""
     if architecture in ENCODERS:
         special = {"vocab_size": VOCABULARY_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
         arguments = LAYERS | special | {"max_position_embeddings": 64} | _ENCODER_SIZES[architecture]
@@ -62,7 +61,7 @@ def tiny_classifier(
 
 
 def plain_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
-    """No chat template; `<s>` in front of a text, as Llama's tokenizer puts it."""
+    """Return a tokenizer without a chat template that puts `<s>` before a text, as Llama's does."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
@@ -74,7 +73,7 @@ def plain_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's way: `<s> text </s>` and `<s> text </s> text </s>`, the second text of type 1."""
+    """Return a tokenizer like BERT's: `<s> text </s>` and `<s> text </s> text </s>`, the second text of type 1."""
     tokenizer = plain_tokenizer()
     tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", BOS), ("</s>", EOS)]
@@ -89,12 +88,12 @@ def _ids_by_word() -> dict[str, int]:
 
 
 def ids_of(text: str) -> list[int]:
-    """Ids of the words of a text, special tokens written out and set off by spaces."""
+    """Return the ids of a text's words; special tokens are written out between spaces."""
     return [_ids_by_word()[word] for word in text.split()]
 
 
 def decoder_reward(model: PreTrainedModel, text: str, label: int = 0) -> float:
-    """The head at the last token of one unpadded text."""
+    """Apply the head at the last token of one unpadded text."""
     with torch.no_grad():
         exact = _in_float64(model)
         hidden = exact.base_model(torch.tensor([ids_of(text)]), use_cache=False).last_hidden_state
@@ -102,7 +101,7 @@ def decoder_reward(model: PreTrainedModel, text: str, label: int = 0) -> float:
 
 
 def encoder_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
-    """[`pair_tokenizer`], without token types for the models whose tokenizers have none."""
+    """Return [`pair_tokenizer`], without token types for the models whose tokenizers have none."""
     tokenizer = pair_tokenizer()
     if architecture != "bert":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
@@ -110,7 +109,7 @@ def encoder_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
 
 
 def encoder_reward(model: PreTrainedModel, prompt: str, response: str, label: int = 0) -> float:
-    """The model's own logit for one unpadded pair."""
+    """Return the model's own logit for one unpadded pair."""
     first, second = ids_of(f"<s> {prompt} </s>"), ids_of(f"{response} </s>")
     inputs = {"input_ids": torch.tensor([first + second])}
     if model.config.model_type == "bert":
@@ -125,7 +124,7 @@ def _in_float64(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
-    """The folder, with the model and its tokenizer in it."""
+    """Save the model and its tokenizer in the folder; return the folder."""
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -134,8 +133,10 @@ def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
 
 def saved_adapter(folder: Path, task_type: str | None) -> PreTrainedModel:
     """
-    A LoRA adapter in `folder / "adapter"` on a language model in `folder / "base"`, with its tokenizer; with the task
-    type `SEQ_CLS` it brings its head. Returns the merged model. Draws from the global generator.
+    Save a LoRA adapter in `folder / "adapter"` and its base model in `folder / "base"`; return the merged model.
+
+    The base is a language model with its tokenizer. With the task type `SEQ_CLS` the adapter brings its head. Draws
+    from the global generator.
     """
     import peft
 

@@ -1,4 +1,4 @@
-"""What every reward function promises, and what it is told when it does not keep it."""
+"""Test what every reward function promises, and the error when it breaks its promise."""
 
 from __future__ import annotations
 

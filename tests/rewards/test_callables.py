@@ -1,4 +1,4 @@
-"""Plain functions in TRL's signature: what they are passed, and which are refused."""
+"""Test plain functions in TRL's signature: what they are passed, and which are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHAT = [{"role": "user", "content": "how"}]
 
 
 class Recorder:
-    """Keeps the keywords of its last call."""
+    """Reward that keeps the keywords of its last call."""
 
     def __call__(self, **keywords):
         self.keywords = keywords

@@ -1,4 +1,4 @@
-"""Rewards of several members, by hand."""
+"""Test the rewards of an ensemble against rewards by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards and calibrations are the same under any default dtype, autocast and grad mode; and of quantised models."""
+"""Test that default dtype, autocast, grad mode and quantization leave rewards and calibrations right."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SETTINGS = {
 
 
 def hundreds(prompts, completions, **kwargs):
-    """Rewards that bfloat16 cannot tell apart."""
+    """Return rewards that bfloat16 cannot tell apart."""
     return [100 + index / 1024 for index in range(len(completions))]
 
 
@@ -130,7 +130,7 @@ def test_generate_selects_the_same_whatever_torch_is_set_to(setting, early_rejec
     with SETTINGS[setting]():
         found, output = drawn()
     assert output.candidate_rewards.dtype == output.rewards.dtype == torch.float32
-    # Autocast is the caller's to give the policy, so it may draw others; what is the same is scored the same.
+    # Under the caller's autocast the policy may draw other responses; equal responses are scored equally.
     common = found.keys() & expected.keys()
     assert len(common) > 2 and {key: found[key] for key in common} == {key: expected[key] for key in common}
 
@@ -156,7 +156,7 @@ FILES = [
 
 @pytest.mark.parametrize("file", FILES, ids=as_ids)
 def test_no_tensor_of_numbers_is_made_without_a_dtype(file):
-    """Without one it has torch's default, which belongs to the caller."""
+    """Without a dtype it has torch's default, which belongs to the caller."""
     makers = [
         node.lineno
         for node in ast.walk(ast.parse(file.read_text()))
@@ -167,7 +167,7 @@ def test_no_tensor_of_numbers_is_made_without_a_dtype(file):
         and node.func.value.id == "torch"
         and "dtype" not in {keyword.arg for keyword in node.keywords}
     ]
-    # The one tensor that keeps what it was given: a reward function's own array.
+    # Only this tensor keeps the dtype it was given: a reward function's own array.
     allowed = 1 if file.relative_to(PACKAGE).as_posix() == "rewards/base.py" else 0
     assert len(makers) <= allowed, f"lines {makers}"
 
@@ -180,7 +180,7 @@ def quantized(model: nn.Module, *layers: type) -> nn.Module:
 
 @pytest.mark.parametrize("architecture", ["llama", "bert", "roberta"])
 def test_reward_of_a_quantised_head(architecture):
-    """Against the head on the pooled token's hidden state, one response at a time; alike in any company."""
+    """Compare with the head on the pooled token's hidden state, one response at a time, in any batch."""
     tokenizer, model = tiny_tokenizer(), tiny_classifier(architecture)
     name = "score" if architecture == "llama" else "classifier"
     setattr(model, name, quantized(nn.ModuleDict({"head": getattr(model, name)}), nn.Linear)["head"])

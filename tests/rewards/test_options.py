@@ -1,4 +1,4 @@
-"""The keywords of reward models: shown in every signature that takes them, refused by name where there is none."""
+"""Test the keywords of reward models: every signature that takes them shows them, others are refused by name."""
 
 from __future__ import annotations
 

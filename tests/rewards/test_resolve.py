@@ -1,4 +1,4 @@
-"""Everything `reward_model=` takes, what stays loaded between calls, and a table of what is refused."""
+"""Test everything `reward_model=` takes, what stays loaded between calls, and a table of what is refused."""
 
 from __future__ import annotations
 

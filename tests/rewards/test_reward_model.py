@@ -1,4 +1,4 @@
-"""Rewards of whole models against float64 forwards of single responses, and what a caller's model is left like."""
+"""Test rewards of whole models against float64 forwards of single responses, and that models stay unchanged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_final_end_token_is_pooled_where_pad_equals_eos():
     reward = RewardModel(model, tokenizer, append_eos=True)(["how do i"], [" bake bread"]).item()
     ids = torch.tensor([tokenizer("how do i bake bread")["input_ids"] + [EOS]])
     assert reward == pytest.approx(decoder_reward(model, "<s> how do i bake bread </s>"), abs=1e-4)
-    # What the model's own forward makes of it: the token before the end token.
+    # The model's own forward reads the token before the end token.
     assert abs(reward - model(ids).logits.item()) > 0.01
 
 

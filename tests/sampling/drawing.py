@@ -1,5 +1,5 @@
 """
-Candidates straight from the sampler, through the hook `generate` offers, without rewards or a strategy.
+Draw candidates from the sampler, through the hook of `generate`, without rewards or a strategy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def draw(
     batch_size: int | None = None,
     **generate_arguments: Any,
 ) -> tuple[Pools, str]:
-    """The candidates of every prompt, as lists of token ids, and the path the sampler took."""
+    """Return the candidates of every prompt, as lists of token ids, and the path the sampler took."""
     given = batch["input_ids"], batch.get("attention_mask")
     paths = []
 
@@ -48,7 +48,7 @@ def draw(
 
 
 def prepared(model: PreTrainedModel, batch: dict[str, torch.Tensor], **settings: Any) -> DecodingCall:
-    """What `generate` hands to a decoding method."""
+    """Return what `generate` hands to a decoding method."""
     caught = []
 
     def decode(model, input_ids, **prepared):
@@ -60,7 +60,7 @@ def prepared(model: PreTrainedModel, batch: dict[str, torch.Tensor], **settings:
 
 
 def rows_of(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:
-    """The same batch with those rows alone, in that order, and no more padding than they need."""
+    """Return the batch with only these rows, in this order, and no more padding than they need."""
     kept = {name: values[rows] for name, values in batch.items()}
     start = int(kept["attention_mask"].argmax(dim=-1).min())
     return {name: values[:, start:] for name, values in kept.items()}

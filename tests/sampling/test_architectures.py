@@ -1,5 +1,5 @@
 """
-Every architecture against plain `generate`: the same greedy tokens, and candidates that depend on nothing around them.
+Test every architecture against plain `generate`: equal greedy tokens, and candidates that ignore the rest of a batch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from tests.tiny import (
 
 pytestmark = pytest.mark.oldest
 
-# The way of paying for the prompt that each architecture takes: see `hf_itp.sampling.decoders`.
-# Not shared: attention of their own (bloom, falcon), keys made after the cache (deepseek_v3), states, encoders and
-# pictures.
+# The path that each architecture takes for the prompt: see `hf_itp.sampling.decoders`. Not shared: attention of their
+# own (bloom, falcon), keys made after the cache (deepseek_v3), states, encoders and pictures.
 SHARED = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "cohere", "olmo2", "smollm3", "gpt2"),
     *("opt", "gpt_neox", "mixtral", "qwen3_moe", "gpt_oss"),
@@ -53,7 +52,7 @@ def test_greedy_tokens_are_those_of_plain_generate(architecture):
 
 
 def greedy_like_plain(model, batch):
-    """The output of one greedy candidate, which has to be what plain `generate` decodes."""
+    """Return the output with one greedy candidate; assert that it is what plain `generate` decodes."""
     settings = {"max_new_tokens": 6, "do_sample": False}
     output = model.generate(
         **batch, **settings, strategy="best_of_n", num_candidates=1, reward_model=PromptBoundReward(), seed=0,
@@ -66,7 +65,7 @@ def greedy_like_plain(model, batch):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_keyword_draws_what_plain_generate_draws(architecture):
-    """One greedy candidate, so that the whole way through `generate(strategy=...)` has one right answer."""
+    """With one greedy candidate the whole of `generate(strategy=...)` has one right result."""
     output = greedy_like_plain(tiny_model(architecture), batch_for(architecture))
     assert output.diagnostics["path"] == PATHS[architecture] and output.diagnostics["path_reason"]
 
@@ -84,7 +83,7 @@ def test_candidates_are_the_same_for_any_chunk_size(architecture):
     "architecture", [name for name in ARCHITECTURES if name not in {*LEFT_PADDING_MATTERS, *VISION_LANGUAGE}]
 )
 def test_candidates_are_the_same_alone_in_a_batch_and_in_any_order(architecture):
-    """Prompts of unequal length, so that alone means without padding."""
+    """Prompts have unequal lengths, so a prompt by itself has no padding."""
     model, batch = tiny_model(architecture), batch_for(architecture)
     together, _ = draw(model, batch, NUM_CANDIDATES)
     assert draw(model, rows_of(batch, [2, 0, 1]), NUM_CANDIDATES)[0] == [together[row] for row in (2, 0, 1)]
@@ -93,7 +92,7 @@ def test_candidates_are_the_same_alone_in_a_batch_and_in_any_order(architecture)
 
 
 def test_path_of_gemma2_as_its_release_loads_it():
-    """Before transformers 5.21 by an attention that drops the soft cap, which shared prompts would not. Goes then."""
+    """Before transformers 5.21 its attention drops the soft cap, which shared prompts would not. Remove with 5.20."""
     drops_the_cap = Version(transformers.__version__) < Version("5.21")
     output = greedy_like_plain(tiny_model("gemma2", attn_implementation=None), batch_for("gemma2"))
     assert output.diagnostics["path"] == ("expanded" if drops_the_cap else "shared")
@@ -113,7 +112,7 @@ def test_equal_prompts_in_one_batch_get_different_candidates():
     batch = rows_of(left_padded_batch([7, 5]), [0, 0, 1])
     pools, _ = draw(model, batch, NUM_CANDIDATES)
     assert pools[0] != pools[1]
-    # The first of the two is what it is alone.
+    # The first of the two is what it is by itself.
     assert draw(model, rows_of(batch, [0]), NUM_CANDIDATES)[0] == [pools[0]]
 
 

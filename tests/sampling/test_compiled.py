@@ -1,5 +1,5 @@
 """
-The compiled step: the same responses, compiled once for all batches and calls.
+Test the compiled step: the same responses, compiled once for all batches and calls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def nothing_compiled_before():
 
 
 def counted(name: str = "eager") -> tuple[CompileConfig, list[torch.fx.GraphModule]]:
-    """How to compile, and the graphs that were."""
+    """Return a config that notes the graphs it compiles, and the list of these graphs."""
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph, inputs):

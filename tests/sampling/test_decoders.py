@@ -1,5 +1,5 @@
 """
-What a decoder does to the rows it carries, beyond what the tokens show.
+Test what a decoder does to its rows beyond what the tokens show.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
-In a world whose every response can be counted, candidates follow the policy's law and winners each strategy's.
+Test in a countable world that candidates follow the policy's law and winners each strategy's.
 
-A correct program fails one of these tests with the odds `tests.worlds.odds` states, below 1e-6 each.
+A correct program fails each of these tests with odds below 1e-6, stated in `tests.worlds.odds`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_candidates_follow_the_law_of_the_policy(architecture, settings, seed=0)
 
 
 def test_law_of_the_wrong_temperature_is_told_apart(seed=0):
-    """What the tests above rest on: so many draws show a law that is slightly off, but with odds of 2e-13."""
+    """The tests above rely on this: so many draws miss a slightly wrong law only with odds of 2e-13."""
     world = finite_world()
     arguments = {"seed": seed, "max_new_tokens": world.max_new_tokens}
     [pool], _ = draw(world.model, {"input_ids": world.input_ids}, NUM_DRAWS, **arguments)
@@ -50,7 +50,7 @@ def test_law_of_the_wrong_temperature_is_told_apart(seed=0):
 
 
 def rewards_for(law):
-    """Rewards in [0, 1] with ties, so that sharing them is part of what is tested."""
+    """Return rewards in [0, 1] with ties, so that the tests cover them."""
     return {response: (7 * position % 5) / 4 for position, response in enumerate(sorted(law))}
 
 
@@ -101,7 +101,7 @@ def test_winners_follow_the_law_of_the_strategy(strategy, fields, small_world, t
 
 
 def law_of_algorithm_1(law, rewards, num_candidates, beta, reward_bound):
-    """The paper's two-pool algorithm, first pools enumerated: papers' steps 1 to 5 written out."""
+    """Write out steps 1 to 5 of the paper's two-pool algorithm, with all first pools enumerated."""
     returned = dict.fromkeys(law, 0.0)
     for pool in itertools.product(law, repeat=num_candidates):
         probability = math.prod(law[response] for response in pool)

@@ -1,5 +1,5 @@
 """
-Rows that take the places of finished ones: the same responses as in any other batch, in fewer passes.
+Test rows that take the places of finished ones: the same responses as in any other batch, in fewer passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOM = 6
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many rows each pass of the shared path had, its trial step apart."""
+    """Record the number of rows of each pass of the shared path, except for its trial step."""
     sizes = []
     original = SharedPrefixDecoder.advance
 
@@ -35,7 +35,7 @@ def passes(monkeypatch):
 
 
 def often_ending(architecture, **settings):
-    """Responses that end after some 6 tokens, so that places become free at every step."""
+    """Return a model and settings whose responses end after some 6 tokens, so that places are free at every step."""
     model = tiny_model(architecture, **settings)
     bias = [[[EOS], 2.0]]
     return model, {"sequence_bias": bias, "max_new_tokens": 30}
@@ -43,7 +43,7 @@ def often_ending(architecture, **settings):
 
 @pytest.mark.parametrize("architecture", SHARED)
 def test_pool_is_the_same_with_room_for_a_few(architecture):
-    """Prompts of mixed length; float32, about 300 tokens a model."""
+    """Compare about 300 tokens per model in float32, for prompts of mixed length."""
     model, settings = often_ending(architecture)
     batch = left_padded_batch([7, 1, 12, 30])
     together, path = draw(model, batch, 8, **settings)
@@ -88,7 +88,7 @@ def test_freed_places_are_taken_and_no_more(passes):
     needed = sum(len(response) - 1 for response in responses)
     steps = passes[1:]
     assert max(steps) == 16
-    # Finished rows wait until they are an eighth of the batch, and the last rows have nobody to follow them.
+    # Finished rows wait until they are an eighth of the batch, and no rows follow the last ones.
     assert needed / 16 <= len(steps) <= needed / 16 / 0.85 + settings["max_new_tokens"]
     in_chunks = sum(max(map(len, responses[first : first + 16])) - 1 for first in range(0, 120, 16))
     assert len(steps) < 0.7 * in_chunks

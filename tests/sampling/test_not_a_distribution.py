@@ -1,5 +1,5 @@
 """
-Logits that are no distribution: an error that names the prompt, never a token. Plain `generate` refuses them as well.
+Test logits that are not a distribution: an error names the prompt, as plain `generate` refuses them too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.tiny import EOS, left_padded_batch, tiny_model
 
 
 class DeadEnd(LogitsProcessor):
-    """Leaves nothing to the second prompt from its third token on, as a grammar may."""
+    """Processor that leaves nothing to the second prompt from its third token on, as a grammar may."""
 
     def __call__(self, input_ids, scores):
         if input_ids.shape[1] >= 7 + 2:
@@ -62,7 +62,7 @@ def test_the_prompt_without_a_next_token_is_named():
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_what_follows_an_end_token_does_not_matter(architecture):
-    """Finished rows stay a while beside the others; that nothing could follow their end token is no error."""
+    """Finished rows stay in the batch for a while; it is no error if nothing can follow their end token."""
     model, batch = tiny_model(architecture), left_padded_batch([7, 5])
     settings = {"sequence_bias": [[[EOS], 2.0]], "max_new_tokens": 20}
     expected, _ = draw(model, batch, 16, **settings)

@@ -1,5 +1,5 @@
 """
-Which way a call pays for its prompts, why, and what of it is remembered.
+Test which path a call takes for its prompts, why, and what of it is remembered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.sampling.test_architectures import PATHS, SHARED, batch_for
 from tests.tiny import left_padded_batch, tiny_model
 
 OWN_ATTENTION = "its attention does not go through transformers' attention interface"
-# The part of a reason that names what was missing. Hybrids differ in what they say first.
+# The part of a reason that names what was missing. Hybrids differ in what they name first.
 REASONS = (
     dict.fromkeys(SHARED, "a prompt's keys and values are kept once for all its candidates")
     | {"t5": "it is an encoder-decoder", "bart": "it is an encoder-decoder"}
@@ -64,8 +64,8 @@ def test_reason_names_what_was_missing(architecture):
 @pytest.mark.parametrize("architecture", SHARED)
 def test_contract_with_transformers(architecture):
     """
-    Fails by the name of the interface that changed. If one does: teach `hf_itp.models.host_names` the new name beside
-    the old one, or `hf_itp.sampling.shared_prefix.conditions` what goes with it.
+    Fail with the name of the interface that changed. Then add the new name to `hf_itp.models.host_names` beside the
+    old one, or adapt `hf_itp.sampling.shared_prefix.conditions`.
     """
     model = tiny_model(architecture)
     model_kwargs = prepared(model, left_padded_batch([7, 5])).model_kwargs
@@ -123,14 +123,14 @@ def test_call_with_nan_logits_is_no_verdict_on_the_model():
 
 def test_step_that_disagrees_is_a_verdict_that_lasts_for_its_mode():
     model = tiny_model("llama")
-    # Its steps attend otherwise than what was asked for, which one comparison shows.
+    # Its steps attend differently than asked, which one comparison shows.
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(tilt_what_is_not_ours, with_kwargs=True)
     first, second = decoder_of(model), decoder_of(model)
     assert first.path == second.path == "expanded"
     assert first.path_reason == second.path_reason == "a step does not agree with the model's own"
     model.set_attn_implementation("eager")
-    assert decoder_of(model).path_reason == first.path_reason, "another mode is tried anew"
+    assert decoder_of(model).path_reason == first.path_reason, "another mode is tried again"
 
 
 def tilt_what_is_not_ours(module, args, kwargs):
@@ -169,7 +169,7 @@ def test_interface_that_is_not_as_known_is_warned_of_once_per_class(change, inte
 
 
 def shared_error(model, change):
-    """Whether choosing the way warned; the passes after it may not take what was changed."""
+    """Return whether the choice of a path warned; the passes after it may fail over what was changed."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
@@ -180,7 +180,7 @@ def shared_error(model, change):
 
 
 def test_no_warning_where_the_caller_gave_more_than_tokens():
-    """Embeddings in place of tokens are the caller's own doing."""
+    """The caller chose to pass embeddings in place of tokens."""
     model = tiny_model("llama")
     embeddings = model.get_input_embeddings()(left_padded_batch([7])["input_ids"]).detach()
     chosen = decoder_of(model, {"inputs_embeds": embeddings})
@@ -188,7 +188,7 @@ def test_no_warning_where_the_caller_gave_more_than_tokens():
 
 
 class OldCode(LlamaForCausalLM):
-    """A checkpoint's own code, written for a transformers that called the cache otherwise."""
+    """Checkpoint's own code, written for a transformers that had another name for the cache."""
 
     def forward(self, input_ids=None, kv=None, **kwargs):
         for name in ("cache", "past_key_values"):
@@ -198,7 +198,7 @@ class OldCode(LlamaForCausalLM):
 
 
 def test_code_that_passes_over_its_cache_is_an_error():
-    """Plain `generate` goes on, each token seeing itself alone."""
+    """Plain `generate` would continue, with each token seeing only itself."""
     model = tiny_model("llama")
     model.__class__ = OldCode
     with pytest.raises(UnsupportedModelError, match=r"OldCode must fill the cache.*Pass use_cache=False"):
@@ -208,7 +208,7 @@ def test_code_that_passes_over_its_cache_is_an_error():
 
 
 def test_offloaded_cache_is_used_as_it_is():
-    """On a CPU transformers offloads no layer of a state-space model, and every other is an error of its own."""
+    """On a CPU transformers offloads no layer of a state-space model, and raises for other models."""
     model, batch = tiny_model("mamba"), left_padded_batch([7, 5, 9])
     settings = {"do_sample": False, "max_new_tokens": 6, "cache_implementation": "offloaded"}
     plain = model.generate(**batch, **settings)[:, -6:].tolist()
@@ -217,7 +217,7 @@ def test_offloaded_cache_is_used_as_it_is():
     assert "offloaded" in decoder_of(model, cache_implementation="offloaded").path_reason
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads to and from CUDA devices alone")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads only to and from CUDA devices")
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "t5"])
 def test_offloaded_cache_on_a_gpu_draws_what_plain_generate_draws(architecture):
     model, batch = tiny_model(architecture).cuda(), left_padded_batch([7, 5, 9])

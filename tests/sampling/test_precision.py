@@ -1,5 +1,5 @@
 """
-Autocast and another default dtype: the sampler computes in what the model computes in.
+Test autocast and another default dtype: the sampler computes in the model's precision.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def bfloat16_by_default():
 @pytest.mark.parametrize("architecture", SHARED)
 @torch.no_grad()
 def test_step_under_autocast_is_the_models_own(architecture):
-    """Against a pass of the model over the whole row, also under autocast: within a few roundings of bfloat16."""
+    """Agrees with the model's pass over the whole row, also under autocast, within a few roundings of bfloat16."""
     model, batch = tiny_model(architecture), left_padded_batch([9])
-    draw(model, batch, 1)  # packs its layers, and gives a verdict that holds outside of autocast alone
+    draw(model, batch, 1)  # packs its layers, and gives a verdict that holds only outside of autocast
     ids = torch.cat([batch["input_ids"], torch.tensor([[7]])], dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decoder = decoders.make_decoder(prepared(model, batch))
@@ -45,7 +45,7 @@ def test_step_under_autocast_is_the_models_own(architecture):
         expected = model(input_ids=ids, use_cache=False).logits.float()
     full = model(input_ids=ids, use_cache=False).logits
     rounding = (expected - full).abs().max()
-    assert rounding > 0, "autocast has to matter here"
+    assert rounding > 0, "autocast must matter here"
     for ours, position in ((first, -2), (second, -1)):
         assert (ours - expected[:, position]).abs().max() <= 4 * rounding
 
@@ -67,7 +67,7 @@ def test_packed_layer_under_autocast_is_the_layer():
 
 @pytest.mark.parametrize("kernel", [attend, attend_causally])
 def test_attention_under_autocast_takes_queries_and_keys_of_another_type(kernel):
-    """Rotary positions leave queries and keys in float32 where values are in half precision."""
+    """Rotary positions leave queries and keys in float32, while values are in half precision."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 4, 6, 8, generator=generator) for _ in range(3))
     mask = torch.ones(6, 6).tril().bool() if kernel is attend_causally else None

@@ -1,7 +1,7 @@
 """
-Processors and criteria of the caller's own: called as plain `generate` calls them, or row by row, or refused.
+Test the caller's own processors and criteria: called as plain `generate` calls them, or row by row, or refused.
 
-What is right comes from the same responses drawn without the criterion and cut by its rule, and from plain `generate`.
+Expected results are the same responses drawn without the criterion and cut by its rule, and plain `generate`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.oldest
 
 A = 11
 LENGTH, NUM_CANDIDATES = 30, 6
-# Near uniform over few tokens, whatever the tiny policy would like: it writes A and ends now and then.
+# A nearly uniform law over few tokens, so that the policy sometimes writes A and sometimes ends.
 WRITTEN = (A, 12, 13, 14, EOS)
 BIAS = {
     "suppress_tokens": [token for token in range(64) if token not in WRITTEN],
@@ -32,7 +32,7 @@ BIAS = {
 
 
 class RowFlags(StoppingCriteria):
-    """Row i is done once it has written A twice; sized when it is made."""
+    """Criterion that ends row i once it has written A twice; its size is set when it is made."""
 
     def __init__(self, rows):
         self.count = torch.zeros(rows, dtype=torch.long)
@@ -43,7 +43,7 @@ class RowFlags(StoppingCriteria):
 
 
 class FlagsOnFirstCall(RowFlags):
-    """Sized when it is first called, and again where the number of rows changes."""
+    """Criterion whose size is set in its first call, and again when the number of rows changes."""
 
     def __init__(self):
         self.count = None
@@ -55,7 +55,7 @@ class FlagsOnFirstCall(RowFlags):
 
 
 class LockedFlags(FlagsOnFirstCall):
-    """Cannot be copied."""
+    """Criterion that cannot be copied."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class LockedFlags(FlagsOnFirstCall):
 
 
 class SecondOfOneRow(StoppingCriteria):
-    """Written for one row, as most are: one bool, and a number that goes with it."""
+    """Criterion written for one row, as most are: it has one count and answers with one bool."""
 
     def __init__(self):
         self.seen = 0
@@ -74,7 +74,7 @@ class SecondOfOneRow(StoppingCriteria):
 
 
 class HarnessTracker(StoppingCriteria):
-    """As lm-evaluation-harness tracks stop strings: a flag per prompt, one bool for all, further rows passed over."""
+    """Criterion like lm-evaluation-harness's: a flag per prompt, one bool for all, further rows ignored."""
 
     def __init__(self, rows):
         self.done_tracker = [False] * rows
@@ -86,7 +86,7 @@ class HarnessTracker(StoppingCriteria):
 
 
 def cut_at(responses, ends):
-    """Each response up to the first place where `ends(tokens so far)`."""
+    """Return each response up to the first place where `ends(tokens so far)`."""
     return [
         next((response[: n + 1] for n in range(len(response)) if ends(response[: n + 1])), response)
         for response in responses
@@ -99,7 +99,7 @@ def twice(tokens):
 
 @pytest.fixture(scope="module", params=["llama", "bloom", "mamba"])
 def drawn(request):
-    """A policy and what it writes when nothing of the caller's ends it."""
+    """Return a policy, its batch, and what it writes if no criterion of the caller's ends it."""
     model, batch = tiny_model(request.param), left_padded_batch([7, 5])
     pools, _ = draw(model, batch, NUM_CANDIDATES, **BIAS)
     assert sum(response.count(A) > 2 for pool in pools for response in pool) > 2
@@ -136,13 +136,13 @@ def test_trackers_of_the_harness_end_each_row_of_one_prompt(drawn):
 
 
 def test_trackers_of_several_prompts_end_them_together(drawn):
-    """A candidate of every prompt is what plain `generate` would show; the bool is about all of these."""
+    """The criterion sees one candidate of every prompt, as in plain `generate`, and its bool is about all of them."""
     model, batch, free = drawn
     criteria = StoppingCriteriaList([HarnessTracker(2)])
     ended, _ = draw(model, batch, NUM_CANDIDATES, stopping_criteria=criteria, **BIAS)
     for index in range(NUM_CANDIDATES):
         rows = [pool[index] for pool in free]
-        # Both have to have written A A; a row that has ended goes on with padding and does not.
+        # Both must have written A A; a row that has ended continues with padding and does not.
         places = [next((n for n in range(1, len(row)) if row[n - 1 : n + 1] == [A, A]), None) for row in rows]
         last = None if None in places else max(places)
         assert [pool[index] for pool in ended] == [row if last is None else row[: last + 1] for row in rows]
@@ -197,7 +197,7 @@ class RecordingCriterion(StoppingCriteria):
 
 
 def test_what_records_is_shown_what_plain_generate_shows():
-    """Greedy, so that plain `generate` writes the same; ended rows go on with padding."""
+    """Greedy, so that plain `generate` writes the same; ended rows continue with padding."""
     model, batch = tiny_model("llama"), left_padded_batch([7, 5, 9])
     settings = {"sequence_bias": [[[EOS], 2.5]], "max_new_tokens": 12, "do_sample": False}
     seen = []
@@ -230,7 +230,7 @@ def test_rows_stand_as_in_plain_generate_for_several_candidates():
 
 
 class Grammar(LogitsProcessor):
-    """As compiled grammars are: a matcher per row made at the first call, that takes one new token at each."""
+    """Processor like compiled grammars: the first call makes a matcher per row, each later call adds one token."""
 
     def __init__(self):
         self.matchers, self.lock = [], threading.Lock()
@@ -341,7 +341,7 @@ def test_the_clock_ends_all_candidates_in_the_same_moment_and_says_so():
     [
         (hf_itp.get_strategy("pessimism", beta=0.1, pool="fresh"), {}, "`RowFlags` sees all candidates of a call"),
         (hf_itp.get_strategy("pessimism", beta=0.1, pool="fresh"), {"max_time": 9.0}, "sees all candidates of a call"),
-        ("best_of_n", {"early_rejection": 0.5}, "`early_rejection` needs .* but the call has `RowFlags`"),
+        ("best_of_n", {"early_rejection": 0.5}, "`early_rejection` must come with .* got `RowFlags`"),
         ("best_of_n", {"batch_size": 4}, "`batch_size` must be at least 6 with `RowFlags`"),
     ],
     ids=["draws again", "draws again by the clock", "ends candidates early", "smaller batch"],

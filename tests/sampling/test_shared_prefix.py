@@ -1,5 +1,5 @@
 """
-Shared-prefix attention: exact, invisible to the model it borrows, and token for token what the other path draws.
+Test shared-prefix attention: exact, without a change of the model, and with the same tokens as the other path.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def refuses(*arguments):
 
 @pytest.fixture
 def expanded(monkeypatch):
-    """Draws on the fallback."""
+    """Return a function that draws on the fallback path."""
 
     def on_fallback(*arguments, **settings):
         with monkeypatch.context() as patch:
@@ -48,7 +48,7 @@ def expanded(monkeypatch):
 
 @pytest.mark.parametrize("architecture", SHARED)
 def test_pool_is_token_identical_to_the_fallbacks(architecture, expanded):
-    """Float32, prompts of mixed length in one batch, about 500 tokens a model."""
+    """Compare about 500 tokens per model in float32, for prompts of mixed length in one batch."""
     model, batch = tiny_model(architecture), left_padded_batch([7, 1, 12, 30])
     shared, path = draw(model, batch, 8, max_new_tokens=16)
     assert path == "shared"
@@ -129,7 +129,7 @@ def test_plain_generate_runs_undisturbed_beside_it():
 
 
 def test_soft_cap_the_models_own_attention_drops_is_not_put_back():
-    """transformers 5.17's sdpa drops it without a word, 5.23's refuses; the policy is what the model computes."""
+    """transformers 5.17's sdpa silently drops it, 5.23's refuses; the policy is what the model computes."""
     prefix = (torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
     state = torch.zeros(2, 1, 1, 4)
     for honours_softcap in (True, False):
@@ -173,7 +173,7 @@ def test_what_cannot_be_shared_takes_the_other_path(reason):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("widths", [(8, 8), (8, 4)])
 def test_parts_attended_apart_merge_into_the_whole(softcap, widths):
-    """Against softmax over all keys in float64; float32 is exact to 1e-6 there."""
+    """Compare with softmax over all keys in float64, to which float32 is exact to 1e-6."""
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 3, 5, 8, generator=generator), torch.randn(2, 3, 11, 8, generator=generator)
     value, sink = torch.randn(2, 3, 11, widths[1], generator=generator), torch.randn(3, 1, generator=generator)
@@ -194,7 +194,7 @@ def test_part_without_keys_counts_for_nothing():
 
 
 def test_attention_asked_for_what_it_does_not_know_is_noticed(expanded):
-    """A model that tilts its attention by an argument of its own: the first step tells, the other path is taken."""
+    """A model tilts its attention by an argument of its own: the first step shows it, and the other path is taken."""
     model, batch = tiny_model("llama"), left_padded_batch([7, 5])
     model.set_attn_implementation("sdpa")
     plain = AttentionInterface._global_mapping["sdpa"]

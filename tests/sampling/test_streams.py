@@ -1,5 +1,5 @@
 """
-Which stream each candidate reads: its own, and the same in every process and on every day.
+Test that each candidate has a stream of its own, the same in every process and on every day.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hf_itp.sampling.streams import candidate_key, fresh_seed, prompt_keys, sele
 
 
 def test_streams_stay_the_same_from_release_to_release():
-    """Pinned: a saved pool, a seed in a paper or a resumed run would otherwise change silently."""
+    """Values are pinned: a saved pool, a seed in a paper or a resumed run would otherwise change silently."""
     [key] = prompt_keys(0, [[1, 5, 6]])
     assert key.hex() == "671f2c8b2e3224ca713a43e4eabc97ad"
     assert [candidate_key(key, index) for index in (0, 1)] == [-3950094441222074762, -694265050583826125]

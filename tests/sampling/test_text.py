@@ -1,4 +1,4 @@
-"""The text of a response against the tokenizer's own decoding of the whole, for the kinds of tokenizers there are."""
+"""Test a response's text against the tokenizer's decoding of prompt and response, for all kinds of tokenizers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def without_decoder():
 
 
 def far_reaching():
-    """A decoder that looks at everything before: nothing of a prompt may be left out."""
+    """Return a tokenizer whose decoder looks at everything before, so that no prompt may be shortened."""
     parts = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Replace(Regex("^z.*Answer"), "")]
     return built([f"▁{word}" for word in WORDS] + WORDS, decoders.Sequence(parts))
 
@@ -72,7 +72,7 @@ KINDS = [llama, t5, byte_level, word_piece, suffixed, without_decoder, far_reach
 
 
 def cut(whole: str, head: str) -> str:
-    """What the definition asks for, letter by letter."""
+    """Cut as the definition says, letter by letter."""
     while not whole.startswith(head):
         head = head[:-1]
     return whole[len(head) :]
@@ -81,7 +81,7 @@ def cut(whole: str, head: str) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [0, 1, 3, 20, 64, 65, 66, 200])
 def test_text_is_that_of_the_whole_without_the_prompts(kind, length):
-    """Any tokens, however many stand before, and also where the end of the prompt is of one kind alone."""
+    """Holds for any tokens, for prompts of any length, and if the end of the prompt has only one kind of token."""
     tokenizer, drawn = kind(), random.Random(length)
     size = len(tokenizer)
     fillers = [range(size), range(1, 3), range(max(3, size - 8), size), [size - 1]]

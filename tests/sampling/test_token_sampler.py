@@ -1,5 +1,5 @@
 """
-Which processors run, on which rows: fused for the four usual ones, exactly transformers' list otherwise.
+Test which processors run on which rows: the four usual ones fused, all others exactly as transformers' list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.tiny import left_padded_batch, tiny_model
 
 
 class BansTokenByRow(LogitsProcessor):
-    """A processor that tells rows apart by position, as a user's may: row `i` never gets token `10 + i`."""
+    """Processor that knows rows by position, as a user's may: row `i` never gets token `10 + i`."""
 
     def __call__(self, input_ids, scores):
         assert len(input_ids) == 3, "the rows of the prompts, no more and no fewer"
@@ -105,7 +105,7 @@ def test_processor_that_knows_rows_meets_every_candidate():
 
 
 def test_penalty_ignores_the_padding_of_its_own_row():
-    """transformers keeps one padding length per prompt; rows that repeat, leave and reorder have to take it along."""
+    """transformers keeps one padding length per prompt; rows that repeat, leave and reorder must take it along."""
     model, batch = tiny_model("llama"), left_padded_batch([9, 3])
     pools, _ = draw(model, batch, 5, repetition_penalty=1.9)
     alone, _ = draw(model, {"input_ids": batch["input_ids"][1:, 6:]}, 5, repetition_penalty=1.9)

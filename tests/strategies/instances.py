@@ -1,7 +1,7 @@
 """
-The strategies on which every promise of the contract is checked: all that are registered, and variants of some.
+Strategies on which every promise of the contract is checked: all that are registered, and variants of some.
 
-A new strategy is here by its line in the registry. One with required fields is built with 2.5 for each.
+A new strategy joins by its line in the registry. If it has required fields, each is 2.5.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every registered strategy promises, as a table: strategies times promises."""
+"""Test what every registered strategy promises, as a table: strategies times promises."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_decide_returns_what_was_asked_for_after_at_most_the_announced_draws(str
         assert made and len(set(made[0].tolist())) == k
         first = len(decisions) - len(made)
         assert made[0].max() < num_candidates + first
-        # Once made, a decision stands: further draws change nothing.
+        # Further draws do not change a decision.
         assert decisions[:first] == [None] * first and all(torch.equal(made[0], later) for later in made)
 
 
@@ -125,7 +125,7 @@ def test_settings_survive_json_and_bring_the_strategy_back(strategy: Strategy):
 @pytest.mark.slow
 @every_strategy
 def test_large_pools_are_served_in_one_batch(strategy: Strategy):
-    """A loop over 10,000 prompts of 1,000 candidates in Python would not end within the tests' patience."""
+    """A Python loop over 10,000 prompts of 1,000 candidates would take too long for a test."""
     rewards = torch.rand(10_000, 1_000, generator=seeded())
     indices = strategy.select(rewards, 2, seeded())
     assert indices.shape == (10_000, 2) and (indices[:, 0] != indices[:, 1]).all()
@@ -133,7 +133,7 @@ def test_large_pools_are_served_in_one_batch(strategy: Strategy):
 
 @every_strategy
 def test_pools_may_be_selected_from_in_any_portions(strategy: Strategy):
-    """More pools than are worked on at once; the uniform numbers of a CPU generator come one after another."""
+    """There are more pools than are worked on at once, and a CPU generator gives its uniform numbers in sequence."""
     rewards, generator = torch.rand(3, 100, 1_000, generator=seeded()), seeded(1)
     portions = [strategy.select(portion, 2, generator) for portion in rewards.view(300, 1_000).split(7)]
     assert strategy.select(rewards, 2, seeded(1)).equal(torch.cat(portions).view(3, 100, 2))

@@ -1,5 +1,5 @@
 """
-Strategies of other packages that break their contract: an error that names the prompt, never a selection.
+Test strategies of other packages that break their contract: an error names the prompt, and nothing is selected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.tiny import PromptBoundReward, left_padded_batch, tiny_model, tiny_to
 
 @dataclass(frozen=True)
 class Uniform(Strategy):
-    """What the others break."""
+    """Good strategy, whose law the others break."""
 
     name: ClassVar[str] = "uniform"
 
@@ -32,7 +32,7 @@ def seeded():
 
 
 def changed(law, rewards, row):
-    """A good law, but for one row: that of the pool whose first reward is `row`."""
+    """Return a good law except for one row: that of the pool whose first reward is `row`."""
     good = Uniform().probabilities(rewards)
     return torch.where(rewards[..., :1] == row, law(good), good)
 
@@ -90,7 +90,7 @@ def test_law_of_another_form_is_refused(law):
 
 
 def test_rows_of_later_portions_have_their_own_numbers():
-    """More pools than are worked on at once."""
+    """There are more pools than are worked on at once."""
     rewards = torch.zeros(300, 1_000)
     rewards[277, 0] = 7
     strategy = strategy_with(lambda self, rewards: changed(LAWS["sums to 2"], rewards, 7.0))
@@ -119,7 +119,7 @@ def generate(strategy, **arguments):
 
 
 def from_second_on(indices):
-    """A `decide` that is right for the first prompt it is asked of."""
+    """Return a `decide` that is right only for the first prompt it is asked about."""
     asked = []
 
     def decide(self, rewards, num_candidates, num_return_sequences=1, generator=None):

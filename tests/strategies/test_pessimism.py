@@ -1,4 +1,4 @@
-"""Pessimism as a strategy: the shared pool, the paper's Algorithm 1, its diagnostics and its advice."""
+"""Test pessimism as a strategy: the shared pool, the paper's Algorithm 1, its diagnostics and its advice."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_bound_is_on_the_normalized_scale_and_one_for_quantiles():
 
 @pytest.mark.parametrize("beta", [0.01, 0.05, 0.2, 0.5])
 def test_quantile_support_is_the_top_of_the_ranks(beta):
-    """The largest k up to N with k (k - 1) < 2 beta N^2, with weights linear in rank."""
+    """Weights are linear in rank, so the support is the largest k up to N with k (k - 1) < 2 beta N^2."""
     size = 50
     found = Pessimism(beta, normalize="quantile").diagnostics(rand(size))
     assert found["support_size"].item() == max(k for k in range(1, size + 1) if k * (k - 1) < 2 * beta * size**2)
@@ -85,7 +85,7 @@ def test_quantile_support_is_the_top_of_the_ranks(beta):
 
 
 def acceptance(rewards: list[float], size: int, beta: float, reward_bound: float | None) -> list[float]:
-    """Acceptance probability of each proposal after the first `size` rewards, one by one from the formulas."""
+    """Return the acceptance probability of each proposal after the first `size` rewards, from the formulas."""
     normalizer = pessimism(doubles(rewards[:size]), beta)[1]
     bound = (max(rewards[:size]) if reward_bound is None else reward_bound) - normalizer.item()
     return [min(max(reward - normalizer.item(), 0) / bound, 1.0) for reward in rewards[size:]]
@@ -106,7 +106,7 @@ def test_fresh_law_is_that_of_first_acceptance(num_rewards, reward_bound):
 
 
 def test_decide_follows_the_fresh_law(seed=0):
-    """The finished run of 2 N + 1 draws has one law, whoever reads it. Fails wrongly with odds below 1e-6."""
+    """A finished run of 2 N + 1 draws has one law, however it is read. Fails wrongly with odds below 1e-6."""
     strategy = Pessimism(0.1, pool="fresh", reward_bound=1.2)
     rewards = doubles([0.2, 0.9, 0.5, 0.4, 0.85, 0.6, 0.95, 0.1, 0.3])
     generator = seeded(seed)
@@ -157,8 +157,8 @@ def test_normalization_of_proposals_is_that_of_the_first_pool():
 
 def test_no_acceptance_probability_is_the_part_of_runs_that_fall_back(seed=0):
     """
-    Rewards uniform on (0, 1), beta 0.01, N = 4, known bound: 63% of runs fall back. 4,000 runs have a standard error
-    of 0.8%; fails wrongly with odds below 1e-6 (five standard errors).
+    With rewards uniform on (0, 1), beta 0.01, N = 4 and a known bound, 63% of runs fall back. 4,000 runs have a
+    standard error of 0.8%; fails wrongly with odds below 1e-6 (five standard errors).
     """
     strategy = Pessimism(0.01, pool="fresh", reward_bound=1.0)
     indices = strategy.select(rand(4_000, 9, seed=seed), 1, seeded(seed + 1))
@@ -195,7 +195,7 @@ def test_advice_names_an_extreme_beta_and_its_range_would_do(beta, extreme, size
     advice = Pessimism(beta, normalize=normalize).advice(rewards)
     assert re.search(rf"`beta` .* is so {extreme}", advice)
     lower, upper = bounds(advice)
-    # The default is in nobody's favour: the advised ends themselves raise no advice.
+    # Settings at the ends of the advised range raise no advice themselves.
     assert lower < upper
     assert Pessimism(lower, normalize=normalize).advice(rewards) is None
     assert Pessimism(upper, normalize=normalize).advice(rewards) is None

@@ -1,4 +1,4 @@
-"""Strategies by name: what is found, what is refused, and packages that bring their own."""
+"""Test strategies by name: what is found, what is refused, and packages that bring their own."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_found_or_made_is_refused_with_a_remedy(strategy, fields,
 
 
 def installed(folder: Path, package: str, entry_points: str, module: str | None = MODULE) -> None:
-    """A package as pip leaves it: a module and its metadata."""
+    """Install a package as pip does: a module and its metadata."""
     metadata = folder / f"{package}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")

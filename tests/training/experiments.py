@@ -1,10 +1,10 @@
 """
-Both solvers set to work in the finite world, and how far from the optimum they arrive.
+Train with both solvers in the finite world, and measure how far from the optimum they arrive.
 
 A training run is chaotic: the last bit of one sum, which differs between processors and numbers of threads, makes
-another run. So a run is looked at as a draw, whatever its seed, and what is claimed of it holds for nearly all draws:
-the bounds stand five standard deviations and more above the mean over seeds, which `python -m tests.every_seed`
-measures on the machine at hand. A normal tail beyond five is below 3e-7.
+another run. So a run counts as a random draw, whatever its seed, and claims must hold for nearly all draws: the bounds
+lie at least five standard deviations above the mean over seeds, which `python -m tests.every_seed` measures on the
+machine at hand. A normal tail beyond five is below 3e-7.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Deviations = dict[str, float]
 
 
 class AveragePolicy(TrainerCallback):
-    """Mean over the last third of the steps of the policy's law, so that the last step's noise is averaged out."""
+    """Mean of the policy's law over the last third of the steps, which averages out the noise of the last step."""
 
     def __init__(self, world: TrainingWorld):
         self._world = world
@@ -108,8 +108,9 @@ EXPERIMENTS: dict[str, Callable[[TrainingWorld, Path, str, int], Deviations]] = 
 
 def deviations(world: TrainingWorld, objective: CTRLObjective, law: torch.Tensor) -> Deviations:
     """
-    Total variation to the exact optimum, and win rates against those of the curve of optima at the KL the policy
-    arrived at, in this world with its ties.
+    Return how far a policy is from the exact optimum, in this world with its ties.
+
+    Measured in total variation, and in win rates against the curve of optima at the policy's KL.
     """
     optimum = finite_tradeoff(world.reference, world.rewards, objective.transform, objective.beta)
     learned = FiniteTradeoff(world.reference, world.rewards, law)
@@ -124,7 +125,7 @@ def deviations(world: TrainingWorld, objective: CTRLObjective, law: torch.Tensor
 
 
 def on_the_curve(world: TrainingWorld, objective: CTRLObjective, kl: float) -> FiniteTradeoff:
-    """The optimum of the same transform whose KL in this world is `kl`."""
+    """Return the optimum of the same transform whose KL in this world is `kl`."""
     low, high = objective.beta / 30, objective.beta * 30
     for _ in range(60):
         middle = math.sqrt(low * high)

@@ -1,5 +1,5 @@
 """
-A world to train in: one prompt, 85 responses, rewards that differ, and the exact optimum of every objective.
+World to train in: one prompt, 85 responses, rewards that differ, and the exact optimum of every objective.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TrainingWorld:
         return table_reward
 
     def learned(self, model: PreTrainedModel) -> FiniteTradeoff:
-        """Where a policy stands against the reference policy, exactly."""
+        """Return the exact trade-off of a policy against the reference policy."""
         law = response_law(model.eval(), self._ids(), MAX_NEW_TOKENS, EOS)
         policy = torch.tensor([law[response] for response in self.responses], dtype=torch.float64)
         return FiniteTradeoff(self.reference, self.rewards, policy)

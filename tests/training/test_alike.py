@@ -1,11 +1,11 @@
 """
-References and rollouts are drawn alike: at learning rate 0 the policy is the reference, so it wins half the time.
+Test that references and rollouts are drawn alike: at learning rate 0 the policy wins half of the time.
 
-The bound: given the references, the logged win rate is a mean of `n` independent numbers in [0, 1], so by Hoeffding
-it strays by `a` from what it is expected to be with odds of at most 2 exp(-2 n a^2). That is a mean over all `m`
-references of the share of responses that beat each; under one law these are uniform, or with ties below it in convex
-order, so that it strays by `b` from 0.5 with odds of at most 2 exp(-6 m b^2) (the uniform law is strictly subgaussian,
-of variance 1/12).
+The bound: given the references, the logged win rate is a mean of `n` independent numbers in [0, 1]. By Hoeffding it
+is more than `a` from its expectation with odds of at most 2 exp(-2 n a^2). The expectation is the mean over all `m`
+references of the share of responses that beat each. Under one law these shares are uniform, or with ties below that in
+convex order, so the expectation is more than `b` from 0.5 with odds of at most 2 exp(-6 m b^2) (the uniform law is
+strictly subgaussian, of variance 1/12).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from hf_itp import CTRLArguments, CTRLTrainer
 from tests.tiny import EOS, PAD, VOCABULARY_SIZE, tiny_tokenizer
 
-# Rollouts, and references per prompt.
+# Numbers of rollouts, and of references per prompt.
 ROLLOUTS, REFERENCES = 512, 256
 TEXTS = ["how do you bake bread", "what is salt for"]
 CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 SYSTEM = [[{"role": "system", "content": "a good day"}, *chat] for chat in CHATS]
 ODDS = 1e-6
 WORDS = [10, 11, 12, 13, 14]
-# As the template of a model that thinks: the argument decides what the policy continues, here with its own words.
+# Like the template of a model that thinks: the argument decides what the policy continues, here with its own words.
 THINKING = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>"
     "assistant\n{% if enable_thinking is defined and not enable_thinking %}"
@@ -42,12 +42,12 @@ pytestmark = [
 
 
 def bound(rollouts: int, references: int, odds: float) -> float:
-    """How far from 0.5 the win rate is at most, but for these odds: half of them for either part."""
+    """Return how far from 0.5 the win rate is at most, except with these odds, half of them for either part."""
     return math.sqrt(math.log(4 / odds) / (2 * rollouts)) + math.sqrt(math.log(4 / odds) / (6 * references))
 
 
 def peaked_model() -> LlamaForCausalLM:
-    """Puts its mass on six words, one of them the end, nearly whatever came before: so that words repeat."""
+    """Return a model with nearly all mass on six words, one of them the end, so that words repeat."""
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, eos_token_id=EOS, pad_token_id=PAD, bos_token_id=1, max_position_embeddings=256,
@@ -116,7 +116,8 @@ def at_learning_rate_zero(folder, output, prompts=TEXTS, reward=None, template=N
     )
 
 
-# Of the checkpoint, of the trainer, and the rest; with a reward that tells the setting's law from that without it.
+# Settings of the checkpoint, of the trainer, and others, each with a reward that differs between the laws with and
+# without the setting.
 SETTINGS: dict[str, tuple[dict, dict, dict]] = {
     "plain": ({}, {}, {}),
     "temperature": ({}, {"temperature": 0.5}, {}),

@@ -1,4 +1,4 @@
-"""Arguments of the trainers: what of them is written, and what stays in memory."""
+"""Test which arguments of the trainers are written, and which stay in memory."""
 
 from __future__ import annotations
 

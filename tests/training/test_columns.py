@@ -1,4 +1,4 @@
-"""Columns of the data reach a reward, whoever calls it: CTRLTrainer, and TRL's own trainers."""
+"""Test that columns of the data reach a reward, whether CTRLTrainer or TRL's own trainers call it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def words_of(completion):
 
 
 def overlap(answer, completion):
-    """How many words of the answer a completion has, and a little for its own words."""
+    """Return how many words of the answer a completion has, plus a little for its own words."""
     words = words_of(completion)
     return float(len(set(words) & set(answer.split()))) + sum(len(word) for word in words) / 64
 
 
 class NeedsAnswer:
-    """A reward as users write them for TRL, which wants a column and keeps what it was called with."""
+    """Reward as users write it for TRL: it needs a column, and keeps what it was called with."""
 
     __name__ = "needs_answer"
 
@@ -68,7 +68,7 @@ class NeedsAnswer:
 
 @pytest.mark.parametrize("prompts", [PROMPTS, CHATS], ids=["texts", "chats"])
 def test_raw_reward_is_called_as_trl_calls_it(folder, tmp_path, prompts):
-    """Rewards at rollout are the function's by hand, on the columns of the completions' own rows."""
+    """Rewards at rollout equal calls by hand, with the columns of the completions' own rows."""
     reward, expected = NeedsAnswer(), dict(zip(PROMPTS, ANSWERS, strict=True))
     settings = {"num_reference": 8, "transform": "identity", "beta": 0.5, "remove_unused_columns": False}
     trainer = CTRLTrainer(
@@ -122,7 +122,7 @@ def rewards_to_try():
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_rewards_serve_trls_own_trainers(folder, tmp_path, method):
-    """Each as one of `reward_funcs`: what TRL is given is what a call by hand gives."""
+    """Each is one of `reward_funcs`, and TRL gets what a call by hand gives."""
     kinds = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
     trainer_class, config_class = kinds[method]
     given = []
@@ -167,7 +167,7 @@ def test_call_of_trl_and_call_by_hand_agree():
 
 
 def test_completion_of_several_messages_is_scored_whole():
-    """As TRL gives them where the policy calls tools: the model reads the chat as one."""
+    """TRL gives such completions if the policy calls tools; the model reads the whole chat."""
     reward = RewardModel(tiny_classifier("llama"), tiny_tokenizer())
     turns = [
         {"role": "assistant", "content": "let me see"}, {"role": "user", "content": "salt"},

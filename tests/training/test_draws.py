@@ -1,4 +1,4 @@
-"""What the trainers draw with is described once: refused, compared and passed on before a token is drawn."""
+"""Test that a trainer's draw is described once: refused, compared and passed on before a token is drawn."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def thinking_tokenizer():
-    """As that of a model that thinks unless it is told not to."""
+    """Return a tokenizer like that of a model that thinks unless it is told not to."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{{ messages[0]['content'] }}{% if enable_thinking is defined and not enable_thinking %} rest day{% endif %}"
@@ -131,7 +131,7 @@ def test_settings_changed_in_memory_count_for_references_too(folder, tmp_path):
 
 
 def test_adapters_that_were_there_before_are_part_of_the_reference(folder, tmp_path):
-    """As in TRL, whose reference is a copy of them: both references and rollouts say the adapters' word alone."""
+    """TRL's reference has a copy of them: references and rollouts say only the adapters' word."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, target_modules=["up_proj"]))
@@ -218,7 +218,7 @@ def test_equal_prompts_with_unlike_answers_are_refused(folder, tmp_path):
 
 
 def test_regression_reads_prompts_by_the_template_arguments(folder, tmp_path):
-    """By hand: the tokens are those of the template rendered with the argument."""
+    """The tokens are those of the template rendered by hand with the argument."""
     overrides = {"chat_template_kwargs": {"enable_thinking": False}, "generation_kwargs": {"temperature": 0.5}}
     tokenizer = thinking_tokenizer()
     training = regression(folder, tmp_path, {"prompt": CHATS}, tokenizer=tokenizer, overrides=overrides)
@@ -234,7 +234,7 @@ def test_regression_reads_prompts_by_the_template_arguments(folder, tmp_path):
 
 
 def test_regression_trains_on_a_pool_drawn_with_other_settings(folder, tmp_path):
-    """Nothing is drawn again, so how long responses might have been does not matter."""
+    """Nothing is drawn again, so the maximum length of responses does not matter."""
     fitted(folder, num_reference=33, max_new_tokens=6, temperature=0.8, output_dir=tmp_path / "pool")
     regression(folder, tmp_path, pool=tmp_path / "pool")._references()
 

@@ -1,4 +1,4 @@
-"""`examples/train_ctrl.py` from prompts to its table and picture, on a tiny policy instead of the embedded one."""
+"""Test `examples/train_ctrl.py` from prompts to its table and picture, with a tiny policy, not the embedded one."""
 
 from __future__ import annotations
 

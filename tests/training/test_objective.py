@@ -1,4 +1,4 @@
-"""What is maximized, settled from the arguments: every contradiction is refused before anything is loaded."""
+"""Test that the arguments settle what is maximized, and that contradictions are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_optimal_transform_is_solved_at_its_own_beta():
 
 
 def test_rewards_are_log_ratios_of_the_optimum():
-    """Differences of rewards are those of the optimum's log-density, whatever the transform's scale."""
+    """Differences of rewards equal those of the optimum's log-density, whatever the transform's scale."""
     chosen = objective(transform="exponential", t=10.0)
     counts = torch.tensor([50, 90])
     difference = chosen.rewards(counts, torch.zeros_like(counts), 100).diff()

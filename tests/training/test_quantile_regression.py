@@ -1,4 +1,4 @@
-"""The offline solver: its targets by hand, what it reads, and what it refuses."""
+"""Test the offline solver: its targets by hand, what it reads, and what it refuses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trainer(folder, output, reward=None, **options):
 
 
 def test_targets_by_hand(folder, tmp_path):
-    """Four rewards with a tie, each among the other three; identity's log Z in closed form."""
+    """Four rewards with a tie, each compared with the other three; identity's log Z is in closed form."""
     path = tmp_path / "pool.jsonl"
     row = {"prompt": PROMPTS[0], "responses": ["a", "b", "c", "d"], "rewards": [1.0, 2.0, 2.0, 3.0]}
     path.write_text(json.dumps(row))
@@ -57,7 +57,7 @@ def test_targets_by_hand(folder, tmp_path):
 
 
 def test_pool_of_another_engine_trains(folder, tmp_path):
-    """Texts only: tokens come from the tokenizer, and a response ends with its end token."""
+    """The pool has only texts: the tokenizer gives the tokens, and a response ends with its end token."""
     path = tmp_path / "pool.jsonl"
     rows = [
         {"prompt": p, "responses": ["yes", "no way", "milk", ""], "rewards": [1.0, 2.0, 3.0, 4.0]} for p in PROMPTS

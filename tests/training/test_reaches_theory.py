@@ -1,8 +1,8 @@
 """
-Both solvers arrive where the theory says: in a world of 85 responses, at the exact optimum.
+Test that both solvers arrive where the theory says: in a world of 85 responses, at the exact optimum.
 
-Distance to the optimum in total variation at most 0.05, and at the KL the policy arrived at, win rates within 0.02 of
-the curve of optima. The bounds and their odds: `tests.training.experiments`.
+The policy is at most 0.05 from the optimum in total variation, and its win rates are within 0.02 of the curve of
+optima at its KL. The bounds and their odds are explained in `tests.training.experiments`.
 """
 
 from __future__ import annotations

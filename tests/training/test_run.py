@@ -1,4 +1,4 @@
-"""A run from its arguments: what it takes, what it refuses by name, and that it trains what it says it will."""
+"""Test a run from its arguments: what it takes, what it refuses by name, and that it trains what it says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calibration(models, tmp_path_factory):
-    """References of all prompts, as `hf-itp calibrate` leaves them."""
+    """Write references of all prompts, as `hf-itp calibrate` does; return their folder."""
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("calibration")
@@ -61,7 +61,7 @@ def file_of(path, rows):
 
 
 def as_drawn(solver):
-    """What a run by reinforcement has to say to draw as the calibration was drawn; a regression draws nothing."""
+    """Return the options with which reinforcement draws like the calibration; a regression draws nothing."""
     return ("--max_completion_length", "4") if solver == "rl" else ()
 
 
@@ -74,7 +74,7 @@ def read(models, tmp_path, *more):
 
 
 def shown(run):
-    """Transform, its t and beta, as the header says."""
+    """Return transform, its t and beta, as the header shows them."""
     summary = run.summary()
     t = re.search(r"t=([-\d.e]+)", summary["transform"])
     return summary["transform"], float(t[1]) if t else None, float(summary["beta"])
@@ -83,7 +83,7 @@ def shown(run):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_header_shows_what_will_be_trained(models, tmp_path, prompts, calibration, solver, calibrated):
-    """`auto` takes no t above the root of the references it has, which for a regression are one less."""
+    """`auto` takes no t above the root of the number of references, which is one less for a regression."""
     more = ("--calibration", calibration, *as_drawn(solver)) if calibrated else ("--num_reference", "90")
     run = read(models, tmp_path, "--solver", solver, "--train_file", prompts, "--num_candidates", "16", *more)
     transform, t, beta = shown(run)
@@ -95,7 +95,7 @@ def test_header_shows_what_will_be_trained(models, tmp_path, prompts, calibratio
 
 
 def test_regression_trains_on_the_prompts_of_its_file(models, tmp_path, calibration):
-    """One step on a batch that holds all responses: K of each prompt of the file, and of no other."""
+    """One step's batch holds all responses: K for each prompt of the file, and none for another."""
     regression = ("--solver", "quantile_regression", "--calibration", calibration, "--transform", "identity")
     some = file_of(tmp_path / "some.jsonl", [{"prompt": PROMPTS[2]}, {"prompt": PROMPTS[0]}, {"prompt": PROMPTS[2]}])
     trained = read(models, tmp_path, *regression, "--train_file", some).train()

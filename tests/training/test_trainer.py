@@ -1,4 +1,4 @@
-"""CTRLTrainer: what it refuses, what it logs, what it leaves behind, and what of TRL it leans on."""
+"""Test CTRLTrainer: what it refuses, logs and leaves behind, and what of TRL it relies on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tests.tiny import PromptBoundReward, saved_policy, tiny_tokenizer
 
 PROMPTS = ["how do you bake bread", "what is salt for"]
 CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-# By a rank of its own: one response is never worth as much as another.
 pytestmark = [
     pytest.mark.oldest,
     pytest.mark.uses_global_rng,  # transformers' Trainer seeds it
@@ -69,7 +68,7 @@ def test_trained_policy_carries_its_calibration_and_how_to_decode_it(folder, tmp
         calibrator = RewardCalibrator.from_pretrained(place)
         assert calibrator.num_reference == 32
         entry = json.loads((place / "generation_config.json").read_text())["hf_itp"]
-        # A function is no id that others could load.
+        # A function has no id that others could load.
         assert entry == {"strategy": "best_of_n", "num_candidates": 4}
         assert (place / "custom_generate" / "generate.py").is_file()
         calibrator.references_of(prompts)
@@ -173,7 +172,7 @@ def test_reward_is_the_transformed_quantile():
 
 
 def test_trl_still_has_what_the_trainer_leans_on(folder, tmp_path):
-    """Fails with the name of what a new TRL changed; see the trainer's docstring."""
+    """Fail with the name of what a new TRL changed; see the trainer's docstring."""
     private = ("_generate_single_turn", "_calculate_rewards")
     assert [name for name in private if not callable(getattr(RLOOTrainer, name, None))] == []
     parameters = list(inspect.signature(RLOOTrainer._generate_single_turn).parameters)
@@ -186,6 +185,6 @@ def test_trl_still_has_what_the_trainer_leans_on(folder, tmp_path):
     assert [name for name in held if not hasattr(training, name)] == []
     assert "forward" in vars(training.model), "TRL no longer sets a forward: `_own_forward` can go"
     assert training.beta == 1.0
-    # The KL penalty is what `beta` multiplies.
+    # `beta` multiplies the KL penalty.
     source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
     assert "self.beta * kl" in source

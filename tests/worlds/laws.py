@@ -28,7 +28,7 @@ def response_law(
     warp: Warp | None = None,
 ) -> Law:
     """
-    Probability of every response to one prompt, by walking the whole tree.
+    Return the probability of every response to one prompt, by walking the whole tree.
 
     A response holds its end token, or is cut at `max_new_tokens`. Logits are the model's own, without a cache;
     everything after them is float64.
@@ -63,7 +63,7 @@ def response_law(
 
 @dataclass(frozen=True)
 class FiniteWorld:
-    """A policy, one prompt for it `(1, L)` and the length at which its responses are cut."""
+    """Policy, one prompt for it `(1, L)` and the length at which its responses are cut."""
 
     model: PreTrainedModel
     input_ids: torch.Tensor
@@ -78,8 +78,9 @@ def finite_world(
     vocabulary: int = 5, max_new_tokens: int = 3, seed: int = 0, architecture: str = "llama", prompt_length: int = 4
 ) -> FiniteWorld:
     """
-    A world of `1 + a + ... + a**(T - 2) + a**(T - 1) * V` responses, where `a = V - 1` tokens do not end one: 85 by
-    default, 21 with `max_new_tokens=2`, 13 with `vocabulary=4` besides.
+    Return a world of `1 + a + ... + a**(T - 2) + a**(T - 1) * V` responses, where `a = V - 1` tokens do not end one.
+
+    That is 85 by default, 21 with `max_new_tokens=2`, and 13 with `vocabulary=4` as well.
     """
     model = tiny_model(architecture, seed=seed, entropy=0.75 * math.log(vocabulary), vocab_size=vocabulary)
     generator = torch.Generator().manual_seed(seed)
@@ -95,9 +96,9 @@ def push_forward(
     num_candidates: int,
 ) -> Law:
     """
-    Exact law of the response a strategy returns when `num_candidates` are drawn independently from `law`.
+    Return the exact law of a strategy's response when `num_candidates` are drawn independently from `law`.
 
-    Walks all pools as multisets, so `strategy_probabilities` (rewards `(N,)` to probabilities `(N,)`) has to treat
+    Walks all pools as multisets, so `strategy_probabilities` (rewards `(N,)` to probabilities `(N,)`) must treat
     positions alike: reordering the rewards reorders the probabilities. A rule that gives a tie to the first candidate
     does so only where different responses have different rewards.
     """

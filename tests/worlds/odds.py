@@ -1,5 +1,5 @@
 """
-Comparing what was drawn with an exact law, at stated odds of a false alarm.
+Compare draws with an exact law, at stated odds of a false alarm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SMALLEST_P_VALUE = 1e-7
 
 def chi_square_p_value(counts: Mapping[Outcome, int], law: Mapping[Outcome, float]) -> float:
     """
-    Probability that draws from `law` look at least as unlike it as `counts` do (Pearson).
+    Return the probability that draws from `law` look at least as unlike it as `counts` do (Pearson).
 
     The least probable outcomes are pooled until every cell expects 50 draws. An outcome the law rules out gives 0.
     """
@@ -55,7 +55,7 @@ def counted(outcomes: Iterable[Outcome]) -> dict[Outcome, int]:
 
 
 def assert_follows(outcomes: Iterable[Outcome], law: Mapping[Outcome, float]) -> None:
-    """Fails if independent `outcomes` do not follow `law`; wrongly so with probability at most `FALSE_ALARM`."""
+    """Fail if independent `outcomes` do not follow `law`; wrongly so with probability at most `FALSE_ALARM`."""
     p_value = chi_square_p_value(counted(outcomes), law)
     assert p_value > _SMALLEST_P_VALUE, (
         f"draws do not follow the law: p-value {p_value:.1e}; a correct program fails with odds below {FALSE_ALARM}"

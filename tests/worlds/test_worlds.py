@@ -1,4 +1,4 @@
-"""Laws of finite worlds sum to one, transformers samples from them, and the references agree with its processors."""
+"""Test that laws of finite worlds sum to one and transformers samples from them, and our warpers against its own."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def temperature_warp(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def top_k_warp(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Keeps what is at least the k-th largest logit: more than `k` tokens where that one is tied."""
+    """Keep what is at least the k-th largest logit: more than `k` tokens if that one is tied."""
     values = logits.tolist()
     threshold = sorted(values, reverse=True)[min(top_k, len(values)) - 1]
     return _tensor([value if value >= threshold else -math.inf for value in values])
@@ -34,7 +34,7 @@ def top_k_warp(logits: torch.Tensor, top_k: int) -> torch.Tensor:
 
 def top_p_warp(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """
-    Removes, from the least probable token upwards, while what has been removed has probability at most `1 - top_p`.
+    Remove tokens, the least probable first, while what has been removed has probability at most `1 - top_p`.
 
     Among equal logits the lower id goes first. The most probable token stays whatever `top_p` is.
     """
@@ -50,7 +50,7 @@ def top_p_warp(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def min_p_warp(logits: torch.Tensor, min_p: float) -> torch.Tensor:
-    """Keeps what is at least `min_p` times as probable as the most probable token."""
+    """Keep what is at least `min_p` times as probable as the most probable token."""
     values = logits.tolist()
     probabilities = softmax(values)
     threshold = min_p * max(probabilities)
@@ -69,7 +69,7 @@ def warper(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Warp:
-    """All that is set, in the order `generate` applies them: temperature, top-k, top-p, min-p."""
+    """Apply all that is set in the order of `generate`: temperature, top-k, top-p, min-p."""
 
     def warp(logits: torch.Tensor) -> torch.Tensor:
         if temperature is not None:

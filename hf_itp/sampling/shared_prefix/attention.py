@@ -1,5 +1,5 @@
 """
-A decoding step's attention over a [`SharedPrefixCache`], as transformers and as torch.compile call it.
+Attention of a decoding step over a [`SharedPrefixCache`], with one entry for transformers and one for torch.compile.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ ATTENTION = "hf_itp_shared_prefix"
 @attention_interface(ATTENTION)
 def shared_prefix_attention(call: AttentionCall) -> torch.Tensor:
     """
-    Attend with one query per row to its prompt's keys and its own, as transformers' attention interface asks.
+    Attend with one query per row to its prompt's keys and its own, behind transformers' attention interface.
 
-    The rows of one prompt are queries of one product with its keys, and so are the heads that share a key head: no key
-    is repeated, and none is read twice.
+    All rows of a prompt, and all heads that share a key head, are queries of one product with the prompt's keys: no
+    key is repeated, and none is read twice.
     """
     module, query, key, value, mask, scaling, dropout, window, softcap, sink = call
     if torch.compiler.is_compiling():
@@ -32,7 +32,7 @@ def shared_prefix_attention(call: AttentionCall) -> torch.Tensor:
     if mask is not None or dropout > 0.0:
         raise CannotShare("the model attends with a mask of its own or with dropout")
     if layer.window not in (None, window):
-        # Chunked attention, for one, keeps its keys as a window does and hides them otherwise.
+        # Chunked attention, for example, keeps its keys like a window but hides them differently.
         raise CannotShare("the model keeps a window of keys and does not attend to a window")
     return _attend_to_both(cache, layer, query, scaling, window, softcap, sink)
 
@@ -58,8 +58,8 @@ def _attend_to_both(
     ]
     own, own_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
 
-    # Attend to the prompts, each with all its rows at once. What a window still shows of one depends on how far a row
-    # has come.
+    # Attend to the prompts, each with all its rows at once. How much of a prompt a window still shows depends on how
+    # many tokens a row has of its own.
     shared, shared_lse = torch.zeros_like(own), torch.full_like(own_lse, -torch.inf)
     groups = cache.groups if sliding_window is None else cache.groups_by_cohort
     for group in groups:
@@ -94,7 +94,7 @@ def _attend_shared(
     softcap: float | None,
     sink: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Cache a token's keys and values and attend, in a compiled step of a model that has taken one uncompiled."""
+    """Cache a token's keys and values and attend. Only in compiled steps, after the model has taken one uncompiled."""
     cache = active_cache.get()
     key, _ = cache.update(key, value, layer_idx)
     return _attend_to_both(cache, cache.take(key), query, scaling, sliding_window, softcap, sink)
@@ -108,8 +108,8 @@ _library = torch.library.Library("hf_itp", "DEF")
 _library.define(
     "attend_shared(Tensor query, Tensor key, Tensor value, int layer_idx, float scaling, int? sliding_window, "
     "float? softcap, Tensor? sink) -> Tensor",
-    # CUDA graphs are captured around it: its tensors grow from step to step. torch before 2.9 has no such tag, and
-    # there inductor's `graph_partition` is not to be had either.
+    # CUDA graphs are captured around the operator, since its tensors grow from step to step. torch before 2.9 has
+    # neither this tag nor inductor's `graph_partition`.
     tags=tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)])),
 )
 _library.impl("attend_shared", _attend_shared, "CompositeExplicitAutograd")

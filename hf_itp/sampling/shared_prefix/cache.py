@@ -1,7 +1,7 @@
 """
-Keys and values in two parts: each prompt's once, and each row's own after it.
+Cache of keys and values in two parts: each prompt's once, and each row's own after it.
 
-To the model it is a cache; the attention that reads it is in `attention.py`.
+The attention that reads it is in `attention.py`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from transformers.cache_utils import Cache
 
 from hf_itp.models.attention_interface import active
 
-# Room for so many tokens is added at once to each row's own keys and values.
+# Tokens by which each row's own keys and values grow at once.
 _BLOCK = 32
 
 Rows = slice | torch.Tensor
 
 active_cache: ContextVar[SharedPrefixCache] = ContextVar("hf_itp_shared_prefix_cache")
-"""What the attention of the step under way reads."""
+"""Cache that the attention of the current step reads."""
 
 
 class CannotShare(Exception):
-    """The model attends in a way that two parts of keys cannot serve."""
+    """The model's attention does not work with keys in two parts."""
 
 
 class CannotShareNow(CannotShare):
@@ -35,7 +35,7 @@ class CannotShareNow(CannotShare):
 
 
 class UnknownInterface(CannotShareNow):
-    """Something of transformers is not as it is known here, and the model might well share if it were."""
+    """A part of transformers is not as this package knows it; otherwise the model might share its prompts."""
 
     def __init__(self, interface: str):
         super().__init__(f"transformers' interface is not as it is known: {interface}")
@@ -43,14 +43,14 @@ class UnknownInterface(CannotShareNow):
 
 @dataclass
 class OwnKeys:
-    """One layer's keys and values of rows that began together, each row's own alone."""
+    """Keys and values of one layer, for rows that began together: only each row's own, without its prompt's."""
 
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     length: int = 0
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Adds a token `(R, H, 1, D)` to every row."""
+        """Append a token `(R, H, 1, D)` to every row."""
         if self.keys is None or self.values is None or self.length == self.keys.shape[2]:
             self.keys, self.values = _grown(self.keys, key), _grown(self.values, value)
         self.keys[:, :, self.length] = key[:, :, 0]
@@ -58,7 +58,7 @@ class OwnKeys:
         self.length += 1
 
     def last(self, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the last `count` tokens, or of all, as views."""
+        """Return keys and values of the last `count` tokens, by default of all, as views."""
         assert self.keys is not None and self.values is not None
         first = 0 if count is None else max(0, self.length - count)
         return self.keys[:, :, first : self.length], self.values[:, :, first : self.length]
@@ -80,13 +80,13 @@ def _grown(buffer: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 @dataclass
 class SharedLayer:
     """
-    One layer's keys and values.
+    Keys and values of one layer.
 
     Args:
-        prefixes (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values `(1, H, L, D)` of each prompt; of a
-            sliding-window layer the last ones.
-        window (`int`, *optional*): How many tokens a sliding-window layer keeps in sight.
-        own (`list[OwnKeys]`): What follows them, cohort by cohort.
+        prefixes (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values `(1, H, L, D)` of each prompt; in a
+            sliding-window layer only the last ones.
+        window (`int`, *optional*): Number of tokens that a sliding-window layer keeps in sight.
+        own (`list[OwnKeys]`): Keys and values of the rows after their prompts, one entry per cohort.
     """
 
     prefixes: list[tuple[torch.Tensor, torch.Tensor]]
@@ -96,7 +96,7 @@ class SharedLayer:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that continue one prompt, and the cohort they are in where all of them are in one."""
+    """Rows that continue one prompt, and the cohort they are in (meaningless if they are in several)."""
 
     prompt: int
     rows: Rows
@@ -106,13 +106,13 @@ class Group:
 @dataclass
 class SharedPrefixCache(Cache):
     """
-    What a batch of rows has read so far. Its rows stand cohort by cohort: those that began together, and so have
-    equally many tokens of their own.
+    Cache of a batch of rows, ordered by cohort. The rows of a cohort began together, so they have equally many tokens
+    of their own.
 
     Args:
         layers (`list[SharedLayer]`): One per layer of the model.
-        honours_softcap (`bool`): Whether the model's own attention does. The sdpa of transformers 5.17 drops a soft
-            cap without a word (5.23's refuses), and the policy is what the model computes.
+        honours_softcap (`bool`): Whether the model's own attention applies a soft cap. The sdpa of transformers 5.17
+            silently drops it (5.23's refuses), and the policy is what the model computes.
     """
 
     layers: list[Any]
@@ -129,14 +129,14 @@ class SharedPrefixCache(Cache):
     _key: torch.Tensor | None = field(default=None, init=False)
 
     def join(self, prompt_index: torch.Tensor) -> None:
-        """One more cohort of rows, which continue the prompts at `prompt_index`."""
+        """Add a cohort of rows, which continue the prompts at `prompt_index`."""
         for layer in self.layers:
             layer.own.append(OwnKeys())
         everyone = torch.cat([self.prompt_index.to(prompt_index.device), prompt_index])
         self._arrange(everyone, [*self.cohorts, len(prompt_index)])
 
     def keep(self, index: torch.Tensor) -> None:
-        """Goes on with the rows at `index`, in ascending order, alone."""
+        """Continue with only the rows at `index`, which ascends."""
         ends = torch.tensor(self.cohorts).cumsum(0).tolist()
         stays = []
         for cohort, (end, size) in enumerate(zip(ends, self.cohorts, strict=True)):
@@ -172,11 +172,11 @@ class SharedPrefixCache(Cache):
         return key_states, value_states
 
     def by_cohort(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The rows of each cohort, as views."""
+        """Return the rows of each cohort, as views."""
         return (rows,) if len(self.cohorts) == 1 else rows.split(self.cohorts)
 
     def take(self, key: torch.Tensor) -> SharedLayer:
-        """The layer whose keys have just been returned by [`update`]."""
+        """Return the layer whose keys [`update`] has just returned."""
         layer, self._pending = self._pending, None
         if layer is None or key is not self._key:
             raise CannotShare("the keys attended to are not the ones that were cached")
@@ -196,7 +196,7 @@ class SharedPrefixCache(Cache):
 
 
 def _rows_of_prompts(prompt_index: torch.Tensor, first: int = 0) -> list[tuple[int, Rows]]:
-    """Each prompt in `prompt_index` with its rows, counted from `first`."""
+    """Return each prompt in `prompt_index` with its rows, counted from `first`."""
     found: list[tuple[int, Rows]] = []
     for prompt in prompt_index.unique().tolist():
         rows = (prompt_index == prompt).nonzero().squeeze(-1) + first

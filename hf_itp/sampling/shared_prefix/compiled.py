@@ -1,8 +1,8 @@
 """
-The decoding step through torch.compile, where `generate` is given a `compile_config`.
+Compile the decoding step with torch.compile, if `generate` is given a `compile_config`.
 
-The model is one graph in which each layer's attention is an operator of ours; with CUDA graphs, they are captured
-between these operators. Compiling takes a minute, so what was compiled for a model serves all its later calls.
+The model becomes one graph, in which each layer's attention is an operator of ours; CUDA graphs are captured between
+these operators. Compiling takes a minute, so the compiled step of a model serves all its later calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_itp.sampling.shared_prefix.attention import ATTENTION
 
 
 class _TracedCache(Cache):
-    """The cache as the graph sees it: without content. The operator writes to the one of the call that runs."""
+    """Empty cache that the graph sees. The operator writes to the cache of the running call."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -37,7 +37,7 @@ class _TracedCache(Cache):
 
 class CompiledStep:
     """
-    Runs one token of every row, as the model itself would.
+    Compiled step: one token of every row, as the model itself would run it.
 
     Args:
         model (`PreTrainedModel`): The policy.
@@ -53,8 +53,8 @@ class CompiledStep:
         self._cache = _TracedCache()
 
     def __call__(self, **inputs: Any) -> Any:
-        """The model's outputs; the active cache is read by the operator and not by the graph."""
-        # What the last step gave may be written over.
+        """Return the model's outputs. Only the operator reads the active cache, not the graph."""
+        # The outputs of the last step may be overwritten.
         torch.compiler.cudagraph_mark_step_begin()
         graphs = {name: self._cache if isinstance(value, Cache) else value for name, value in inputs.items()}
         return self._forward(**graphs)
@@ -65,7 +65,7 @@ _lock = threading.Lock()
 
 
 def compiled_step(model: Any, generation_config: GenerationConfig) -> CompiledStep | None:
-    """The compiled step of the model, made now if there is none with this config; `None` if none is asked for."""
+    """Return the model's compiled step, made now if there is none with this config; `None` if none is asked for."""
     config = generation_config.compile_config
     if config is None or generation_config.disable_compile:
         return None

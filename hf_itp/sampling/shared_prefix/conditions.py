@@ -19,9 +19,9 @@ from hf_itp.models.view import can_be_viewed
 from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, UnknownInterface
 
-# What a plain text prompt is prepared as, beside its cache.
+# Inputs that `generate` prepares for a plain text prompt, besides its cache.
 _KNOWN = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}
-# What a caller may give beside the tokens of a prompt, or in their place.
+# Inputs that a caller may give besides the tokens of a prompt, or in their place.
 _BESIDE_TOKENS = {"inputs_embeds", "token_type_ids"}
 
 
@@ -30,7 +30,7 @@ def check_can_share(call: DecodingCall) -> tuple[str, Cache]:
     Return the name of the empty cache that `generate` prepared, and the cache.
 
     Raises:
-        `CannotShare`: If model or inputs cannot share a prefix. The first pass may still show that they cannot.
+        `CannotShare`: If model or inputs cannot share a prefix. The first pass may still reject them.
     """
     if not call.model_kwargs.get("use_cache"):
         raise CannotShareNow("`use_cache` is False")
@@ -70,7 +70,7 @@ def _check_model(model: Any) -> None:
     attention = _interface(model.config, "_attn_implementation")
     if attention not in EXACT_ATTENTION:
         raise CannotShare(f"the attention implementation {attention!r} is not known to share")
-    # Sharded weights are gathered by the modules a view would go around, in equally many passes everywhere.
+    # A view would bypass the modules that gather sharded weights, in equally many passes on every process.
     if is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):
         raise CannotShare("its weights are sharded over processes")
     if not can_be_viewed(model):

@@ -1,5 +1,5 @@
 """
-The decoder that pays for a prompt once: in time, in memory, and in every step that looks back at it.
+Decode with each prompt run once, stored once, and read once per step, however many rows continue it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from hf_itp.sampling.shared_prefix.cache import CannotShare, CannotShareNow, Sha
 from hf_itp.sampling.shared_prefix.compiled import compiled_step
 from hf_itp.sampling.shared_prefix.conditions import check_can_share, check_layers
 
-# Allowed difference of a step's logits from the model's own, as a share of the largest: rounding, nothing more.
+# Allowed difference of a step's logits from the model's own, as a share of the largest: only rounding.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.1
 
-# What the first pass of a model in a mode showed: why it cannot share, "" if it can.
+# Result of a model's first pass in each mode: why it cannot share, "" if it can.
 _verdicts = Verdicts[str]()
 
 
 def same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     """
-    Return whether logits differ from a model's own only by rounding, in the precision of the latter. Infinite ones
-    must be equal, and nothing agrees with a NaN.
+    Return whether logits differ from a model's own only by rounding in the model's precision.
+
+    Infinite logits must be equal, and nothing agrees with a NaN.
     """
     allowed = _TOLERANCE.get(theirs.dtype, _HALF_TOLERANCE)
     ours, theirs = ours.float(), theirs.float()
@@ -49,12 +50,12 @@ def _mode(model: Any, device: torch.device) -> tuple[Any, ...]:
 
 class SharedPrefixDecoder:
     """
-    Keeps keys and values of a prompt once, and reads them once per step for all rows that continue it.
+    Decoder that keeps a prompt's keys and values once, and reads them once per step for all rows that continue it.
 
     Each prompt runs by itself and without padding, so its logits are the same whatever else is in the batch.
 
     Raises:
-        `CannotShare`: If a prompt cannot be shared, which the first pass may show.
+        `CannotShare`: If a prompt cannot be shared; some models show that only in the first pass.
     """
 
     path, path_reason = "shared", "a prompt's keys and values are kept once for all its candidates"
@@ -111,7 +112,7 @@ class SharedPrefixDecoder:
 
     def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
         newest = input_ids[:, -1:].contiguous()
-        # torch.compile would compile a step of one row for itself.
+        # torch.compile would compile a separate step for one row.
         step = self._view if self._compiled is None or len(newest) == 1 else self._compiled
         with self._cache.active():
             outputs = step(
@@ -136,13 +137,14 @@ class SharedPrefixDecoder:
             for prefixes in self._prefixes
             for tensor in prefixes[0]
         )
-        # A row pays only for its own tokens, and for the copy made while its buffer grows.
+        # A row needs memory only for its own tokens, and for the copy made while its buffer grows.
         return 2 * own * max(0, length - longest)
 
     def _try_a_step(self, model: Any, token: torch.Tensor, cache: Cache) -> None:
         """
-        Run one token after the first prompt: what a model does with its keys shows only when it attends. The first
-        time compare with the model's own step: no list of what attention may be asked for is complete.
+        Run one token after the first prompt, since only a step shows what a model does with its keys.
+
+        The first time, compare with the model's own step: no list of what a model may ask of attention is complete.
         """
         positions = torch.full_like(token, self._lengths[0])
         self.start(torch.zeros(1, dtype=torch.long, device=self._device))

@@ -1,4 +1,4 @@
-"""Causal attention with a log-sum-exp, against a masked softmax in float64."""
+"""Test causal attention with a log-sum-exp against a masked softmax in float64."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_heads_that_share_a_key_head_repeat_no_key(softcap, widths, monkeypatch)
 @pytest.mark.parametrize("widths", [(8, 8), (8, 4)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_of_parts_are_those_of_the_whole(softcap, widths, causal):
-    """Attended apart and merged, a sink beside them, against autograd through one softmax in float64."""
+    """Parts attended separately and merged, with a sink, agree with autograd through one softmax in float64."""
     query, key, value = drawn(6, 6, widths=widths)
     prefix_key, prefix_value = drawn(1, 5, widths=widths)[1:]
     sink = torch.linspace(-1, 1, 6, dtype=torch.float32).view(1, 6, 1)

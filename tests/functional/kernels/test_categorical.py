@@ -1,5 +1,5 @@
 """
-Draws from a softmax: the exact law for vocabularies and tails of every size, whatever the rows around.
+Test draws from a softmax: the exact law for vocabularies and tails of every size, whatever the other rows are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAWS = {
 
 
 def grouped(indices, logits):
-    """The tail as a few groups: most of its tokens are never drawn."""
+    """Put the tail into a few groups, since most of its tokens are never drawn."""
     head = int((logits >= logits.max() - 10).sum())
     return [index if index < head else head + index % 4 for index in indices]
 
@@ -55,7 +55,7 @@ def test_draws_follow_the_softmax(name, seed=2):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 64])
 def test_law_does_not_depend_on_the_blocks(block, monkeypatch, seed=0):
-    """Blocks of one entry, blocks the vocabulary does not divide into, a block with nothing to draw."""
+    """Try blocks of one entry, blocks that do not divide the vocabulary, and a block with nothing to draw."""
     monkeypatch.setattr(categorical, "_BLOCK", block)
     logits = torch.tensor([0.0, -0.4, -torch.inf, -torch.inf, -1.3, -2.0, -2.0])
     draws = sample_categorical(logits.expand(NUM_DRAWS, -1), torch.arange(NUM_DRAWS), step=seed)
@@ -73,8 +73,8 @@ def test_row_draws_the_same_in_any_company():
 
 def test_noise_in_the_last_bits_moves_no_draw(seed=0):
     """
-    What lets the ways of computing logits agree on tokens: 100,000 draws, each moved with a chance near 1e-6. Even at
-    3e-6 more than five of them are moved with odds below 1e-6 (Poisson with mean 0.3).
+    This lets different ways of computing logits agree on tokens. Each of 100,000 draws is moved with a chance near
+    1e-6. Even at 3e-6 more than five of them are moved with odds below 1e-6 (Poisson with mean 0.3).
     """
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2000, 50, generator=generator)

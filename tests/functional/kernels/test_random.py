@@ -1,5 +1,5 @@
 """
-Random numbers that belong to a place: reproducible, uniform, and unrelated between neighbouring places.
+Test random numbers that belong to a place: reproducible, uniform, and unrelated between neighbouring places.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.worlds.odds import FALSE_ALARM
 
 
 def reference_mix(bits: int) -> int:
-    """The same finalizer in Python's unbounded integers."""
+    """Compute the same finalizer in Python's unbounded integers."""
     bits &= 2**64 - 1
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -38,7 +38,7 @@ def test_numbers_are_inside_the_open_interval():
 
 
 def test_numbers_are_uniform_along_keys_steps_and_indices(seed=0):
-    """Three Kolmogorov-Smirnov tests of 100,000 numbers each; another hash as good fails with odds below 1e-6."""
+    """Three Kolmogorov-Smirnov tests of 100,000 numbers each: an equally good hash fails with odds below 1e-6."""
     places = torch.arange(100_000)
     first = torch.tensor(seed)
     along_steps = torch.stack([uniform(torch.arange(100), step, first) for step in range(1000)]).flatten()

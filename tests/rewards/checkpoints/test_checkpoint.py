@@ -1,4 +1,4 @@
-"""What a checkpoint may not make its reader do: load a pickle, run code unasked, read files of elsewhere."""
+"""Test that a checkpoint cannot make its reader load a pickle, run code unasked or read files from elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONVERT = "Convert (it|them)"
 
 
 class Harmful:
-    """Writes `harm` into the folder when it is unpickled."""
+    """Object that writes `harm` into the folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Checkpoints: those that are reward models give the saved model's rewards, all others an error with its remedy."""
+"""Test that checkpoints of reward models give the saved model's rewards, and all others an error with its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sequences share a forward pass, and what happens when memory runs out."""
+"""Test which sequences share a forward pass, and what happens when memory runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward pass itself: padding, pooling, modes, and models whose own forward has to be used."""
+"""Test the forward pass itself: padding, pooling, modes, and models whose own forward must be used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sequence(*ids):
 
 
 class TwiceTheLogits(LlamaForSequenceClassification):
-    """A forward of its own, as remote code brings it."""
+    """Model with a forward of its own, like one from remote code."""
 
     def forward(self, input_ids, attention_mask=None, **kwargs):
         return SequenceClassifierOutput(logits=2 * self.score(self.model(input_ids).last_hidden_state[:, -1]))

@@ -1,6 +1,7 @@
 """
-A prompt that is run once, against the pass over every whole sequence: the same rewards, fewer tokens, and the model
-left as it was.
+Test prompts that are run once against passes over every whole sequence.
+
+The rewards are the same, the tokens fewer, and the model is left unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WHOLE = ("falcon", "bloom", "jamba", "qwen3_next")
 
 
 def words(count, seed):
-    """So many ids of words, no special ones among them."""
+    """Return `count` ids of words, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randint(3, VOCABULARY_SIZE - 2, (count,), generator=generator).tolist())
 
@@ -49,7 +50,7 @@ def whole_pass(model, sequences):
 
 
 def tokens_run(model, score):
-    """What `score()` returns, and how many tokens it put through the model's body, padding included."""
+    """Return the result of `score()`, and the number of tokens it ran through the model's body, with padding."""
     counts = []
     hook = model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -70,7 +71,7 @@ def assert_prefixes_run_once(model, sequences, num_tokens, tolerance=1e-4):
 
 @pytest.mark.parametrize("architecture", PACKED)
 def test_rewards_are_those_of_whole_sequences_and_each_prompt_is_run_once(architecture):
-    """Three prompts of different lengths, in one call; the windows of those that have one slide out of the prompt."""
+    """One call has three prompts of different lengths, and sliding windows leave the prompt behind."""
     assert SLIDING_WINDOW < 33
     sequences = sequences_of([40, 71, 50])
     assert_prefixes_run_once(tiny_classifier(architecture), sequences, 40 + 71 + 50 + 3 * (1 + 2 + 3 + 9 + 33))
@@ -173,7 +174,7 @@ def test_unbatched_scoring_shares_nothing():
 
 
 def test_prompts_cut_on_the_left_share_what_is_left_in_common():
-    """The longest response leaves less of the prompt, so it begins elsewhere than the rest."""
+    """The longest response leaves less of its prompt, so it begins elsewhere than the others."""
     model, tokenizer = tiny_classifier("llama"), tiny_tokenizer()
     responses = ["yes", "use cold water", "no " * 30]
     arguments = {"max_length": 66}
@@ -186,7 +187,7 @@ def test_prompts_cut_on_the_left_share_what_is_left_in_common():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_bfloat16_model_is_as_exact_as_its_own_pass(architecture):
-    """Errors against float32 of at most twice those of the whole pass in bfloat16, on average over 15 rewards."""
+    """On average over 15 rewards, errors against float32 are at most twice those of the whole pass in bfloat16."""
     model, sequences = tiny_classifier(architecture), sequences_of([40, 71, 50])
     exact = whole_pass(model, sequences)
     model = model.bfloat16()

@@ -1,4 +1,4 @@
-"""Which sequences are worth running behind a common prefix."""
+"""Test which sequences are worth running after a common prefix."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_group_has_to_save_more_than_asked():
 
 
 def test_response_that_grows_token_by_token():
-    """A thousand nested beginnings: no recursion gives up on them."""
+    """A thousand nested prefixes do not exceed the recursion limit."""
     groups = groups_of(*("a" * length for length in range(1, 2000)))
     assert len(groups) >= 1
     assert all(group.length < min(group.members) + 1 for group in groups)
 
 
 def test_groups_are_disjoint_alike_and_save_tokens():
-    """500 random sets of short words over two letters."""
+    """Holds for 500 random sets of short words over two letters."""
     generator = random.Random(0)
     for _ in range(500):
         words = ["".join(generator.choices("ab", k=generator.randint(1, 6))) for _ in range(generator.randint(1, 9))]

@@ -1,4 +1,4 @@
-"""The tokens a reward model reads, written out by hand."""
+"""Test the tokens a reward model reads against tokens written by hand."""
 
 from __future__ import annotations
 

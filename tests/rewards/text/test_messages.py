@@ -1,4 +1,4 @@
-"""Chats whose messages are more than role and content: what a template, a text, a function and a fingerprint see."""
+"""Test chats whose messages hold more than role and content: what templates, texts, functions and fingerprints see."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def with_template(template):
 
 @pytest.mark.parametrize("content", [{"content": ""}, {"content": None}, {}], ids=["empty", "none", "absent"])
 def test_template_is_given_every_field(content):
-    """The reward is that of the template's own rendering, so it differs with the call."""
+    """The reward follows the template's own rendering, so it differs with the tool call."""
     tokenizer, model = with_template(WRITES_CALLS), tiny_classifier("llama")
     reward = RewardModel(model, tokenizer)
     chats = [agent_chat(call, **content) for call in (CALL, OTHER_CALL)]
@@ -168,7 +168,7 @@ def test_what_the_template_cannot_render_costs_no_token(kind, template, chat, me
 def test_calibrator_without_the_prompt_costs_no_token():
     reward = RewardModel(tiny_classifier("llama"), tiny_tokenizer())
     calibrated = CalibratedReward(reward, RewardCalibrator(["how"], torch.tensor([[0.0, 1.0]])))
-    assert_refused_before_a_token(calibrated, "other", ArgumentError, "1 of 1 are not")
+    assert_refused_before_a_token(calibrated, "other", ArgumentError, "1 of 1 that are not")
     calibrated.check(["how"])
 
 
@@ -212,12 +212,12 @@ def test_messages_need_a_role_alone(chat):
 
 @pytest.mark.parametrize("chat", [[{"content": "how"}], [{"role": 3}], ["how"]])
 def test_messages_without_a_role_are_none(chat):
-    with pytest.raises(ArgumentTypeError, match="neither text nor a chat"):
+    with pytest.raises(ArgumentTypeError, match="must be a text or a chat"):
         check_prompts([chat])
 
 
 def test_fingerprints_of_plain_prompts_stay():
-    """Worked out with version 0.1.0: calibrations that were saved go on fitting."""
+    """Fingerprints of version 0.1.0, so that saved calibrations still fit."""
     assert prompt_fingerprint("Why?") == "fc79a4f8f82f77e67785d72e509778b5"
     assert prompt_fingerprint([USER]) == "4116ef5a23199a79930df50d669f4bca"
     assert prompt_fingerprint([{"role": "user", "content": None}]) == "2fdceb831e8877ab0581bf2d5faa362a"
@@ -230,7 +230,7 @@ def test_fingerprints_tell_fields_apart():
         [USER, {"role": "assistant", "content": ""}, RESULT], [{**USER, "name": "one"}], [USER],
     ]  # fmt: skip
     assert len({prompt_fingerprint(chat) for chat in chats}) == len(chats)
-    # As data sets fill up messages that lack what others have, in whatever order.
+    # Data sets fill fields that a message lacks and others have, in any order.
     filled = {"tool_calls": None, "content": USER["content"], "role": "user", "name": None}
     assert prompt_fingerprint([filled]) == prompt_fingerprint([USER])
     assert prompt_fingerprint(agent_chat(content=None)) == prompt_fingerprint(agent_chat())

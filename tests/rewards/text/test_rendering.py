@@ -1,4 +1,4 @@
-"""Chats as text, and the messages that are refused."""
+"""Test chats as text, and the messages that are refused."""
 
 from __future__ import annotations
 

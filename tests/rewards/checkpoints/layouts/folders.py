@@ -1,6 +1,7 @@
 """
-Tiny checkpoints with the class name, configuration, weight names and code of families on the Hub, and their rewards by
-the formula of their authors' code, one response at a time.
+Write tiny checkpoints with the class name, configuration, weight names and code of families on the Hub.
+
+Their rewards follow the formula of their authors' code, one response at a time.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ Reference = Callable[[str, str], float]
 
 class Family(NamedTuple):
     """
-    What the caller passes beside the folder, and the reward of a prompt and response by the authors' formula. Where
-    the folder is another than the one that was asked for, `folder` says so.
+    Options to pass with the folder, and the authors' formula for the reward of a prompt and response.
+
+    `folder` is set if the checkpoint is not in the folder that was asked for.
     """
 
     options: dict[str, Any]
@@ -41,12 +43,12 @@ class Family(NamedTuple):
 
 
 def chat_text(prompt: str, response: str) -> str:
-    """By hand what the tiny tokenizer's chat template writes."""
+    """Write by hand what the tiny tokenizer's chat template writes."""
     return f"<s> user {prompt} </s> <s> assistant {response} </s>"
 
 
 def config_of(model: PreTrainedModel, **entries: Any) -> dict[str, Any]:
-    """A model's configuration as a base model's, which says nothing of labels, with further entries."""
+    """Return the configuration of a base model, which says nothing of labels, with further entries."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in ("id2label", "label2id")}
     config.pop("problem_type", None)
     return json.loads(json.dumps(config, default=str)) | entries
@@ -59,7 +61,7 @@ def write(
     tokenizer: PreTrainedTokenizerFast | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """A checkpoint written file by file, as its authors' library would."""
+    """Write a checkpoint file by file, as its authors' library would."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(
@@ -74,20 +76,20 @@ def write(
 
 
 def body_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights below the head."""
+    """Return the weights below the head."""
     prefix = model.base_model_prefix + "."
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
 
 
 def random_weights(seed: int, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Normal draws by name, `__` for a dot."""
+    """Draw normal weights by name, with `__` for a dot."""
     generator = torch.Generator().manual_seed(seed)
     return {name.replace("__", "."): torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 @torch.no_grad()
 def last_hidden(model: PreTrainedModel, text: str) -> torch.Tensor:
-    """The body's last hidden states `(L, D)` of one text."""
+    """Return the body's last hidden states `(L, D)` of one text."""
     return model.base_model(torch.tensor([ids_of(text)])).last_hidden_state[0]
 
 
@@ -119,12 +121,12 @@ def encoder(architecture: str) -> Callable[[Path], Family]:
 
 
 def plain_text(folder: Path) -> Family:
-    """TRL's `RewardTrainer` on text without a template ends each in the end token."""
+    """TRL's `RewardTrainer` without a template: every text ends in the end token."""
     model = tiny_classifier("llama")
     saved(folder, model, plain_tokenizer())
     return Family(
         {"append_eos": True},
-        # What follows the prompt at once is no word the tokenizer knows.
+        # A response right after the prompt is not a word the tokenizer knows.
         lambda prompt, response: decoder_reward(
             model, f"<s> {prompt} {response} </s>".replace(f"{prompt.split()[-1]} {response.split()[0]}", "<unk>")
         ),

@@ -1,6 +1,7 @@
 """
-Every family in the table of `docs/reward_models.md`, and no other: it loads from a folder as it would from the Hub and
-gives its authors' rewards, or is refused with the reason.
+Test every family in the table of `docs/reward_models.md`, and no other.
+
+A family loads from a folder as it would from the Hub and gives its authors' rewards, or is refused with the reason.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def value_head(folder):
 
 
 def claiming(architecture, **entries):
-    """A Llama reward model that says it is of another class."""
+    """Return a function that saves a Llama reward model that says it is of another class."""
 
     def build(folder):
         saved(folder, tiny_classifier("llama"), tiny_tokenizer())
