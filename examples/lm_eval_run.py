@@ -34,7 +34,7 @@ WAYS = {
     "greedy": {"do_sample": False},
     "sampled": SAMPLING,
     "best_of_n": {**SAMPLING, "strategy": "best_of_n", "reward_model": "embedded", "seed": 0},
-    "pessimism": {**SAMPLING, "strategy": "pessimism", "beta": 0.5, "reward_model": "embedded", "seed": 0},
+    "pessimism": {**SAMPLING, "strategy": "pessimism", "beta": 0.03, "reward_model": "embedded", "seed": 0},
 }
 
 
