@@ -89,15 +89,19 @@ class Policy:
             [`~hf_itp.StrategyOutput`]: Winners and all candidates; transformers' own output without a `strategy`.
 
         Raises:
-            `ArgumentError`: If the chat template refuses a chat.
+            `ArgumentError`: If there are no prompts, or texts beside chats, or the chat template refuses a chat.
         """
+        prompts = list(prompts)
+        if len({isinstance(prompt, str) for prompt in prompts}) != 1:
+            raise ArgumentError(
+                f"`prompts` must be all texts or all chats, got {'both' if prompts else 'none'}. Pass each kind in a "
+                "call of its own."
+            )
+        # Plain `generate` knows no `prompts`.
+        own = {} if arguments.get("strategy") is None else {"prompts": prompts}
+        defaults = {"pad_token_id": self.tokenizer.pad_token_id, "return_dict_in_generate": True}
         return self.model.generate(
-            **self._encode(list(prompts)),
-            prompts=list(prompts),
-            tokenizer=self.tokenizer,
-            pad_token_id=self.tokenizer.pad_token_id,
-            return_dict_in_generate=True,
-            **arguments,
+            **self._encode(prompts), tokenizer=self.tokenizer, **{**defaults, **own, **arguments}
         )
 
     def text_of(self, prompt: Prompt) -> Callable[[torch.Tensor], str]:

@@ -50,6 +50,24 @@ def test_policy_without_a_pad_token_batches_all_the_same(tmp_path):
     assert answers(loaded, texts) == [answers(loaded, [text])[0] for text in texts]
 
 
+def test_call_without_a_strategy_is_plain_generate(policy):
+    loaded = Policy.from_pretrained(str(policy))
+    plain = {"do_sample": False, "max_new_tokens": 5}
+    inputs = loaded.tokenizer.apply_chat_template(
+        [CHAT], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    expected = loaded.model.generate(**inputs, pad_token_id=loaded.tokenizer.pad_token_id, **plain)
+    assert loaded.generate([CHAT], **plain).sequences.equal(expected)
+    # What the caller says counts.
+    assert loaded.generate([CHAT], return_dict_in_generate=False, **plain).equal(expected)
+
+
+@pytest.mark.parametrize(("prompts", "told"), [([], "got none"), (["how", CHAT], "got both")])
+def test_prompts_of_no_kind_or_of_two_are_refused_by_name(policy, prompts, told):
+    with pytest.raises(ArgumentError, match=f"`prompts` must be all texts or all chats, {told}"):
+        answers(Policy.from_pretrained(str(policy)), prompts)
+
+
 # peft draws the adapter's first weights from torch's global random numbers.
 @pytest.mark.uses_global_rng
 def test_adapter_folder_is_a_policy(tmp_path):
