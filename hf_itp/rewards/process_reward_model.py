@@ -18,7 +18,7 @@ from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import process_layout
 from hf_itp.rewards.checkpoints.loading import load, load_as
 from hf_itp.rewards.forward import own_code, passes
-from hf_itp.rewards.forward.scoring import budget_of, each_once, map_batches, scoring_bar
+from hf_itp.rewards.forward.scoring import budget_of, map_batches, once_each, scoring_bar
 from hf_itp.rewards.options import BatchSize, ProcessRewardModelOptions, takes_keywords_of
 from hf_itp.rewards.text import steps
 from hf_itp.rewards.text.encoding import TokenSequence, cut_left, token_limit, warn_of_cuts, warn_of_unseen_calls
@@ -129,7 +129,9 @@ class ProcessRewardModel(RewardFunction):
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
     ) -> torch.Tensor:
-        return each_once(self._score_distinct, self._encode(prompts, responses))
+        sequences, places = once_each(self._encode(prompts, responses))
+        with passes.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
+            return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))[places]
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         prompts = distinct(prompts)
@@ -137,10 +139,6 @@ class ProcessRewardModel(RewardFunction):
             passes.check_ids(self.model, [self._render(prompt, ["."])])
         if self.tokenizer.chat_template:
             warn_of_unseen_calls(self.tokenizer, prompts)
-
-    def _score_distinct(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        with passes.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
-            return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))
 
     @property
     def devices(self) -> frozenset[torch.device]:

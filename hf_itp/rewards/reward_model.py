@@ -19,7 +19,7 @@ from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import reward_layout
 from hf_itp.rewards.checkpoints.loading import load, load_as
 from hf_itp.rewards.forward import own_code, passes
-from hf_itp.rewards.forward.scoring import each_once, label_logits
+from hf_itp.rewards.forward.scoring import label_logits, once_each
 from hf_itp.rewards.options import BatchSize, RewardModelOptions, takes_keywords_of
 from hf_itp.rewards.text.encoding import PairEncoder, token_limit
 from hf_itp.rewards.text.rendering import conversation
@@ -155,12 +155,10 @@ class RewardModel(RewardFunction):
         if self._scores_itself:
             rewards = own_code.rewards(self.model, self._encoder, prompts, responses)
         else:
-            rewards = each_once(
-                lambda distinct: label_logits(
-                    self.model, distinct, self.label, self.batch_size, not self.unbatched, self.progress
-                ),
-                self._encoder.encode(prompts, responses),
-            )
+            sequences, places = once_each(self._encoder.encode(prompts, responses))
+            rewards = label_logits(
+                self.model, sequences, self.label, self.batch_size, not self.unbatched, self.progress
+            )[places]
         return rewards if self._scale is None else (rewards - self._shift) / self._scale
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:

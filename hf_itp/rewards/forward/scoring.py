@@ -134,12 +134,10 @@ def scoring_bar(count: int, progress: bool) -> tqdm:
     return tqdm(total=count, desc="Scoring", unit="response", disable=not shown)
 
 
-def each_once(
-    function: Callable[[Sequence[TokenSequence]], torch.Tensor], sequences: Sequence[TokenSequence]
-) -> torch.Tensor:
-    """Return `function` of all sequences, in order; call it on the distinct ones only, as candidates often repeat."""
+def once_each(sequences: Sequence[TokenSequence]) -> tuple[list[TokenSequence], list[int]]:
+    """Return the distinct sequences and where each of the given ones is among them, as candidates often repeat."""
     place = {sequence: position for position, sequence in enumerate(dict.fromkeys(sequences))}
-    return function(list(place))[[place[sequence] for sequence in sequences]]
+    return list(place), [place[sequence] for sequence in sequences]
 
 
 def map_batches(
