@@ -21,7 +21,7 @@ STRATEGIES = {
     "best_of_poisson": {"rate": 100.0},
     "pessimism": {"beta": 0.1},
 }
-"""Every strategy by name, with values for its fields, which hardly change the cost."""
+"""Strategies by name, with values for their fields, which hardly change the cost."""
 
 COMPETITORS = {
     "sample": ("ours", "generate", "generate_batch", "llama.cpp"),

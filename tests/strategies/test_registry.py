@@ -10,7 +10,7 @@ import pytest
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.strategies import BestOfN, Pessimism, get_strategy, list_strategies
-from hf_itp.strategies.registry import strategy_class
+from hf_itp.strategies.registry import OURS, strategy_class
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,15 +33,9 @@ class NoStrategy:
 """
 
 
-def test_our_own_are_listed_by_name():
-    assert list_strategies() == [
-        "best_of_n",
-        "pessimism",
-        "soft_best_of_n",
-        "top_quantile",
-        "best_of_poisson",
-        "worst_of_n",
-    ]
+def test_our_own_are_listed_first_and_load_by_their_names():
+    assert list_strategies()[: len(OURS)] == list(OURS) and {"best_of_n", "pessimism"} <= set(OURS)
+    assert [strategy_class(name).name for name in OURS] == list(OURS)
 
 
 def test_name_and_fields_make_the_strategy():
