@@ -45,6 +45,17 @@ class ScoringError(RewardError):
         super().__init__(message)
         self.candidates = candidates or []
 
+    @classmethod
+    def of(cls, error: Exception, reward: str, candidates: list[list[Any]]) -> "ScoringError":
+        """Return the error for a reward of that name that failed with another error."""
+        if isinstance(error, ItpError):
+            return cls(f"{error} `error.candidates` holds what was drawn.", candidates)
+        return cls(
+            f"Reward `{reward}` must score what was drawn, got {type(error).__name__}: {error}. Score "
+            "`error.candidates` again, or pass hf_itp.rewards.retried(...), which asks again by itself.",
+            candidates,
+        )
+
 
 class RewardModelError(ItpError, ValueError):
     """A checkpoint cannot be used as a reward model."""

@@ -95,7 +95,7 @@ class TestTwoProcesses:
     @pytest.mark.parametrize(("failure", "failing"), [("reward", 1), ("reward of process 0", 0)])
     def test_end_with_the_error_of_the_one_that_failed(self, failure, failing, processes):
         own, told = processes[failing]["failures"][failure], processes[1 - failing]["failures"][failure]
-        assert own["type"] == "RewardError" and "Return a finite float for every response" in own["message"]
+        assert own["type"] == "ScoringError" and "Return a finite float for every response" in own["message"]
         assert told["type"] == "ProcessError" and own["message"] in told["message"]
         assert f"Process {failing} of 2 failed" in told["message"] and "Fix what failed there" in told["message"]
 
