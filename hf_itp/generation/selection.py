@@ -122,4 +122,4 @@ class Selection:
             )
         if len(rewards) - size < _PATIENCE * limit:
             return None
-        return self._masked.decide_now(rewards, self._num_returned, selection_generator(self._keys[row]), row)
+        return self._masked.select_from_run(rewards, self._num_returned, selection_generator(self._keys[row]), row)

@@ -27,8 +27,7 @@ ResponseIds = Sequence[torch.Tensor] | None
 NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
 """What TRL's trainers pass beside the columns of their data, one value for all responses."""
 
-PASSED_TO_ALL = NO_COLUMNS | {"prompts", "completions", "completion_ids"}
-"""What reward functions are called with anyway, so that no column can have the name."""
+_PASSED_TO_ALL = NO_COLUMNS | {"self", "prompts", "completions", "completion_ids"}
 
 
 class RewardFunction(ABC):
@@ -154,6 +153,21 @@ class RewardFunction(ABC):
     def takes(self, column: str) -> bool:
         """Return whether the rewards may depend on a column of that name."""
         return _score_takes(self.score, column)
+
+
+def check_names(columns: Mapping[str, Any]) -> None:
+    """
+    Check that no column has the name of what every reward is called with.
+
+    Raises:
+        `ArgumentError`: If one has; names it.
+    """
+    for name in columns:
+        if name in _PASSED_TO_ALL:
+            raise ArgumentError(
+                f"`reward_kwargs` must hold further columns, got {name!r}, which a reward is passed anyway. Rename "
+                "the column, or remove it."
+            )
 
 
 def check_columns(columns: Mapping[str, Any], count: int, entry: str) -> None:

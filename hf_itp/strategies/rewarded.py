@@ -7,7 +7,7 @@ The one place where they are masked. The strategy sees the pool of the others; i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -90,13 +90,21 @@ class OnRewarded:
             raise StrategyError(f"Prompt {row} cannot be selected for. {error}") from error
         return None if within is None else self._decision(places, within, first, num_return_sequences, row)
 
-    def decide_now(self, rewards: Tensor, num_return_sequences: int, generator: Generator, row: int) -> Decision:
-        """Return what the strategy selects where no more is drawn, all rewards read as those of a finished run."""
+    def select(self, rewards: Tensor, num_return_sequences: int, generator: Generator, row: int) -> Decision:
+        """Return what the strategy selects from the rewards `(P,)` of prompt `row`: all there will be."""
+        places = (~rewards.isnan()).nonzero().squeeze(-1)
+        within = self.strategy.select(rewards[places], num_return_sequences, generator)
+        return self._decision(places, within, len(places), num_return_sequences, row)
+
+    def select_from_run(self, rewards: Tensor, num_return_sequences: int, generator: Generator, row: int) -> Decision:
+        """
+        Return what a strategy that draws further candidates selects where no more will come: the rewards are read as
+        those of a finished run with two equal pools and `num_return_sequences` more, without a last one too many.
+        """
         places = (~rewards.isnan()).nonzero().squeeze(-1)
         first = (len(places) - num_return_sequences) // 2
-        places = places[: 2 * first + num_return_sequences]
-        within = self.strategy.select(rewards[places], num_return_sequences, generator)
-        return self._decision(places, within, first, num_return_sequences, row)
+        last = int(places[2 * first + num_return_sequences - 1]) + 1
+        return replace(self.select(rewards[:last], num_return_sequences, generator, row), num_first=first)
 
     def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
         """Return the strategy's diagnostics of pools `(B, N)`."""

@@ -20,6 +20,7 @@ from hf_itp.errors import ArgumentError
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.policies.policy import as_conversations
 from hf_itp.pools.file import fewest_rewards, read_pool
+from hf_itp.rewards.from_code import with_code_loaded
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
 from hf_itp.training.objective import CTRLObjective
@@ -78,6 +79,7 @@ class TrainingRun:
             )
         check_strategy(args)
         check_all_used(run, args, given)
+        with_code_loaded(run.reward_model)  # refuses what does not exist
         held = None if run.calibration is None else _references_held(run, args)
         count, fewest = held or (args.num_reference, args.num_reference)
         if given.get("num_reference", count) != count:
@@ -145,7 +147,7 @@ class TrainingRun:
             self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM
         )
         tokenizer.padding_side = "left"
-        rewards = self.run.reward_model
+        rewards = with_code_loaded(self.run.reward_model)
         calibrated = self.run.calibration
         common: dict[str, Any] = {
             "model": model,

@@ -116,7 +116,7 @@ def test_finished_run_is_read_as_the_strategy_reads_one():
     law[places] = rule.probabilities(rewards[places])
     draws = 4000
     counts = Counter(
-        int(OnRewarded(rule).decide_now(rewards, 1, torch.Generator().manual_seed(seed), 0).indices)
+        int(OnRewarded(rule).select_from_run(rewards, 1, torch.Generator().manual_seed(seed), 0).indices)
         for seed in range(draws)
     )
     for index in range(7):
