@@ -24,7 +24,7 @@ _KL_TOLERANCE = 1e-12
 @dataclass(frozen=True)
 class AlignmentTradeoff:
     """
-    A policy tilted by a transform, and the reference policy.
+    Compare a policy tilted by a transform with the reference policy.
 
     Args:
         log_density (`torch.Tensor`): Log-density of calibrated rewards under the policy, at the grid's nodes.
