@@ -74,7 +74,7 @@ def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float)
 
     Calibrated rewards are uniform under the reference policy, so under the optimum they have density
     \\( f(u) = e^{\Phi(u) / \beta} / Z \\) whatever the task. From [InfAlign](https://huggingface.co/papers/2412.19792),
-    theorem on calibrated rewards; the integrals are derived.
+    theorem on calibrated rewards; the integrals are derived from it.
 
     Args:
         transform (`str` or [`~functional.transforms.Transform`]): What [`~functional.transforms.get_transform`] takes.
