@@ -11,7 +11,7 @@ import typer
 
 def parse_fields(assignments: Sequence[str], **common: Any) -> dict[str, Any]:
     """
-    Return the fields from `--set`, with values read as JSON if they are, else as text, and those with own options.
+    Return the fields from `--set`, read as JSON if they are, else as text, and those with options of their own.
 
     Raises:
         `typer.BadParameter`: If an assignment has no `=`, or a field is given twice.

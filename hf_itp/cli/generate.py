@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Dtype(StrEnum):
-    """What the policy computes in."""
+    """Data type that the policy computes in."""
 
     auto = "auto"
     float32 = "float32"
