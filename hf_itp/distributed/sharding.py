@@ -99,8 +99,8 @@ class Sharding:
             for name, value in answers[0][1].items():
                 if other[name] != value:
                     raise ArgumentError(
-                        f"`{name}` must be the same in every process with `shard`, but differs between process 0 and "
-                        f"process {rank}, so their candidates would not belong together. Give every process the whole "
+                        f"`{name}` must be the same in every process with `shard`, got another in process {rank} than "
+                        "in process 0: their candidates would not belong together. Give every process the whole "
                         "batch and the same arguments, or leave `shard` out where each has prompts of its own."
                     )
         return answers[0][0]

@@ -275,8 +275,8 @@ class StrategyDecoding(Keywords):
             if drawn >= extra:
                 raise StrategyError(
                     f"Strategy {self.strategy.name!r} must decide on {drawn} candidates beyond the first "
-                    f"{self.num_candidates}, as its `num_extra_candidates` says, but for prompt {waiting[0]} asked "
-                    "for more. Correct its `decide`."
+                    f"{self.num_candidates}, as its `num_extra_candidates` says, got a call for more for prompt "
+                    f"{waiting[0]}. Correct its `decide`."
                 )
             pools.extend(waiting, min(extra - drawn, math.ceil(self.num_candidates / 4)))
 

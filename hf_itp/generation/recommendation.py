@@ -101,7 +101,7 @@ def recommended_arguments(
 
 def recommended_with_fields(model: Any, ours: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """
-    Fill in like [`recommended_arguments`], with the strategy's own fields given apart from sampling's keywords.
+    Do as [`recommended_arguments`] does, with the strategy's own fields given apart from sampling's keywords.
 
     A name that both have, such as `temperature`, is then the strategy's.
 

@@ -222,7 +222,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
     @property
     def has_whole_weights(self) -> bool:
-        """Whether every process has all weights, so that our sampler can run the policy."""
+        """True if every process has all weights, so that our sampler can run the policy."""
         return self.accelerator.distributed_type in _SHARED_MEMORY
 
     def _check_reference(self) -> None:
