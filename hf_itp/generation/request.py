@@ -120,8 +120,8 @@ def _strategy(strategy: str | Strategy, arguments: dict[str, Any]) -> Strategy:
     shared = [name for name in fields if hasattr(GenerationConfig(), name)]
     if shared:
         raise ArgumentError(
-            f"`{shared[0]}` must be given apart for sampling and for strategy {strategy!r}, got one keyword for both. Pass "
-            f"strategy=hf_itp.get_strategy({strategy!r}, {shared[0]}=...), and sampling's beside it."
+            f"`{shared[0]}` must be given apart for sampling and for strategy {strategy!r}, got one keyword for both. "
+            f"Pass strategy=hf_itp.get_strategy({strategy!r}, {shared[0]}=...), and sampling's beside it."
         )
     for name in fields:
         del arguments[name]
