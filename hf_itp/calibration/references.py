@@ -74,7 +74,7 @@ def _warn_of_constant_rewards(table: torch.Tensor, counts: torch.Tensor) -> None
     if bool(constant.any()):
         warnings.warn(
             f"All reference rewards are equal for {int(constant.sum())} of {len(constant)} prompts, so rewards "
-            "equal to them are calibrated to 0.5. Drop these prompts before training, which learns nothing there.",
+            "equal to them are calibrated to 0.5. Training learns nothing from these prompts: drop them.",
             ItpWarning,
             stacklevel=4,
         )

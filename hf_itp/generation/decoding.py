@@ -48,7 +48,7 @@ from hf_itp.strategies import Strategy, get_strategy
 @dataclass
 class StrategyDecoding(Keywords):
     """
-    One request: which strategy selects among how many candidates, by which reward, for which prompts.
+    Hold one request: which strategy selects among how many candidates, by which reward, for which prompts.
 
     Give it to `generate` as `custom_generate=StrategyDecoding(...)`, or let `generate(strategy=...)` build it.
 
@@ -63,10 +63,10 @@ class StrategyDecoding(Keywords):
             response.
         input_prompts (`list[list[int]]`, *optional*): Tokens of the prompts of an encoder-decoder, whose decoding loop
             sees only the decoder's.
-        keep_top_k_50 (`bool`, *optional*, defaults to `False`): Keep a `top_k` of 50. transformers sets it where
-            nobody did, and a decoding method cannot tell, so `False` removes it, with a warning.
+        keep_top_k_50 (`bool`, *optional*, defaults to `False`): Keep a `top_k` of 50. transformers sets it if
+            nobody did. A decoding method cannot tell the two apart, so `False` removes it, with a warning.
 
-    and, by name, every keyword of `generate` ([`Keywords`]).
+    It also takes every keyword of `generate` by name ([`Keywords`]).
 
     Examples:
 
@@ -79,7 +79,7 @@ class StrategyDecoding(Keywords):
 
     ```
 
-    and then `policy.generate(**inputs, do_sample=True, custom_generate=decoding)`.
+    Then call `policy.generate(**inputs, do_sample=True, custom_generate=decoding)`.
     """
 
     strategy: Strategy

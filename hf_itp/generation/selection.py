@@ -118,7 +118,7 @@ class Selection:
         if drawn >= self.num_extra(int(there[:size].sum())):
             raise StrategyError(
                 f"Strategy {self._strategy.name!r} must decide on {drawn} candidates beyond the first {size}, as its "
-                f"`num_extra_candidates` says, but for prompt {row} asked for more. Correct its `decide`."
+                f"`num_extra_candidates` says, got a call for more for prompt {row}. Correct its `decide`."
             )
         if len(rewards) - size < _PATIENCE * limit:
             return None

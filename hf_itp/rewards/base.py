@@ -32,7 +32,7 @@ _PASSED_TO_ALL = NO_COLUMNS | {"self", "prompts", "completions", "completion_ids
 
 class RewardFunction(ABC):
     """
-    Scores responses to prompts. A subclass defines [`score`]; a call also checks the rewards it returns.
+    Score responses to prompts. A subclass defines [`score`]; a call also checks the rewards it returns.
 
     A response may have no reward, for which `score` returns `None`, as reward functions of TRL do. Such a response is
     never selected.
@@ -109,7 +109,7 @@ class RewardFunction(ABC):
     def rewards_of(
         self, prompts: Any, responses: Any, response_ids: Any = None, columns: Mapping[str, Any] | None = None
     ) -> torch.Tensor:
-        """Call the reward with the columns in one argument, so that their names may be any."""
+        """Call the reward with the columns in one argument, so that any names are allowed."""
         return finished(self.begin(prompts, responses, response_ids, columns))
 
     def begin(

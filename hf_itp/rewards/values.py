@@ -53,20 +53,20 @@ def as_rewards(values: Any, count: int, name: str) -> torch.Tensor:
         ) from None
     if rewards.dim() == 1 and len(rewards) != count:
         raise RewardError(
-            f"Reward function `{name}` returned {len(rewards)} rewards for {count} responses. Return one float per "
-            "response, in order."
+            f"Reward function `{name}` must return one reward per response ({count}), got {len(rewards)}. Return one "
+            "float per response, in order."
         )
     if rewards.shape != (count,) or rewards.is_complex():
         raise RewardError(
-            f"Reward function `{name}` returned rewards of shape {tuple(rewards.shape)} and dtype {rewards.dtype} for "
-            f"{count} responses. Return one float per response, in order."
+            f"Reward function `{name}` must return real rewards of shape ({count},), got shape "
+            f"{tuple(rewards.shape)} and dtype {rewards.dtype}. Return one float per response, in order."
         )
     rewards = rewards.to(device="cpu", dtype=torch.float32)
     if not torch.isfinite(rewards).all():
         position = int((~torch.isfinite(rewards)).nonzero()[0])
         raise RewardError(
-            f"Reward function `{name}` returned {rewards[position].item()} for response {position} of {count}, so no "
-            f"candidate can be ranked. {_REMEDY}"
+            f"Reward function `{name}` must return finite rewards, got {rewards[position].item()} for response "
+            f"{position} of {count}, so no candidate can be ranked. {_REMEDY}"
         )
     return rewards if absent is None else rewards.masked_fill(absent, math.nan)
 
@@ -93,7 +93,7 @@ def _numbers(values: Sequence[Any], name: str) -> list[float]:
             numbers.append(0.0 if value is None else float(value))
         except (TypeError, ValueError, RuntimeError):
             raise RewardError(
-                f"Reward function `{name}` returned {value!r} for response {position} of {len(values)}, so no "
-                f"candidate can be ranked. {_REMEDY}"
+                f"Reward function `{name}` must return floats, got {value!r} for response {position} of "
+                f"{len(values)}, so no candidate can be ranked. {_REMEDY}"
             ) from None
     return numbers

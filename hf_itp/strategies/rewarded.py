@@ -87,7 +87,7 @@ class OnRewarded:
         try:
             within = self.strategy.decide(rewards[places], first, num_return_sequences, generator, *known)
         except StrategyError as error:
-            raise StrategyError(f"Prompt {row} cannot be selected for. {error}") from error
+            raise StrategyError(f"No response to prompt {row} can be selected. {error}") from error
         return None if within is None else self._decision(places, within, first, num_return_sequences, row)
 
     def select(self, rewards: Tensor, num_return_sequences: int, generator: Generator, row: int) -> Decision:

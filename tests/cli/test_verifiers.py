@@ -134,8 +134,8 @@ def test_train_passes_columns_and_the_state(run, policy, folder, solver):
     ended = run(
         "train", "--model", policy, "--reward_model", "both.py:check", "--train_file", "sums.jsonl",
         "--solver", solver, "--output_dir", "trained", "--num_reference", 24, "--transform", "identity",
-        "--max_completion_length", 6, "--max_steps", 1, "--per_device_train_batch_size", 4, "--use_cpu", "true", "--bf16", "false", "--report_to",
-        "none", "--save_strategy", "no", "--gradient_checkpointing", "false",
+        "--max_completion_length", 6, "--max_steps", 1, "--per_device_train_batch_size", 4, "--use_cpu", "true",
+        "--bf16", "false", "--report_to", "none", "--save_strategy", "no", "--gradient_checkpointing", "false",
         *(["--num_generations", 4] if solver == "rl" else []),
     )  # fmt: skip
     assert ended.code == 0, ended.err

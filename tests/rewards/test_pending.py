@@ -167,7 +167,7 @@ def test_rewards_of_asynchronous_functions_are_checked():
     async def too_few(prompts, completions, **kwargs):
         return [0.0]
 
-    with pytest.raises(RewardError, match="`too_few` returned 1 rewards for 2 responses"):
+    with pytest.raises(RewardError, match=r"`too_few` must return one reward per response \(2\), got 1"):
         CallableReward(too_few)(PROMPTS, RESPONSES)
 
 

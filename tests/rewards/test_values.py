@@ -40,7 +40,7 @@ def test_none_is_no_reward(returned):
     "returned", [[1.0, None, math.nan], np.array([1.0, 2.0, math.nan]), torch.tensor([1.0, 2.0, math.nan])]
 )
 def test_nan_is_an_error_that_names_the_response(returned):
-    with pytest.raises(RewardError, match=r"`fixed` returned nan for response 2 of 3.*or None"):
+    with pytest.raises(RewardError, match=r"`fixed` must return finite rewards, got nan for response 2 of 3.*or None"):
         returning(returned)(PROMPTS, RESPONSES)
 
 
