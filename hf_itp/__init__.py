@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from hf_itp._version import __version__
-from hf_itp.errors import ItpError, ItpWarning
+from hf_itp.errors import ItpError, ItpWarning, ScoringError
 from hf_itp.generation.patching import disable, enable, enable_with_transformers
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ __all__ = [
     "RewardCalibrator",
     "RewardFunction",
     "RewardModel",
+    "ScoringError",
     "Strategy",
     "StrategyDecoding",
     "StrategyOutput",

@@ -5,6 +5,8 @@ A message has four parts in order: the argument in backticks and its rule ("must
 consequence where it is not obvious, and the remedy as an imperative.
 """
 
+from typing import Any
+
 
 class ItpError(Exception):
     """Base class of every error `hf_itp` raises on purpose."""
@@ -24,6 +26,35 @@ class NumberError(ArgumentError, ArgumentTypeError):
 
 class RewardError(ItpError, ValueError):
     """A reward function returned rewards that cannot be ranked: too few, too many, NaN or infinite."""
+
+
+class ScoringError(RewardError):
+    """
+    Responses were drawn but could not be scored, or too few of them have a reward.
+
+    Nothing that was drawn is lost: score it again and let a strategy select.
+
+    Args:
+        message (`str`): What is wrong.
+        candidates (`list[list[torch.LongTensor]]`, *optional*): For each prompt the token ids of every response drawn,
+            in order. With `early_rejection` some are only the first tokens of a response; with `shard` they are those
+            of the process that failed.
+    """
+
+    def __init__(self, message: str, candidates: list[list[Any]] | None = None):
+        super().__init__(message)
+        self.candidates = candidates or []
+
+    @classmethod
+    def of(cls, error: Exception, reward: str, candidates: list[list[Any]]) -> "ScoringError":
+        """Return the error for a reward of that name that failed with another error."""
+        if isinstance(error, ItpError):
+            return cls(f"{error} `error.candidates` holds what was drawn.", candidates)
+        return cls(
+            f"Reward `{reward}` must score what was drawn, got {type(error).__name__}: {error}. Score "
+            "`error.candidates` again, or pass hf_itp.rewards.retried(...), which asks again by itself.",
+            candidates,
+        )
 
 
 class RewardModelError(ItpError, ValueError):

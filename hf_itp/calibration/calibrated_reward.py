@@ -4,7 +4,8 @@ A reward on the reference policy's own scale, usable like any reward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from hf_itp.calibration.calibrator import RewardCalibrator
 from hf_itp.calibration.fingerprints import reward_identity
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt, ResponseIds
+from hf_itp.rewards.pending import all_of
 from hf_itp.rewards.resolve import RewardLike
+from hf_itp.rewards.values import or_none
 
 
 class CalibratedReward(RewardFunction):
@@ -21,7 +24,8 @@ class CalibratedReward(RewardFunction):
     Score a response by the share, in `[0, 1]`, of reference responses to the same prompt that it beats.
 
     With it the `beta` of pessimism means the same for every prompt and reward model: a `beta` of at most 1/2 keeps the
-    best `sqrt(2 beta)` of the policy's mass, at a win rate of `1 - sqrt(2 beta) / 3`.
+    best `sqrt(2 beta)` of the policy's mass, at a win rate of `1 - sqrt(2 beta) / 3`. A response without a reward
+    has no calibrated one.
 
     Args:
         reward_model: Anything that [`~rewards.as_reward_function`] takes.
@@ -54,8 +58,19 @@ class CalibratedReward(RewardFunction):
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
-    ) -> torch.Tensor:
-        return self._calibrator.calibrate(prompts, self._reward.rewards_of(prompts, responses, response_ids, columns))
+    ) -> Sequence[float | None] | Awaitable[Any]:
+        begun = self._reward.begin(prompts, responses, response_ids, columns)
+        calibrated: Sequence[float | None] | Awaitable[Any] = all_of(
+            [begun], lambda rewards: or_none(self._calibrated(prompts, rewards[0]))
+        )
+        return calibrated
+
+    def _calibrated(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:
+        calibrated = torch.full_like(rewards, math.nan)
+        if places := (~rewards.isnan()).nonzero().squeeze(-1).tolist():
+            own = [prompts[place] for place in places]
+            calibrated[places] = self._calibrator.calibrate(own, rewards[places])
+        return calibrated
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         self._calibrator.check_prompts(prompts)

@@ -4,7 +4,6 @@ Calibrated rewards: the quantile of each among the rewards of reference response
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,14 +23,16 @@ from hf_itp.calibration.fingerprints import (
     reward_identity,
 )
 from hf_itp.calibration.predictor import QuantilePredictor
+from hf_itp.calibration.references import counts_among, num_scored, sorted_references
 from hf_itp.checks import check_count, check_rewards
-from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.errors import ArgumentError
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.pools.draw import check_lengths, draw_references
-from hf_itp.pools.file import read_pool
+from hf_itp.pools.file import read_pool, reward_table
 from hf_itp.prompts import check_prompts
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.description import DrawDescription, with_length
 from hf_itp.sampling.recorded import fingerprint
@@ -51,7 +52,8 @@ class RewardCalibrator:
 
     Args:
         prompts (`list[str]` or `list[list[dict]]`): The prompts, or their fingerprints as `fingerprints=`.
-        reference_rewards (`torch.Tensor` of shape `(P, K)`): Rewards of each prompt's reference responses, any order.
+        reference_rewards (`torch.Tensor` of shape `(P, K)`): Rewards of each prompt's reference responses, any
+            order, NaN for those without one: they are left out and counted.
         policy, reward_model, sampling (`dict`, *optional*): What they were drawn and scored with.
         draw (`dict`, *optional*): The whole description of the draw ([`~sampling.description.DrawDescription`]);
             `None` if not known, as for calibrations written before it was recorded.
@@ -89,25 +91,28 @@ class RewardCalibrator:
             )
         if fingerprints is None:
             fingerprints = [prompt_fingerprint(prompt) for prompt in check_prompts(prompts or [])]
-        check_rewards(reference_rewards, "reference_rewards")
-        if reference_rewards.dim() != 2 or len(reference_rewards) != len(fingerprints):
-            raise ArgumentError(
-                f"`reference_rewards` must have shape ({len(fingerprints)}, K), one row per prompt, got "
-                f"{tuple(reference_rewards.shape)}. Give each prompt its row."
-            )
-        self.reference_rewards = reference_rewards.detach().to("cpu", torch.float32).sort(dim=-1).values
+        self.reference_rewards = sorted_references(reference_rewards, len(fingerprints))
         self.fingerprints = list(fingerprints)
         self._rows = {fingerprint: row for row, fingerprint in enumerate(self.fingerprints)}
         if len(self._rows) != len(self.fingerprints):
             raise ArgumentError("`prompts` must hold each prompt once, got repeats. Drop them.")
         self.policy, self.reward_model = policy or dict(_UNKNOWN), reward_model or dict(_UNKNOWN)
         self.sampling, self.draw, self.seed, self.predictor = sampling or {}, draw, seed, predictor
-        self._warn_of_constant_rewards()
 
     @property
     def num_reference(self) -> int:
         """`K`, the number of reference responses of a prompt."""
         return self.reference_rewards.shape[1]
+
+    @property
+    def no_reward(self) -> torch.Tensor:
+        """How many of each prompt's references `(P,)` have no reward and are left out."""
+        return self.num_reference - num_scored(self.reference_rewards)
+
+    @property
+    def fewest_references(self) -> int:
+        """References with a reward of the prompt that has fewest."""
+        return self.num_reference - int(self.no_reward.max())
 
     @classmethod
     def fit(
@@ -131,8 +136,10 @@ class RewardCalibrator:
         """
         Draw `num_reference` responses per prompt from the policy and score them.
 
-        Under `accelerate launch` the processes share the prompts. With `output_dir` the responses are kept there as a
-        pool file, from which an interrupted run resumes, with the same bytes in the end.
+        A reference without a reward (`None`) is left out and counted ([`no_reward`]). What a reward function logs is
+        dropped: references belong to no step. Under `accelerate launch` the processes share the prompts. With
+        `output_dir` the responses are kept there as a pool file, from which an interrupted run resumes, with the same
+        bytes in the end.
 
         Args:
             policy (`PreTrainedModel`): The reference policy.
@@ -159,7 +166,7 @@ class RewardCalibrator:
             `ArgumentError`: If there are no prompts, `num_reference` is below 2, a prompt is too long for the policy,
                 equal prompts have different `reward_kwargs`, a setting asks for something other than independent
                 samples or cannot be recorded, all rewards are equal, or `output_dir` holds another draw.
-            `RewardError`: If a reward is not finite.
+            `ScoringError`: If the reward fails; `output_dir` keeps what was drawn, and the same call takes it up.
         """
         prompts = check_prompts(prompts)
         columns = check_columns(reward_kwargs, len(prompts))
@@ -176,7 +183,7 @@ class RewardCalibrator:
         else:
             asked = {"do_sample": True, **description.settings}
         check_lengths(policy, description, prompts)
-        reward.check(prompts, **columns)
+        reward.check(prompts, **columns, **DROPPED)
         if predict:
             QuantilePredictor.check(reward, prompts)
         recorded: dict[str, Any] = {
@@ -197,7 +204,7 @@ class RewardCalibrator:
             policy, description, reward, prompts, num_reference, seed=seed, settings=settings, columns=columns,
             output_dir=output_dir, batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float32)
+        rewards = reward_table(rows)
         predictor = QuantilePredictor.fit(reward, prompts, rewards) if predict else None
         calibrator = cls(prompts, rewards, **recorded, seed=seed, predictor=predictor)
         if output_dir is not None:
@@ -224,7 +231,7 @@ class RewardCalibrator:
                     f"Every row of a pool must have as many rewards as the first ({count}), got {len(row['rewards'])} "
                     f"in row {number} of {path}. Draw the same number for every prompt."
                 )
-        rewards = torch.tensor([row["rewards"] for row in rows], dtype=torch.float64)
+        rewards = reward_table(rows)
         return cls([row["prompt"] for row in rows], rewards, **identities)
 
     def calibrate(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:
@@ -244,12 +251,15 @@ class RewardCalibrator:
         below, equal, total = self.counts(prompts, rewards)
         return ((below + equal / 2) / total).to(torch.float32)
 
-    def counts(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def counts(
+        self, prompts: Sequence[Prompt], rewards: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Count the reference rewards below and equal to each reward.
 
         Returns:
-            `tuple`: `below` and `equal`, float64 of the shape of `rewards`, and `K`.
+            `tuple`: `below`, `equal` and the number of references with a reward, each float64 of the shape of
+                `rewards`.
         """
         exact = check_rewards(rewards)
         if len(prompts) != len(exact):
@@ -257,14 +267,13 @@ class RewardCalibrator:
                 f"`prompts` must hold one prompt per row of `rewards` ({len(exact)}), got {len(prompts)}. Repeat a "
                 "prompt for each of its responses."
             )
-        reference = self.references_of(prompts).to(torch.float64)
-        values = exact.reshape(len(exact), -1).contiguous()
-        below = torch.searchsorted(reference, values).double()
-        not_above = torch.searchsorted(reference, values, right=True).double()
-        return below.view_as(exact), (not_above - below).view_as(exact), self.num_reference
+        return counts_among(self.references_of(prompts), exact)
 
     def references_of(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Return the sorted reference rewards `(n, K)` of each prompt, predicted for prompts without references."""
+        """
+        Return the sorted reference rewards `(n, K)` of each prompt, predicted for prompts without references; NaN, at
+        the end, for references without a reward.
+        """
         self.check_prompts(prompts)
         rows = [self._rows.get(prompt_fingerprint(prompt)) for prompt in prompts]
         unseen = [position for position, row in enumerate(rows) if row is None]
@@ -321,6 +330,7 @@ class RewardCalibrator:
             "num_reference": self.num_reference,
             "seed": self.seed,
             "prompts": self.fingerprints,
+            **({"no_reward": int(self.no_reward.sum())} if self.no_reward.any() else {}),
         }
         if self.predictor is not None:
             tensors |= self.predictor.tensors()
@@ -375,22 +385,6 @@ class RewardCalibrator:
             self.save_pretrained(folder)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Calibration")
         return str(commit.commit_url)
-
-    def _warn_of_constant_rewards(self) -> None:
-        constant = self.reference_rewards[:, 0] == self.reference_rewards[:, -1]
-        if bool(constant.all()):
-            raise ArgumentError(
-                "`reference_rewards` must differ between responses, got "
-                f"{self.reference_rewards[0, 0].item()} for every response to a prompt. Use a reward that tells "
-                "responses apart, or sample with a higher temperature."
-            )
-        if bool(constant.any()):
-            warnings.warn(
-                f"All reference rewards are equal for {int(constant.sum())} of {len(constant)} prompts, so rewards "
-                "equal to them are calibrated to 0.5. Training learns nothing from these prompts: drop them.",
-                ItpWarning,
-                stacklevel=3,
-            )
 
 
 def _device_of(reward_model: RewardLike, policy: PreTrainedModel) -> Any:

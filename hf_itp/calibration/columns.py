@@ -10,7 +10,7 @@ from typing import Any
 from hf_itp.calibration.fingerprints import prompt_fingerprint
 from hf_itp.errors import ArgumentError
 from hf_itp.rewards import RewardFunction
-from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.base import Prompt, check_names
 
 Columns = dict[str, list[Any]]
 
@@ -32,9 +32,10 @@ def check_columns(columns: Mapping[str, Sequence[Any]] | None, num_prompts: int)
     Return the columns as lists.
 
     Raises:
-        `ArgumentError`: If a column has another number of entries than one per prompt.
+        `ArgumentError`: If a column has another number of entries than one per prompt, or a name that is taken.
     """
     checked: Columns = {}
+    check_names(columns or {})
     for name, column in (columns or {}).items():
         if isinstance(column, (str, bytes)) or not hasattr(column, "__len__") or len(column) != num_prompts:
             raise ArgumentError(

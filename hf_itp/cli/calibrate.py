@@ -10,7 +10,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
-from hf_itp.cli.prompts import read_columns, read_prompts
+from hf_itp.cli.prompts import read_rows
 from hf_itp.errors import ArgumentError
 
 _NUM_REFERENCE_HELP = (
@@ -60,9 +60,10 @@ def calibrate(
 
       hf-itp calibrate outputs/calibration -f prompts.txt
       hf-itp calibrate outputs/calibration -f chats.jsonl -m org/policy -r org/reward-model -k 100
+      hf-itp calibrate outputs/calibration -f sums.jsonl -m org/policy -r verify.py:check
       accelerate launch -m hf_itp.cli calibrate /shared/calibration -f prompts.jsonl -m org/policy
     """
-    given = read_prompts([], file)
+    given, columns = read_rows([], file)
     from hf_itp import Policy, RewardCalibrator
     from hf_itp.policies.policy import as_conversations
 
@@ -80,14 +81,19 @@ def calibrate(
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
         chat_template_kwargs=_template_arguments(chat_template_kwargs),
-        reward_kwargs=read_columns(file, len(given)),
+        reward_kwargs=columns,
         predict=predict,
         batch_size=batch_size,
         progress=False if quiet else None,
         max_new_tokens=max_new_tokens,
         **sampling,
     )
-    print(f"{len(calibrator.fingerprints)} prompts with {calibrator.num_reference} references each: {output_dir}")
+    left_out = int(calibrator.no_reward.sum())
+    without = f", {left_out} without a reward left out" if left_out else ""
+    print(
+        f"{len(calibrator.fingerprints)} prompts with {calibrator.num_reference} references each{without}: "
+        f"{output_dir}"
+    )
     if (predictor := calibrator.predictor) is not None:
         print(
             f"Prompts without references: predicted quantiles are off by {predictor.calibration_error:.3f} (one set "

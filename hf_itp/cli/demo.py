@@ -54,9 +54,10 @@ def demo(
 
     from hf_itp import Policy, get_strategy
     from hf_itp.policies.policy import as_conversations
+    from hf_itp.strategies.rewarded import OnRewarded
 
     started = time.perf_counter()
-    pessimism, best_of_n = get_strategy("pessimism", beta=beta), get_strategy("best_of_n")
+    pessimism, best = get_strategy("pessimism", beta=beta), OnRewarded(get_strategy("best_of_n"))
     progress = Console(stderr=True, highlight=False)
     progress.print(f"Loading policy {model!r} and reward model {', '.join(map(repr, reward_model))} ...")
     policy = Policy.from_pretrained(model, device)
@@ -69,12 +70,14 @@ def demo(
     drawing = {"num_candidates": num_candidates, "max_new_tokens": max_new_tokens, "temperature": temperature}
     result = policy.generate(prompts, strategy=pessimism, reward_model=reward, seed=seed, **drawing)
     # Other rules select from the same rewards, without drawing again.
-    laws = {"best_of_n": best_of_n.probabilities(result.candidate_rewards), "pessimism": result.probabilities}
+    laws = {"best_of_n": best.law(result.candidate_rewards), "pessimism": result.probabilities}
     ties = torch.Generator().manual_seed(seed)
     winners = {
         # Plain sampling would have returned the first candidate.
         PLAIN: result.selected.new_zeros(len(prompts)),
-        "best_of_n": best_of_n.select(result.candidate_rewards, generator=ties)[:, 0],
+        "best_of_n": torch.cat(
+            [best.select(rewards, 1, ties, row).indices for row, rewards in enumerate(result.candidate_rewards)]
+        ),
         "pessimism": result.selected[:, 0],
     }
     picture = _draw(
@@ -92,7 +95,8 @@ def demo(
     ]
     summary = {
         "mean_rewards": {
-            name: result.candidate_rewards.gather(1, chosen[:, None]).mean().item() for name, chosen in winners.items()
+            name: result.candidate_rewards.gather(1, chosen[:, None]).nanmean().item()
+            for name, chosen in winners.items()
         },
         "num_tokens": int(result.diagnostics["num_tokens"].sum()),
         "path": result.diagnostics["path"],

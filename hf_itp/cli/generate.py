@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ import typer
 from hf_itp.cli import options
 from hf_itp.cli.fields import parse_fields
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars, recommendation
-from hf_itp.cli.prompts import read_prompts, with_system
+from hf_itp.cli.prompts import read_rows, with_system
 from hf_itp.cli.records import record_of, to_json
 from hf_itp.generation.keywords import KEYWORDS
 
@@ -37,8 +37,8 @@ def generate(
         typer.Option(
             "--file",
             "-f",
-            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, any other file one "
-            "prompt per line; - is stdin.",
+            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns "
+            "go to the reward; any other file one prompt per line; - is stdin.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message to put before every prompt.")] = None,
@@ -121,6 +121,7 @@ def generate(
       hf-itp generate -m org/policy "Why is the moon bright?"
       hf-itp generate -m org/policy -r org/reward-model --beta 0.5 -f prompts.txt
       hf-itp generate --json --all-candidates -f chats.jsonl > answers.jsonl
+      hf-itp generate -s best_of_n -r verify.py:check -f sums.jsonl
       hf-itp generate --set pool=fresh "Why is the moon bright?"
       printf 'What is kevlar?\\nWhat is felt?\\n' | hf-itp generate
     """
@@ -143,7 +144,7 @@ def generate(
             "must come with the reward model that has the label. Add --reward-model.", param_hint="'--reward-label'"
         )
     fields = parse_fields(set_ or [], beta=beta)
-    given_prompts = read_prompts(prompts or [], file)
+    given_prompts, columns = read_rows(prompts or [], file)
 
     # Refuse before loading what can be refused without the models.
     from hf_itp import Policy, get_strategy
@@ -182,20 +183,23 @@ def generate(
     chosen |= {"early_rejection": early_rejection, "max_new_tokens": max_new_tokens}
     # As many prompts at once as fill a batch; without a batch size no prompt waits for another.
     at_once = max(1, (batch_size or 1) // num_candidates)
-    for batch in _batches(conversations, at_once, bar):
+    for places in _batches(len(conversations), at_once, bar):
+        batch = conversations[places]
+        if columns:
+            chosen["reward_kwargs"] = {name: column[places] for name, column in columns.items()}
         output = policy.generate(batch, num_return_sequences=num_return_sequences, **chosen)
         for row, prompt in enumerate(batch):
             record = record_of(output, row, prompt, policy.text_of(prompt), all_candidates=all_candidates)
             _write(record, as_json=json, headings=len(conversations) * num_return_sequences > 1)
 
 
-def _batches(prompts: Sequence[Prompt], size: int, bar: bool) -> Iterator[Sequence[Prompt]]:
+def _batches(num_prompts: int, size: int, bar: bool) -> Iterator[slice]:
     from tqdm import tqdm
 
-    with tqdm(total=len(prompts), unit="prompt", disable=not bar, file=sys.stderr) as progress:
-        for start in range(0, len(prompts), size):
-            yield prompts[start : start + size]
-            progress.update(min(size, len(prompts) - start))
+    with tqdm(total=num_prompts, unit="prompt", disable=not bar, file=sys.stderr) as progress:
+        for start in range(0, num_prompts, size):
+            yield slice(start, start + size)
+            progress.update(min(size, num_prompts - start))
 
 
 def _write(record: dict[str, Any], *, as_json: bool, headings: bool) -> None:

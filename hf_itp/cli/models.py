@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from hf_itp.rewards import RewardModel
-
 EMBEDDED = "embedded"
 
 
@@ -27,12 +25,20 @@ def load_reward_models(
     device: torch.device | None = None,
     label: str | None = None,
     trust_remote_code: bool = False,
-) -> RewardModel | list[RewardModel]:
-    """Load one reward model, or a list of them: an ensemble. `label` is a name or an index in digits."""
+) -> Any:
+    """
+    Load one reward, or a list of them: an ensemble. `FILE.py:NAME` and `MODULE:NAME` are functions of the user's own,
+    all others models. `label`, of the models, is a name or an index in digits.
+    """
     from hf_itp.rewards import RewardModel
+    from hf_itp.rewards.from_code import load_code, names_code
 
+    # Functions first: they are found at once, or not.
+    functions = {model_id: load_code(model_id) for model_id in model_ids if names_code(model_id)}
     models = [
-        RewardModel.from_pretrained(
+        functions[model_id]
+        if model_id in functions
+        else RewardModel.from_pretrained(
             model_id,
             device=device,
             label=int(label) if label is not None and label.isdecimal() else label,

@@ -17,7 +17,10 @@ output = partial(typer.Option, rich_help_panel="Output")
 
 RECOMMENDED = "Default: what the policy recommends"
 NUM_CANDIDATES: int = KEYWORDS["num_candidates"].default
-REWARD_MODEL_HELP = f"{KEYWORDS['reward_model'].help} Repeat for an ensemble (their mean)."
+REWARD_MODEL_HELP = (
+    f"{KEYWORDS['reward_model'].help} Or a function of yours, FILE.py:NAME or MODULE:NAME: runs that file's code. "
+    "Repeat for an ensemble (their mean)."
+)
 TEMPERATURE_HELP = "Divides the logits: below 1 favors likely tokens."
 BETA_HELP = "Pessimism's strength, in units of the reward: near 0 is best-of-n, very large is plain sampling."
 

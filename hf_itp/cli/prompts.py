@@ -19,12 +19,23 @@ from hf_itp.errors import ArgumentError, ItpWarning, LoadError
 if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
 
+Columns = dict[str, list[Any]]
+
+# Columns that no reward gets, the prompt's own and those of a response, as in TRL.
+_NOT_FOR_REWARDS = ("prompt", "messages", "completion", "completion_ids", "image", "images")
 _ROW = 'Write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} on each line.'
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
+    """Return the prompts alone of [`read_rows`]."""
+    return read_rows(arguments, file)[0]
+
+
+def read_rows(arguments: Sequence[str], file: Path | None) -> tuple[list[Prompt], Columns]:
     """
-    Return the prompts of a command: its arguments, a file, or stdin (for the file `-`, or if neither is given).
+    Return the prompts of a command, and what their rows hold beside them, by name, for the reward: one entry per
+    prompt, `None` if its row has none. They are its arguments, a file, or stdin (for the file `-`, or if neither is
+    given).
 
     A `.jsonl` or `.jsonl.gz` file has a `prompt` (text or messages) or `messages` per line. Any other file is text
     with one prompt per line, kept as it stands without its line break. Stdin is JSON lines if its first character is
@@ -40,6 +51,7 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
             "out."
         )
     prompts: list[Prompt]
+    columns: Columns = {}
     if arguments:
         prompts = [argument_text(prompt, f"Prompt {number}") for number, prompt in enumerate(arguments, start=1)]
         for number, prompt in enumerate(arguments, start=1):
@@ -49,18 +61,18 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
         raise ArgumentError("Prompts must be given, got none. Give some as arguments, in `--file`, or on stdin.")
     elif file is None or str(file) == "-":
         text = stdin_text()
-        prompts = parse_prompts(text, "stdin", json_lines=text.lstrip().startswith("{"))
+        prompts, columns = parse_rows(text, "stdin", json_lines=text.lstrip().startswith("{"))
     else:
         json_lines = file.name.endswith((".jsonl", ".jsonl.gz"))
-        prompts = parse_prompts(_text_of(file), str(file), json_lines=json_lines)
+        prompts, columns = parse_rows(_text_of(file), str(file), json_lines=json_lines)
     if not prompts:
         raise ArgumentError(f"`--file` must hold prompts, got none in {file or 'stdin'}. Write one on each line.")
-    return prompts
+    return prompts, columns
 
 
 def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
     """
-    Return one prompt per line that is not blank. A text keeps the spaces around it.
+    Return the prompts alone of [`parse_rows`].
 
     Examples:
 
@@ -72,11 +84,31 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
 
     ```
     """
+    return parse_rows(text, source, json_lines=json_lines)[0]
+
+
+def parse_rows(text: str, source: str, *, json_lines: bool) -> tuple[list[Prompt], Columns]:
+    """
+    Return one prompt per line that is not blank, and the further columns of the lines. A text keeps the spaces around
+    it.
+
+    Examples:
+
+    ```python
+    >>> parse_rows('{"prompt": "2 + 2?", "answer": "4"}\\n{"prompt": "Why?"}', "stdin", json_lines=True)
+    (['2 + 2?', 'Why?'], {'answer': ['4', None]})
+
+    ```
+    """
     # Not splitlines(), which also cuts at a form feed or U+2028 within a line.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     with_text = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if json_lines:
-        return [_prompt_of(line, f"Line {number} of {source}") for number, line in with_text]
+        rows = [_row_of(line, f"Line {number} of {source}") for number, line in with_text]
+        names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_FOR_REWARDS)
+        return [
+            _prompt_of(row, f"Line {number} of {source}") for (number, _), row in zip(with_text, rows, strict=True)
+        ], {name: [row.get(name) for row in rows] for name in names}
     if with_text and (blank := len(lines) - len(with_text)):
         warnings.warn(
             f"Blank lines of {source} are skipped: {blank} of {len(lines)}. Write a prompt of several lines as JSON, "
@@ -84,20 +116,7 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
             ItpWarning,
             stacklevel=2,
         )
-    return [line for _, line in with_text]
-
-
-def read_columns(file: Path, num_prompts: int) -> dict[str, list[Any]]:
-    """
-    Return what a file of JSON lines holds beside its prompts, by name: one entry per prompt, `None` if its line has
-    none. Other files have no columns, nor has stdin, which cannot be read twice.
-    """
-    if not file.name.endswith((".jsonl", ".jsonl.gz")):
-        return {}
-    rows = [json.loads(line) for line in _text_of(file).split("\n") if line.strip()]
-    assert len(rows) == num_prompts
-    names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "messages"))
-    return {name: [row.get(name) for row in rows] for name in names}
+    return [line for _, line in with_text], {}
 
 
 def with_system(prompts: Sequence[Prompt], system: str) -> list[Prompt]:
@@ -163,7 +182,7 @@ def _text_of(file: Path) -> str:
     return decoded(data, name, remedy)
 
 
-def _prompt_of(line: str, place: str) -> Prompt:
+def _row_of(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -171,6 +190,10 @@ def _prompt_of(line: str, place: str) -> Prompt:
     _check_letters(row, place)
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise ArgumentError(f"{place} must be an object with either `prompt` or `messages`, got {line:.60}. {_ROW}")
+    return row
+
+
+def _prompt_of(row: dict[str, Any], place: str) -> Prompt:
     prompt = row.get("prompt", row.get("messages"))
     if isinstance(prompt, str) and "prompt" in row:
         if not prompt.strip():

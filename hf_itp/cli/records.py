@@ -69,7 +69,7 @@ def _of_row(value: Any, row: int, num_rows: int) -> Any:
     if hasattr(value, "tolist"):
         value = value[row] if value.ndim > 0 and len(value) == num_rows else value
         return value.tolist()
-    return value
+    return value[row] if isinstance(value, list) and len(value) == num_rows else value
 
 
 def _finite(value: Any) -> Any:

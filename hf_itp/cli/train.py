@@ -38,8 +38,10 @@ def train(
     [bold]The options that matter[/bold]
 
       --model          policy: Hub id, folder or 'embedded'
-      --reward_model   likewise; several are averaged
-      --train_file     JSON lines with a `prompt`; or --dataset_name
+      --reward_model   likewise, or a function of yours, FILE.py:NAME or
+                       MODULE:NAME, whose code is run; several are averaged
+      --train_file     JSON lines with a `prompt`, whose other columns go to
+                       the reward; or --dataset_name
       --plain          text prompts as plain text, not as a user's message
       --strategy       what the policy will be decoded with (best_of_n)
       --num_candidates its N (4)

@@ -18,6 +18,7 @@ import torch
 
 from hf_itp.distributed.processes import Processes
 from hf_itp.errors import ArgumentError, ItpWarning, UnsupportedModelError
+from hf_itp.rewards.logs import RewardLog
 from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.loop import Review
 from hf_itp.sampling.row_calls import Pair, rows_are_independent
@@ -37,7 +38,11 @@ class Source(Protocol):
         ...
 
     def score(self, pairs: list[Pair], responses: list[torch.Tensor]) -> torch.Tensor:
-        """Return the rewards `(len(pairs),)` of responses."""
+        """Return the rewards `(len(pairs),)` of responses, NaN for no reward."""
+        ...
+
+    def logged(self) -> RewardLog:
+        """Return what the reward has logged."""
         ...
 
 
@@ -148,6 +153,13 @@ class ShardedSource:
         if self._processes.size > 1:
             self.seconds["waiting"] = self.seconds.get("waiting", 0.0) + time.perf_counter() - started - worked
         return dict(zip(mine, drawn, strict=True)), rewards
+
+    def logged(self) -> RewardLog:
+        """Return what the rewards of all processes have logged."""
+        log = RewardLog()
+        for part in self._processes.gather(self._source.logged):
+            log.update(part)
+        return log
 
     def fetch(self, pairs: Sequence[Pair], held: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
         """Return the responses of `pairs`, each sent by the process that holds it."""

@@ -15,10 +15,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.distributed.sharding import ShardedSource
+from hf_itp.errors import ScoringError
 from hf_itp.generation.reviewer import Reviewer
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.forward.passes import devices
+from hf_itp.rewards.logs import RewardLog
 from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.loop import Review
@@ -38,6 +40,8 @@ class CandidateSource:
         columns (`dict[str, list]`): Further columns for the reward, one entry per row.
         token_prompts (`list[list[int]]`): What the responses of each row continue.
         overlaps (`bool`): Whether a batch may be scored while the next one is drawn.
+        places (`list[int]`): The number of each row in the whole batch.
+        num_prompts (`int`): Size of the whole batch.
     """
 
     def __init__(
@@ -49,8 +53,13 @@ class CandidateSource:
         columns: Mapping[str, Sequence[Any]],
         token_prompts: Sequence[Sequence[int]],
         overlaps: bool,
+        places: Sequence[int],
+        num_prompts: int,
     ):
         self._call, self._reward, self._prompts, self._columns = call, reward, prompts, columns
+        self._places, self._num_prompts = places, num_prompts
+        self._drawn: dict[Pair, torch.Tensor] = {}
+        self.log = RewardLog()
         self._readers = [ResponseReader(tokenizer, row) for row in token_prompts]
         # If policy and reward are known to share no device, scoring takes no time from the draw.
         self._overlaps = overlaps and bool(reward.devices) and reward.devices.isdisjoint(devices(call.model))
@@ -74,6 +83,10 @@ class CandidateSource:
         """Return the responses of `pairs`: all that were drawn are held here."""
         return held
 
+    def logged(self) -> RewardLog:
+        """Return what the reward has logged."""
+        return self.log
+
     def draw(self, pairs: list[Pair], review: Callable[[list[Pair]], Review] | None = None) -> list[torch.Tensor]:
         """Return one response per pair of a prompt and an index; see [`CandidateSampler.draw`]."""
         sampler, started, scored_before = self.sampler, time.perf_counter(), self.seconds["reward"]
@@ -81,13 +94,31 @@ class CandidateSource:
             drawn = self._draw_while_scoring(pairs)
         else:
             drawn = sampler.draw(pairs, review)
+        self._drawn.update(zip(pairs, drawn, strict=True))
         scored = self.seconds["reward"] - scored_before
         self.seconds["sampling"] += time.perf_counter() - started - scored
         return drawn
 
     def score(self, pairs: list[Pair], responses: list[torch.Tensor]) -> torch.Tensor:
-        """Return the rewards `(len(pairs),)` of responses, each to the prompt of its pair."""
+        """
+        Return the rewards `(len(pairs),)` of responses, each to the prompt of its pair, NaN for no reward.
+
+        Raises:
+            `ScoringError`: If the reward fails; holds what was drawn.
+        """
         started = time.perf_counter()
+        try:
+            rewards = self._scored(pairs, responses)
+        except Exception as error:
+            written = self._drawn | dict(zip(pairs, responses, strict=True))
+            candidates: list[list[torch.Tensor]] = [[] for _ in range(self._num_prompts)]
+            for (row, _), response in sorted(written.items(), key=lambda item: item[0]):
+                candidates[self._places[row]].append(response)
+            raise ScoringError.of(error, self._reward.name, candidates) from error
+        self.seconds["reward"] += time.perf_counter() - started
+        return rewards
+
+    def _scored(self, pairs: list[Pair], responses: list[torch.Tensor]) -> torch.Tensor:
         being_scored, self._being_scored = self._being_scored, []
         if being_scored:
             scored = {
@@ -95,11 +126,8 @@ class CandidateSource:
                 for batch, future in being_scored
                 for pair, reward in zip(batch, future.result(), strict=True)
             }
-            rewards = torch.stack([scored[pair] for pair in pairs])
-        else:
-            rewards = self._rewards(pairs, responses)
-        self.seconds["reward"] += time.perf_counter() - started
-        return rewards
+            return torch.stack([scored[pair] for pair in pairs])
+        return self._rewards(pairs, responses)
 
     def _draw_while_scoring(self, pairs: list[Pair]) -> list[torch.Tensor]:
         scorer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_itp_reward")
@@ -118,7 +146,8 @@ class CandidateSource:
     def _rewards(self, pairs: list[Pair], responses: list[torch.Tensor]) -> torch.Tensor:
         rows = [row for row, _ in pairs]
         texts = [self._readers[row](ids.tolist()) for row, ids in zip(rows, responses, strict=True)]
-        columns = {name: [column[row] for row in rows] for name, column in self._columns.items()}
+        columns: dict[str, Any] = {name: [column[row] for row in rows] for name, column in self._columns.items()}
+        columns |= self.log.loggers([(self._places[row], index) for row, index in pairs])
         return self._reward.rewards_of([self._prompts[row] for row in rows], texts, responses, columns)
 
 
@@ -159,9 +188,13 @@ class CandidatePools:
         return [[found[row, index] for index in of_row] for row, of_row in enumerate(indices)]
 
     def reward_table(self) -> torch.Tensor:
-        """Return all rewards `(B, P)`, NaN where a prompt drew fewer candidates than the one that drew most."""
+        """Return all rewards `(B, P)`: NaN for no reward, and where a prompt drew fewer candidates than another."""
         return torch.nn.utils.rnn.pad_sequence(self.rewards, batch_first=True, padding_value=torch.nan)
 
     def diagnostics(self, winners: torch.Tensor) -> dict[str, Any]:
-        """Return the diagnostics of early rejection, if any, given the rewards `(B,)` of the first winners."""
-        return {} if self._reviewer is None else self._reviewer.diagnostics(self.responses(), winners)
+        """Return what drawing and scoring add to the diagnostics, given the rewards `(B,)` of the first winners."""
+        found: dict[str, Any] = {"no_reward": torch.stack([rewards.isnan().sum() for rewards in self.rewards])}
+        log = self._source.logged()
+        if log.metrics or log.extra:
+            found["reward_log"] = log.values([len(rewards) for rewards in self.rewards])
+        return found | ({} if self._reviewer is None else self._reviewer.diagnostics(self.responses(), winners))

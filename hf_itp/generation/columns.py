@@ -9,11 +9,8 @@ from typing import Any
 
 from hf_itp.checks import as_list
 from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.rewards.base import check_names
 
-_PASSED_ALREADY = frozenset(
-    {"self", "prompts", "completions", "completion_ids", "responses", "response_ids", "trainer_state", "log_extra",
-     "log_metric"}
-)  # fmt: skip
 _REMEDY = 'Pass reward_kwargs={"solution": [...]}, one entry per input row.'
 
 
@@ -31,13 +28,9 @@ def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None)
     """
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns):
         raise ArgumentTypeError(f"`reward_kwargs` must be a dict of columns by name, got {columns!r:.80}. {_REMEDY}")
+    check_names(columns)
     checked: dict[str, list] = {}
     for name, column in columns.items():
-        if name in _PASSED_ALREADY:
-            raise ArgumentError(
-                f"`reward_kwargs` must hold further columns, got {name!r}, which a reward is passed anyway. Rename "
-                "the column, or remove it."
-            )
         entries = as_list(column)
         if entries is None:
             raise ArgumentTypeError(

@@ -8,8 +8,6 @@ how `generate` is patched.
 from __future__ import annotations
 
 import json
-import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +17,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from hf_itp.checks import check_choice, check_count, check_indices, check_law, check_num_return_sequences
+from hf_itp.checks import check_choice, check_count, check_num_return_sequences
 from hf_itp.distributed.processes import launched_processes
 from hf_itp.distributed.sharding import SHARDS, ShardedSource, Sharding
-from hf_itp.errors import ArgumentError, ItpWarning, StrategyError
+from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.generation.candidates import CandidatePools, CandidateSource
 from hf_itp.generation.columns import check_reward_kwargs
 from hf_itp.generation.early_rejection import EarlyRejection, check_early_rejection
@@ -30,17 +28,20 @@ from hf_itp.generation.keywords import Keywords
 from hf_itp.generation.output import StrategyOutput
 from hf_itp.generation.prompt_rows import warn_of_other_rows
 from hf_itp.generation.reviewer import Reviewer
+from hf_itp.generation.selection import Selection
+from hf_itp.generation.streaming import ended_on_failure, stream
 from hf_itp.policies.checks import check_generation_config, check_model, check_model_kwargs, policy_tokenizer
 from hf_itp.prompts import check_prompts, decoded_prompts
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.logs import RewardLog
 from hf_itp.rewards.resolve import checked_reward
 from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.row_calls import RowCalls
 from hf_itp.sampling.settings import without_default_top_k
-from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys, selection_generator
+from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys
 from hf_itp.strategies import Strategy, get_strategy
 
 
@@ -121,6 +122,12 @@ class StrategyDecoding(Keywords):
         self, model: PreTrainedModel, input_ids: torch.Tensor, **prepared: Any
     ) -> torch.Tensor | StrategyOutput:
         """Decode in place of `generate`'s own loop, which hands over everything it has prepared."""
+        with ended_on_failure(self.streamer):
+            return self._decoded(model, input_ids, prepared)
+
+    def _decoded(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict[str, Any]
+    ) -> torch.Tensor | StrategyOutput:
         # Check what is asked for, before the first forward pass.
         call = DecodingCall.of(model, input_ids, **prepared)
         self._check(call)
@@ -128,7 +135,7 @@ class StrategyDecoding(Keywords):
         token_prompts, prompts = self._prompts(call, tokenizer)
         columns = {} if self.reward_kwargs is None else check_reward_kwargs(self.reward_kwargs, len(prompts))
         self.reward = as_reward_function(self.reward, device=model.device)
-        self.reward.check(prompts, **columns)
+        self.reward.check(prompts, **columns, **RewardLog().loggers([]))
         if not self.keep_top_k_50:
             call = replace(call, logits_processor=without_default_top_k(model, call.logits_processor))
         sharding = None if self.shard is None else Sharding(launched_processes(), self.shard, call)
@@ -155,25 +162,24 @@ class StrategyDecoding(Keywords):
             self._reviewer(source, keys),
         )
         pools.extend(range(len(call)), self.num_candidates)
-        first_pool = torch.stack([pools.comparable_rewards(row) for row in range(len(call))])
 
         # Normalize: the law of the first winner given the pool.
-        law = self._law(first_pool) if self.strategy.takes_law else None
+        selection = Selection(
+            self.strategy, self.reward.name, pools, self.num_candidates, self.num_return_sequences, keys
+        )
 
         # Accept: pick the winners by that law, or from proposals that are drawn until enough are accepted.
-        selected = self._select(pools, law, extra, keys)
-        if (advice := self.strategy.advice(first_pool)) is not None:
-            warnings.warn(advice, ItpWarning, stacklevel=2)
+        selected = selection.winners()
+        if (advice := selection.advice()) is not None:
+            warnings.warn(advice, ItpWarning, stacklevel=3)
         winners = pools.responses(selected.tolist())
 
         # Return them as `generate` does.
         output: Any = _sequences(call, winners)
         if call.generation_config.return_dict_in_generate:
-            if law is None and extra == 0:
-                law = self._law(first_pool)
-            output = self._output(output, pools, first_pool, law, selected, source.sampler)
+            output = self._output(output, pools, selection, selected, source.sampler)
         if self.streamer is not None:
-            _stream(self.streamer, input_ids, winners[0][0])
+            stream(self.streamer, input_ids, winners[0][0])
         return output
 
     def _check(self, call: DecodingCall) -> None:
@@ -221,6 +227,8 @@ class StrategyDecoding(Keywords):
             {name: [column[row] for row in rows] for name, column in columns.items()},
             [continued[row] for row in rows],
             overlaps=sharding is None,
+            places=rows,
+            num_prompts=len(call),
         )
 
     def _reviewer(self, source: CandidateSource, keys: list[PromptKey]) -> Reviewer | None:
@@ -252,64 +260,22 @@ class StrategyDecoding(Keywords):
         prompts = self.prompts if self.prompts is not None else decoded_prompts(token_prompts, tokenizer)
         return token_prompts, list(prompts)
 
-    def _law(self, first_pool: torch.Tensor) -> torch.Tensor:
-        return check_law(self.strategy.probabilities(first_pool), first_pool, self.strategy.name)
-
-    def _select(
-        self, pools: CandidatePools, law: torch.Tensor | None, extra: int, keys: list[PromptKey]
-    ) -> torch.Tensor:
-        """Return the indices of the winners `(B, k)`; draw up to `extra` further candidates as the strategy asks."""
-        selected: list[torch.Tensor | None] = [None] * len(keys)
-        waiting = list(range(len(keys)))
-        while True:
-            started = time.perf_counter()
-            for row in waiting:
-                known = () if law is None else (law[row],)
-                selected[row] = self._decide(row, pools.comparable_rewards(row), keys[row], *known)
-            pools.seconds["selection"] += time.perf_counter() - started
-            waiting = [row for row in waiting if selected[row] is None]
-            if not waiting:
-                return torch.stack([indices for indices in selected if indices is not None])
-            # A quarter of the pool at a time: most prompts accept early, and a batch of one is slow.
-            drawn = len(pools.rewards[waiting[0]]) - self.num_candidates
-            if drawn >= extra:
-                raise StrategyError(
-                    f"Strategy {self.strategy.name!r} must decide on {drawn} candidates beyond the first "
-                    f"{self.num_candidates}, as its `num_extra_candidates` says, got a call for more for prompt "
-                    f"{waiting[0]}. Correct its `decide`."
-                )
-            pools.extend(waiting, min(extra - drawn, math.ceil(self.num_candidates / 4)))
-
-    def _decide(self, row: int, rewards: torch.Tensor, key: PromptKey, *law: torch.Tensor) -> torch.Tensor | None:
-        """Return what the strategy decides for one prompt, checked: it may be another package's."""
-        generator = selection_generator(key)
-        try:
-            indices = self.strategy.decide(rewards, self.num_candidates, self.num_return_sequences, generator, *law)
-        except StrategyError as error:
-            raise StrategyError(f"No response to prompt {row} can be selected. {error}") from error
-        if indices is None:
-            return None
-        return check_indices(indices, self.num_return_sequences, len(rewards), self.strategy.name, row)
-
     def _output(
         self,
         sequences: torch.Tensor,
         pools: CandidatePools,
-        first_pool: torch.Tensor,
-        law: torch.Tensor | None,
+        selection: Selection,
         selected: torch.Tensor,
         sampler: CandidateSampler,
     ) -> StrategyOutput:
-        table, candidates = pools.reward_table(), pools.responses()
+        table, candidates, law = pools.reward_table(), pools.responses(), selection.known_law()
         rewards = table.gather(1, selected)
-        known = (law,) if self.strategy.takes_law else ()
         diagnostics = {
             "path": sampler.path,
             "path_reason": sampler.path_reason,
             "num_tokens": _lengths(candidates),
             "seconds": dict(pools.seconds),
-            **self.strategy.diagnostics(first_pool, *known),
-            **self.strategy.selection_diagnostics(selected, self.num_candidates),
+            **selection.diagnostics(),
             **pools.diagnostics(rewards[:, 0]),
         }
         return StrategyOutput(
@@ -333,10 +299,3 @@ def _lengths(candidates: list[list[torch.Tensor]]) -> torch.Tensor:
     """Return the length of every response `(B, P)`, 0 where none was drawn."""
     lengths = [torch.tensor([len(response) for response in pool], dtype=torch.long) for pool in candidates]
     return torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True, padding_value=0)
-
-
-def _stream(streamer: BaseStreamer, input_ids: torch.Tensor, response: torch.Tensor) -> None:
-    streamer.put(input_ids.cpu())
-    for token in response:
-        streamer.put(token[None])
-    streamer.end()

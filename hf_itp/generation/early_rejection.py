@@ -17,7 +17,7 @@ class EarlyRejection:
 
     Every `interval` tokens the candidates of a prompt that are still in the race, complete or not, are scored as far
     as they are written. The `share` of lowest reward leaves the race; of these, the incomplete ones are drawn no
-    further. The winner is the complete response of highest reward.
+    further. The winner is the complete response of highest reward. What has no reward (`None`) leaves first.
 
     *When to use*: Drawing dominates the cost, and a bad response shows early. Not where the reward depends on the end
     of a response, such as the result of a calculation.

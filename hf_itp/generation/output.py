@@ -27,15 +27,18 @@ class StrategyOutput(ModelOutput):
             For each prompt the token ids of every response drawn, end token included, without padding. With
             `early_rejection` some are only the first tokens of a response, with the reward of these.
         candidate_rewards (`torch.FloatTensor` of shape `(B, N)`):
-            Rewards of all candidates. If a strategy draws further ones (`pessimism(pool="fresh")`) there are more than
-            `N` columns, NaN where a prompt needed no further draw.
+            Rewards of all candidates, NaN for those without one. If a strategy draws further ones
+            (`pessimism(pool="fresh")`) there are more than `N` columns, NaN where a prompt needed no further draw.
         probabilities (`torch.DoubleTensor` of shape `(B, N)`, *optional*):
-            Exact law of the first winner given the pool; `None` if it depends on candidates never drawn.
+            Exact law of the first winner given the pool, 0 for candidates without a reward; `None` if it depends on
+            candidates never drawn.
         selected (`torch.LongTensor` of shape `(B, k)`):
             Index of each winner among its prompt's candidates.
         diagnostics (`dict`):
             `path` of the forward passes and `path_reason`, `num_tokens` drawn `(B, N)`, `seconds` per stage,
-            `effective_sample_size` `(B,)`, and what the strategy (`normalizer`, `acceptance_rate`, `fallbacks`, ...)
+            `effective_sample_size` and `no_reward`, the number of candidates without one, both `(B,)`; `reward_log` if
+            the reward logs: `metrics` by name, and `extra` by column, a list per prompt with an entry per candidate;
+            and what the strategy (`normalizer`, `acceptance_rate`, `fallbacks`, ...)
             and `early_rejection` add.
     """
 

@@ -116,13 +116,16 @@ def _with_strategy(original: Callable) -> Callable:
                 kwargs = _without_keywords(self, kwargs)
             return original(self, *args, **kwargs)
         from hf_itp.generation import request
+        from hf_itp.generation.streaming import ended_on_failure
 
         arguments = inspect.signature(original).bind_partial(self, *args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))
         del arguments["self"]
-        if kwargs.get("strategy") is None:
-            return original(self, **request.arguments_beside_decoding(self, arguments))
-        return original(self, **request.arguments_for_original(self, arguments))
+        streamer = getattr(decoding, "streamer", None)
+        with ended_on_failure(arguments.get("streamer") if streamer is None else streamer):
+            if kwargs.get("strategy") is None:
+                return original(self, **request.arguments_beside_decoding(self, arguments))
+            return original(self, **request.arguments_for_original(self, arguments))
 
     generate._hf_itp_original = original  # type: ignore[attr-defined]
     generate._hf_itp_wrapper = id(generate)  # type: ignore[attr-defined]

@@ -58,11 +58,9 @@ class Reviewer:
         return drawn, self._rewards(pairs)
 
     def comparable(self, row: int, rewards: torch.Tensor) -> torch.Tensor:
-        """Return the rewards of a prompt's candidates, incomplete ones below all complete ones."""
-        # Best-of-n looks only at their order, so anything below the worst complete response says "not this one".
+        """Return the rewards of a prompt's candidates, NaN for incomplete ones, which cannot be selected."""
         complete = torch.tensor([self._seen[row, index].complete for index in range(len(rewards))])
-        lowest = rewards[complete].min()
-        return rewards.where(complete, torch.nextafter(lowest, torch.full_like(lowest, -torch.inf)))
+        return rewards.where(complete, math.nan)
 
     def diagnostics(self, pools: list[list[torch.Tensor]], winners: torch.Tensor) -> dict[str, Any]:
         """Return what was cut and saved, given what was drawn and the rewards `(B,)` of the winners."""
@@ -75,9 +73,10 @@ class Reviewer:
             "share_saved": saved.to(torch.float32) / (saved + drawn),
         }
         if self._settings.audit > 0:
-            best = torch.tensor([max(one.reward_in_full for one in row) for row in seen], dtype=torch.float32)
+            in_full = torch.tensor([[one.reward_in_full for one in row] for row in seen], dtype=torch.float32)
+            best = in_full.nan_to_num(nan=-math.inf).amax(dim=-1)  # -inf for prompts that are not audited
             found["audited"] = torch.tensor(self._audited, dtype=torch.bool)
-            found["reward_lost"] = best - winners
+            found["reward_lost"] = (best - winners).where(best.isfinite(), math.nan)
             found["winner_changed"] = found["reward_lost"] > 0
         return {"early_rejection": found}
 
@@ -101,7 +100,7 @@ class Reviewer:
                 races[pair[0]].append(pair)
         judged = [race for race in races.values() if num_rejected(len(race), share, keep) > 0]
         self._rescore(written, [pair for race in judged for pair in race])
-        leaving = {pair for race in judged for pair in compress(race, rejected(self._rewards(race), share, keep))}
+        leaving = {pair for race in judged for pair in compress(race, rejected(self._ranked(race), share, keep))}
         for pair in leaving:
             self._seen[pair].racing, self._seen[pair].complete = False, pair not in growing
         return leaving & growing
@@ -115,6 +114,10 @@ class Reviewer:
 
     def _rewards(self, pairs: list[Pair]) -> torch.Tensor:
         return torch.tensor([self._seen[pair].reward for pair in pairs], dtype=torch.float32)
+
+    def _ranked(self, pairs: list[Pair]) -> torch.Tensor:
+        """Return the rewards as reviews compare them: what has none comes last."""
+        return self._rewards(pairs).nan_to_num(nan=-math.inf)
 
     def _replay(self, full: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
         """Return the draw, the audited prompts' responses cut where reviews would have ended them."""

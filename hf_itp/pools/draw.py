@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hf_itp.distributed.processes import launched_processes
-from hf_itp.errors import ArgumentError
+from hf_itp.errors import ArgumentError, ScoringError
 from hf_itp.pools.file import Row
 from hf_itp.pools.journal import ReferencePool
 from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.logs import DROPPED
+from hf_itp.rewards.values import or_none
 from hf_itp.sampling.description import DrawDescription
 from hf_itp.sampling.drawing import draw_described
 from hf_itp.sampling.recorded import text_tokenizer
@@ -56,6 +58,10 @@ def draw_references(
         columns (`dict[str, list]`, *optional*): Further columns for the reward, one entry per prompt.
         output_dir (`str` or `Path`, *optional*): Folder of the pool, seen by all processes. By default the rows are
             only in memory, and one process draws them.
+
+    Raises:
+        `ScoringError`: If the reward fails. What was drawn is in the pool, and is scored without another draw when the
+            call is made again.
     """
     state = PartialState()
     if output_dir is None:
@@ -75,13 +81,22 @@ def draw_references(
     size = max(1, math.ceil(_RESPONSES_PER_WRITE / num_reference))
     chunks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     # No process writes before all have read, and all use what the first has read.
-    done = set(processes.gather(lambda: sorted(pool.rows()))[0])
+    found = processes.gather(lambda: {index: "rewards" in row for index, row in pool.rows().items()})[0]
+    done = {index for index, scored in found.items() if scored}
+    # Drawn by a run whose reward failed.
+    unscored = {index: row for index, row in pool.rows().items() if index in found and index not in done}
     missing = [chunk for chunk in chunks if any(index not in done for index in chunk)]
     mine = missing[processes.rank :: processes.size]
+    # Sharded weights are gathered in each forward pass, so every process must make equally many.
+    in_step = processes.size > 1 and forwards_are_synchronized(policy)
     tokenizer, derived = text_tokenizer(description.tokenizer), derived_seed(seed, "references")
 
     def draw(places: Sequence[int]) -> list[list[torch.Tensor]]:
         chosen = [prompts[place] for place in places]
+        if not in_step and all(place in unscored for place in places):
+            return [
+                [torch.tensor(ids, dtype=torch.long) for ids in unscored[place]["response_ids"]] for place in places
+            ]
         return draw_described(
             policy, description, chosen, num_reference, seed=derived, batch_size=batch_size, progress=False
         )
@@ -94,25 +109,37 @@ def draw_references(
         chosen = [prompts[index] for index in chunk]
         readers = [ResponseReader(tokenizer, description.prompt_ids(prompt)) for prompt in chosen]
         responses = [[read(ids.tolist()) for ids in own] for read, own in zip(readers, drawn, strict=True)]
-        rewards = reward.rewards_of(
-            [prompt for prompt in chosen for _ in range(num_reference)],
-            [response for texts in responses for response in texts],
-            [response for ids in drawn for response in ids],
-            {
-                name: [column[index] for index in chunk for _ in range(num_reference)]
-                for name, column in (columns or {}).items()
-            },
-        ).view(len(chosen), num_reference)
-        pool.append(
+        rows: list[Row] = [
             {
                 "index": index,
                 "prompt": prompts[index],
                 "responses": responses[position],
                 "response_ids": [response.tolist() for response in drawn[position]],
-                "rewards": rewards[position].tolist(),
             }
             for position, index in enumerate(chunk)
-            if index not in done
+        ]
+        further: dict[str, Any] = {
+            name: [column[index] for index in chunk for _ in range(num_reference)]
+            for name, column in (columns or {}).items()
+        }
+        try:
+            rewards = reward.rewards_of(
+                [prompt for prompt in chosen for _ in range(num_reference)],
+                [response for texts in responses for response in texts],
+                [response for ids in drawn for response in ids],
+                further | DROPPED,
+            ).view(len(chosen), num_reference)
+        except Exception as error:
+            pool.append(row for row in rows if row["index"] not in found)
+            held = {index: row["response_ids"] for index, row in pool.rows().items()}
+            everything = [
+                [torch.tensor(ids, dtype=torch.long) for ids in held.get(index, [])] for index in range(len(prompts))
+            ]
+            raise ScoringError.of(error, reward.name, everything) from error
+        pool.append(
+            {**row, "rewards": or_none(own)}
+            for row, own in zip(rows, rewards, strict=True)
+            if row["index"] not in done
         )
 
     with transformers_logging.tqdm(
@@ -128,9 +155,9 @@ def draw_references(
                 keep(chunk, draw(chunk))
                 bar.update(len(chunk) * processes.size)
 
-        if processes.size > 1 and forwards_are_synchronized(policy):
-            # Sharded weights are gathered in each forward pass, so every process must make equally many: as many draws
-            # of as many prompts. A process with too few of its own repeats another, only for the forward passes.
+        if in_step:
+            # As many draws of as many prompts: a process with too few of its own repeats another, only for the forward
+            # passes.
             for turn in range(math.ceil(len(missing) / processes.size)):
                 own = mine[turn] if turn < len(mine) else range(0)
                 places = [*own, *[missing[0][0]] * (size - len(own))]

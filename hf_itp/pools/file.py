@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hf_itp.errors import ArgumentError, LoadError, MissingDependencyError
 
@@ -17,7 +21,8 @@ Row = dict[str, Any]
 
 def read_pool(path: Path) -> list[Row]:
     """
-    Read the rows of a pool file (`.jsonl`, `.jsonl.gz` or `.parquet`), each with a `prompt` and its `rewards`.
+    Read the rows of a pool file (`.jsonl`, `.jsonl.gz` or `.parquet`), each with a `prompt` and its `rewards`, where
+    `null` is "no reward".
 
     Raises:
         `LoadError`: If there is no such file.
@@ -33,7 +38,24 @@ def read_pool(path: Path) -> list[Row]:
                 f"Every row of a pool must have a `prompt` and its `rewards`, got {shortened(row)} in row {number} of "
                 f"{path}. Complete or remove it."
             )
+        for place, reward in enumerate(row["rewards"]):
+            if reward is not None and (isinstance(reward, (str, bool)) or not math.isfinite(reward)):
+                raise ArgumentError(
+                    f"Every reward of a pool must be a finite number, or null for no reward, got {reward!r} as number "
+                    f"{place} in row {number} of {path}. Correct it."
+                )
     return rows
+
+
+def reward_table(rows: Sequence[Row]) -> torch.Tensor:
+    """Return the rewards of rows with equally many as float64 `(P, K)`, NaN for no reward."""
+    values = [[math.nan if reward is None else reward for reward in row["rewards"]] for row in rows]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def fewest_rewards(rows: Sequence[Row]) -> int:
+    """Return the number of rewards of the row that has fewest."""
+    return min(sum(reward is not None for reward in row["rewards"]) for row in rows)
 
 
 def _json_rows(path: Path) -> list[Row]:

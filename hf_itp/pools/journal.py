@@ -42,10 +42,17 @@ class ReferencePool:
         self._check_settings(settings)
 
     def rows(self) -> dict[int, Row]:
-        """Return all complete rows by their index. A line that a kill cut short is left out."""
+        """
+        Return all complete rows by their index, scored ones before ones that were only drawn, which have no `rewards`.
+        A line that a kill cut short is left out.
+        """
         whole = self.folder / POOL
         files = [whole] if whole.exists() else sorted(self.folder.glob("reference_pool.part-*.jsonl"))
-        return {row["index"]: row for file in files for row in _complete_rows(file)}
+        found: dict[int, Row] = {}
+        for row in (row for file in files for row in _complete_rows(file)):
+            if "rewards" in row or row["index"] not in found:
+                found[row["index"]] = row
+        return found
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append rows to this process's part, and flush them to the disk."""

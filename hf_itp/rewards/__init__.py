@@ -7,6 +7,7 @@ from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.ensemble import RewardEnsemble
 from hf_itp.rewards.process_reward_model import ProcessRewardModel
 from hf_itp.rewards.resolve import as_reward_function, clear_loaded_reward_models
+from hf_itp.rewards.retried import retried
 from hf_itp.rewards.reward_model import RewardModel
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "CallableReward",
     "RewardEnsemble",
     "as_reward_function",
+    "retried",
     "clear_loaded_reward_models",
 ]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
+from hf_itp.rewards.pending import Begun, all_of, finished
+from hf_itp.rewards.values import as_rewards, or_none
 
 Prompt = str | list[dict]
 """A prompt as a reward sees it: plain text, or a chat (a list of messages, each with a `role` and whatever else)."""
@@ -25,10 +27,15 @@ ResponseIds = Sequence[torch.Tensor] | None
 NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
 """What TRL's trainers pass beside the columns of their data, one value for all responses."""
 
+_PASSED_TO_ALL = NO_COLUMNS | {"self", "prompts", "completions", "completion_ids"}
+
 
 class RewardFunction(ABC):
     """
     Score responses to prompts. A subclass defines [`score`]; a call also checks the rewards it returns.
+
+    A response may have no reward, for which `score` returns `None`, as reward functions of TRL do. Such a response is
+    never selected.
 
     TRL's trainers accept one as a reward function: called with `completions=` it returns a list of floats.
 
@@ -43,8 +50,9 @@ class RewardFunction(ABC):
             texts, else `[{"role": "assistant", "content": ...}]`; lists of ids.
 
     Returns:
-        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite; as `list[float]` for `completions`. It depends
-        neither on torch's default dtype nor, for models, on the caller's autocast: they compute in their own dtype.
+        `torch.Tensor` of shape `(n,)`, float32, on the CPU, finite, with NaN only for "no reward"; for `completions` a
+        list of floats and `None`. It depends neither on torch's default dtype nor, for models, on the caller's
+        autocast: they compute in their own dtype.
     """
 
     name: str
@@ -76,7 +84,7 @@ class RewardFunction(ABC):
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
-    ) -> list[float]: ...
+    ) -> list[float | None]: ...
 
     def __call__(
         self,
@@ -87,7 +95,7 @@ class RewardFunction(ABC):
         completions: Sequence[Any] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
-    ) -> torch.Tensor | list[float]:
+    ) -> torch.Tensor | list[float | None]:
         if completions is None and completion_ids is None:
             return self.rewards_of(prompts, responses, response_ids, columns)
         # With TRL's completions, `responses` is a column of the data set.
@@ -96,12 +104,18 @@ class RewardFunction(ABC):
         _check_pairs(prompts, completions, "completions")
         pairs = [_completed(*pair) for pair in zip(prompts, completions or [], strict=True)]
         ids = None if completion_ids is None else [torch.as_tensor(row, dtype=torch.long) for row in completion_ids]
-        return self.rewards_of([prompt for prompt, _ in pairs], [text for _, text in pairs], ids, columns).tolist()
+        return or_none(self.rewards_of([prompt for prompt, _ in pairs], [text for _, text in pairs], ids, columns))
 
     def rewards_of(
         self, prompts: Any, responses: Any, response_ids: Any = None, columns: Mapping[str, Any] | None = None
     ) -> torch.Tensor:
         """Call the reward with the columns in one argument, so that any names are allowed."""
+        return finished(self.begin(prompts, responses, response_ids, columns))
+
+    def begin(
+        self, prompts: Any, responses: Any, response_ids: Any = None, columns: Mapping[str, Any] | None = None
+    ) -> Begun:
+        """Call the reward as [`rewards_of`] does, but leave it to the caller to await one that is asynchronous."""
         columns = columns or {}
         _check_pairs(prompts, responses, "responses")
         check_columns(columns, len(responses), "response")
@@ -115,13 +129,16 @@ class RewardFunction(ABC):
             return torch.empty(0, dtype=torch.float32)
         taken = {name: column for name, column in columns.items() if _score_takes(self.score, name)}
         rewards = self.score(list(prompts), list(responses), response_ids, **taken)
-        return _checked(rewards, len(responses), self.name)
+        return all_of([rewards], lambda returned: as_rewards(returned[0], len(responses), self.name))
 
     @abstractmethod
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /
-    ) -> torch.Tensor | Sequence[float]:
-        """Return the rewards of `n >= 1` pairs, in order. Add `**columns` to receive the columns of the data."""
+    ) -> torch.Tensor | Sequence[float | None] | Awaitable[Any]:
+        """
+        Return the rewards of `n >= 1` pairs, in order, or an awaitable of them; in a list `None` is "no reward". Add
+        `**columns` to receive the columns of the data.
+        """
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         """
@@ -136,6 +153,21 @@ class RewardFunction(ABC):
     def takes(self, column: str) -> bool:
         """Return whether the rewards may depend on a column of that name."""
         return _score_takes(self.score, column)
+
+
+def check_names(columns: Mapping[str, Any]) -> None:
+    """
+    Check that no column has the name of what every reward is called with.
+
+    Raises:
+        `ArgumentError`: If one has; names it.
+    """
+    for name in columns:
+        if name in _PASSED_TO_ALL:
+            raise ArgumentError(
+                f"`reward_kwargs` must hold further columns, got {name!r}, which a reward is passed anyway. Rename "
+                "the column, or remove it."
+            )
 
 
 def check_columns(columns: Mapping[str, Any], count: int, entry: str) -> None:
@@ -220,48 +252,3 @@ def _completed(prompt: Prompt, completion: Any) -> tuple[Prompt, str]:
         return prompt, content or ""
     begun = [{**last, "content": ""}] if further else []
     return [*prompt, *before, *begun], content or ""
-
-
-def _checked(rewards: object, count: int, name: str) -> torch.Tensor:
-    """Return the rewards as finite float32 on the CPU, one per response."""
-    if isinstance(rewards, Sequence):
-        # In Python's own precision, not in torch's default dtype.
-        rewards = torch.tensor(_numbers(rewards, name), dtype=torch.float64)
-    try:
-        rewards = torch.as_tensor(rewards).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise RewardError(
-            f"Reward function `{name}` must return floats, got a {type(rewards).__name__}. Return one "
-            "float per response, in order."
-        ) from None
-    if rewards.dim() == 1 and len(rewards) != count:
-        raise RewardError(
-            f"Reward function `{name}` must return one reward per response ({count}), got {len(rewards)}. Return one "
-            "float per response, in order."
-        )
-    if rewards.shape != (count,) or rewards.is_complex():
-        raise RewardError(
-            f"Reward function `{name}` must return real rewards of shape ({count},), got shape "
-            f"{tuple(rewards.shape)} and dtype {rewards.dtype}. Return one float per response, in order."
-        )
-    rewards = rewards.to(device="cpu", dtype=torch.float32)
-    if not torch.isfinite(rewards).all():
-        position = int((~torch.isfinite(rewards)).nonzero()[0])
-        raise RewardError(
-            f"Reward function `{name}` must return finite rewards, got {rewards[position].item()} for response "
-            f"{position} of {count}, so no candidate can be ranked. Return a finite float for every response."
-        )
-    return rewards
-
-
-def _numbers(rewards: Sequence[object], name: str) -> list[float]:
-    numbers: list[float] = []
-    for position, reward in enumerate(rewards):
-        try:
-            numbers.append(float(reward))  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError):
-            raise RewardError(
-                f"Reward function `{name}` must return floats, got {reward!r} for response {position} of "
-                f"{len(rewards)}, so no candidate can be ranked. Return a finite float for every response."
-            ) from None
-    return numbers

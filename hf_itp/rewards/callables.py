@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-from hf_itp.errors import ArgumentTypeError, RewardError
-from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction, accepts, parameters_of
+from hf_itp.errors import ArgumentTypeError
+from hf_itp.rewards.base import NO_COLUMNS, Prompt, ResponseIds, RewardFunction, accepts, parameters_of
 from hf_itp.rewards.text.rendering import copied
 
 
@@ -24,8 +24,13 @@ class CallableReward(RewardFunction):
     does: with text completions for text prompts, else with completions `[{"role": "assistant", "content": ...}]`.
 
     `completion_ids`, one list of token ids per response, and the columns of the data, one entry per response, are
-    passed if they are known and the function takes them, by name or as `**kwargs`. [`check`] raises if a column that
-    the function needs is missing.
+    passed if they are known and the function takes them, by name or as `**kwargs`; so are `log_metric(name, value)`,
+    `log_extra(column, values)` and, in training, `trainer_state`. [`check`] raises if one that the function needs is
+    missing.
+
+    The function may return `None` for a response, which then has no reward and is never selected. It may be
+    asynchronous (`async def`, an async `__call__`, or one that returns an awaitable): several in an ensemble are
+    awaited at once.
 
     The function gets its own copy of every chat, with all fields of the messages.
 
@@ -33,7 +38,7 @@ class CallableReward(RewardFunction):
         function (`Callable`): The reward function; its `__name__` is the reward's name.
 
     Raises:
-        `ArgumentTypeError`: If `function` is asynchronous or does not take `prompts` and `completions` by name.
+        `ArgumentTypeError`: If `function` does not take `prompts` and `completions` by name.
 
     Examples:
 
@@ -53,17 +58,12 @@ class CallableReward(RewardFunction):
                 f"A reward function must be callable, got a {type(function).__name__}. Pass a function "
                 "f(prompts, completions, **kwargs) that returns one float per completion."
             )
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-            raise ArgumentTypeError(
-                f"Reward function `{self.name}` must be synchronous, got a coroutine function. Wrap it in a "
-                "function that calls asyncio.run(...)."
-            )
         self.function = function
         _check_takes_pairs(function, self.name)
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
-    ) -> torch.Tensor | Sequence[float]:
+    ) -> torch.Tensor | Sequence[float | None] | Awaitable[Any]:
         arguments: dict[str, Any] = {
             # Copies: reward functions written for TRL may pop from them.
             "prompts": [copied(prompt) for prompt in prompts],
@@ -76,15 +76,8 @@ class CallableReward(RewardFunction):
             arguments["completion_ids"] = [ids.tolist() for ids in response_ids]
         arguments |= {name: column for name, column in columns.items() if self.takes(name)}
         self._check_complete(arguments)
-        rewards = self.function(**arguments)
-        if inspect.isawaitable(rewards):
-            if inspect.iscoroutine(rewards):
-                rewards.close()
-            raise RewardError(
-                f"Reward function `{self.name}` must return floats, got an awaitable. Wrap it in a "
-                "function that calls asyncio.run(...)."
-            )
-        return rewards
+        returned: torch.Tensor | Sequence[float | None] | Awaitable[Any] = self.function(**arguments)
+        return returned
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         self._check_complete({"prompts", "completions", "completion_ids", *columns})
@@ -97,6 +90,12 @@ class CallableReward(RewardFunction):
         for parameter in parameters_of(self.function) or []:
             needed = parameter.default is parameter.empty and parameter.kind not in kinds
             if needed and parameter.name not in passed:
+                if parameter.name in NO_COLUMNS:
+                    raise ArgumentTypeError(
+                        f"Reward function `{self.name}` needs `{parameter.name}`, which is not passed: only a trainer "
+                        "has a state, and only a call that keeps what is logged has loggers. Give it a default, "
+                        f"`{parameter.name}=None`."
+                    )
                 raise ArgumentTypeError(
                     f"Reward function `{self.name}` needs `{parameter.name}`, which is not passed. Pass it to "
                     f"`generate` as reward_kwargs={{{parameter.name!r}: [...]}} with one entry per prompt, make it a "

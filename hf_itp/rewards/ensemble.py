@@ -4,7 +4,8 @@ Several rewards as one, by the formulas of [`functional.ensembles`].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from hf_itp.checks import check_choice, check_positive
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional.ensembles import AGGREGATIONS, aggregate_rewards
 from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
+from hf_itp.rewards.pending import all_of, close_all
+from hf_itp.rewards.values import or_none
 
 
 class RewardEnsemble(RewardFunction):
@@ -22,6 +25,9 @@ class RewardEnsemble(RewardFunction):
     `"mean"` averages, `"minimum"` takes the least favourable member, and `"mean_minus_std"` is \\( \mu - c \sigma \\)
     with the standard deviation over the members, which penalizes disagreement. Members must be on one scale, which is
     not checked.
+
+    A response is judged by the members that have a reward for it, as TRL's trainers sum over these only; it has none
+    where all members abstain. Members that are asynchronous are awaited at once.
 
     *Cost*: every member scores every response.
 
@@ -76,11 +82,29 @@ class RewardEnsemble(RewardFunction):
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
-    ) -> torch.Tensor:
-        rewards = torch.stack(
-            [member.rewards_of(prompts, responses, response_ids, columns) for member in self.members]
-        )  # (members, n)
-        return aggregate_rewards(rewards, self.aggregate, self.penalty)
+    ) -> Sequence[float | None] | Awaitable[Any]:
+        begun: list[Any] = []
+        try:
+            for member in self.members:
+                begun.append(member.begin(prompts, responses, response_ids, columns))
+        except BaseException:
+            close_all(begun)
+            raise
+        aggregated: Sequence[float | None] | Awaitable[Any] = all_of(
+            begun, lambda rewards: or_none(self._aggregated(torch.stack(rewards)))
+        )
+        return aggregated
+
+    def _aggregated(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return the rewards `(n,)` out of the members' `(members, n)`, of which some may be NaN."""
+        there = ~rewards.isnan()
+        aggregated = torch.full(rewards.shape[1:], math.nan, dtype=torch.float64)
+        for members in there.unique(dim=1).unbind(dim=1):
+            if members.any():
+                judged = (there == members[:, None]).all(dim=0)
+                own = rewards[members][:, judged]
+                aggregated[judged] = aggregate_rewards(own, self.aggregate, self.penalty)
+        return aggregated
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
         for member in self.members:

@@ -25,6 +25,7 @@ from hf_itp.rewards.base import RewardFunction
 from hf_itp.rewards.callables import CallableReward
 from hf_itp.rewards.checkpoints.loading import load_tokenizer, local_name
 from hf_itp.rewards.ensemble import RewardEnsemble
+from hf_itp.rewards.from_code import names_code
 from hf_itp.rewards.options import RewardModelOptions
 from hf_itp.rewards.reward_model import RewardModel
 
@@ -133,6 +134,11 @@ def clear_loaded_reward_models() -> None:
 def _from_name(name: str, options: dict[str, Any]) -> RewardModel:
     if not name.strip():
         raise ArgumentError("`reward_model` must be a Hub id or a folder, got an empty name. Pass e.g. 'org/name'.")
+    if names_code(name):
+        raise ArgumentError(
+            f"`reward_model` must be the function itself, got the text {name!r}. Import the function and pass it: "
+            "only the command line runs a file by its name."
+        )
     # The order of keywords does not matter; an unhashable option (a dict) is compared by its text.
     described = ((key, value if _is_hashable(value) else repr(value)) for key, value in options.items())
     key = (

@@ -119,14 +119,33 @@ class CTRLObjective:
         objective.expected()  # refuses an invalid beta
         return objective
 
-    def rewards(self, below: torch.Tensor, equal: torch.Tensor, num_reference: int) -> torch.Tensor:
+    def rewards(self, below: torch.Tensor, equal: torch.Tensor, num_reference: int | torch.Tensor) -> torch.Tensor:
         """
-        Return rewards in nats, given how many reference rewards are lower and equal. They are clipped to at most
-        `DEPTH` below the reward of a response that beats all.
+        Return rewards in nats, given how many reference rewards are lower and equal, out of how many. They are clipped
+        to at most `DEPTH` below the reward of a response that beats all.
         """
+        if isinstance(num_reference, torch.Tensor):
+            # Prompts with references without a reward have fewer than others.
+            found = torch.empty(below.shape, dtype=torch.float64)
+            for count in num_reference.unique().tolist():
+                own = num_reference == count
+                found[own] = self.rewards(below[own], equal[own], int(count))
+            return found
         estimates = self.transform.estimate(below, num_reference, ties=equal) / self.beta
         best = float(self.transform(torch.ones(1, dtype=torch.float64))) / self.beta
         return estimates.clamp(min=best - DEPTH)
+
+    def check_references(self, fewest: int) -> None:
+        """
+        Check that the prompt with fewest reference rewards has enough of them.
+
+        Raises:
+            `ArgumentError`: If it has not.
+        """
+        try:
+            self.transform.check_num_reference(fewest)
+        except ArgumentError as error:
+            raise ArgumentError(f"Of a prompt's references only {fewest} have a reward. {error}") from error
 
     def log_partition(self) -> float:
         """Return the log partition function of the optimum, for rewards without ties."""

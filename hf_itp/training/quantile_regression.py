@@ -18,15 +18,17 @@ from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
-from hf_itp.pools.file import Row, read_pool
+from hf_itp.pools.file import Row, fewest_rewards, read_pool, reward_table
 from hf_itp.pools.journal import POOL
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.description import DrawDescription
 from hf_itp.training.arguments import QuantileRegressionArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
+from hf_itp.training.reward import called_as_in_training
 from hf_itp.training.rollouts import check_pictures, end_tokens
 
 
@@ -106,11 +108,11 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         self._prompts = None if train_dataset is None else [row["prompt"] for row in rows]
         self._reward_columns = reward_columns(rows)
         check_pictures(rows)
-        reward.check(self._prompts or [], **self._reward_columns)
+        reward.check(self._prompts or [], **self._reward_columns, **DROPPED, trainer_state=None)
         self._pool = None if pool is None else pool_file(pool)
         self.calibrator = None
         self._read_pool = None if self._pool is None else read_pool(self._pool)
-        count = args.num_reference if self._read_pool is None else len(self._read_pool[0]["rewards"])
+        count = args.num_reference if self._read_pool is None else fewest_rewards(self._read_pool)
         self.objective = CTRLObjective.from_arguments(args, count)
         if self._read_pool is not None and self._prompts is not None:
             self._read_pool = _rows_of(self._read_pool, self._prompts)
@@ -172,7 +174,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             policy: Any = self.accelerator.unwrap_model(self.model)
             RewardCalibrator.fit(
                 policy.eval(),
-                self.reward,
+                called_as_in_training(self.reward, self.state),
                 self._prompts or [],
                 num_reference=self.args.num_reference,
                 seed=self.args.seed,
@@ -187,12 +189,13 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             self.calibrator.check_belongs(policy=self.reference_identity, reward_model=reward_identity(self.reward))
             self._check_prompts_are_read_alike(self.calibrator)
         else:
-            rewards = torch.tensor([row["rewards"] for row in self._read_pool], dtype=torch.float32)
+            rewards = reward_table(self._read_pool)
             identities: dict[str, Any] = {
                 "policy": self.reference_identity,
                 "reward_model": reward_identity(self.reward),
             }
             self.calibrator = RewardCalibrator([row["prompt"] for row in self._read_pool], rewards, **identities)
+        self.objective.check_references(self.calibrator.fewest_references - 1)
         return self._read_pool
 
     def _check_prompts_are_read_alike(self, calibrator: RewardCalibrator) -> None:
@@ -217,7 +220,10 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
                 [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
                 for text in row["responses"]
             ]
-            targets = self._targets(torch.tensor(row["rewards"], dtype=torch.float64))
+            # Nothing is learned from responses without a reward.
+            known = [place for place, reward in enumerate(row["rewards"]) if reward is not None]
+            responses = [responses[place] for place in known]
+            targets = self._targets(reward_table([row])[0, known])
             examples += [
                 {"prompt_ids": prompt, "response_ids": list(response), "target": target}
                 for response, target in zip(responses, targets.tolist(), strict=True)

@@ -5,7 +5,7 @@ Give TRL the reward to train on: calibrated, transformed, in nats. Measure its m
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate, prompt_win_rates
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt, ResponseIds
+from hf_itp.rewards.wrapped import WrappedReward
 from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.objective import CTRLObjective
 
 
 class TransformedReward:
     """
-    Reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion.
+    Reward function in TRL's signature: `transform(calibrated reward) / beta` of each completion, `None` where the raw
+    reward is.
 
     The raw reward gets everything that TRL passes, except the text of the completions: TRL decodes them without their
     prompts, while the texts of references and candidates are cut from prompt and response decoded together.
@@ -55,28 +57,35 @@ class TransformedReward:
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
-    ) -> list[float]:
+    ) -> list[float | None]:
         if self.calibrator is None:
             raise ArgumentError("`calibrator` must be set before the first call, got None. Call `train()` first.")
         if completion_ids is not None and self.reader is not None:
             completions = self._as_written(prompts, completions, completion_ids, self.reader)
         if log_metric is not None:
             columns["log_metric"] = log_metric
-        raw = torch.tensor(
-            self.reward(prompts, completions=completions, completion_ids=completion_ids, **columns),
-            dtype=torch.float32,
-        )
-        below, equal, total = self.calibrator.counts(prompts, raw)
+        raw = self.reward(prompts, completions=completions, completion_ids=completion_ids, **columns)
+        # What has no reward has no transformed one: TRL gives it the advantage 0, and leaves it out of the baselines.
+        places = [place for place, value in enumerate(raw) if value is not None]
+        found: list[float | None] = [None] * len(raw)
+        if log_metric is not None:
+            log_metric("reward/none", 1 - len(places) / max(1, len(raw)))
+        if not places:
+            return found
+        known = torch.tensor([raw[place] for place in places], dtype=torch.float32)
+        own = [prompts[place] for place in places]
+        below, equal, total = self.calibrator.counts(own, known)
         transformed = self.objective.rewards(below, equal, total)
         if log_metric is not None:
-            log_metric("reward/raw", float(raw.mean()))
+            log_metric("reward/raw", float(known.mean()))
             log_metric("reward/calibrated", float(((below + equal / 2) / total).mean()))
             log_metric("reward/transformed", float(transformed.mean()) * self.objective.beta)
-        for prompt, value in zip(prompts, raw.tolist(), strict=True):
+        for place, prompt, value, reward in zip(places, own, known.tolist(), transformed.tolist(), strict=True):
             fingerprint = prompt_fingerprint(prompt)
             self._prompts[fingerprint] = prompt
             self._measured.append((fingerprint, value))
-        return transformed.tolist()
+            found[place] = reward
+        return found
 
     @staticmethod
     def _as_written(
@@ -112,37 +121,37 @@ class TransformedReward:
             by_prompt[fingerprint].append(value)
         rates = []
         for fingerprint, values in by_prompt.items():
-            if len(values) < n or self.calibrator.num_reference < n:
+            theirs = self.calibrator.references_of([self._prompts[fingerprint]]).double()
+            theirs = theirs[:, ~theirs[0].isnan()]
+            if len(values) < n or theirs.shape[1] < n:
                 continue
             ours = torch.tensor([values], dtype=torch.float64)
-            theirs = self.calibrator.references_of([self._prompts[fingerprint]]).double()
             rates.append(1 - prompt_win_rates(-ours, -theirs, n) if worst else prompt_win_rates(ours, theirs, n))
         return Estimate.over_prompts(torch.cat(rates)) if rates else None
 
 
-class CalledAsInTraining(RewardFunction):
+class CalledAsInTraining(WrappedReward):
     """
-    Reward that also gets what TRL passes to every reward function besides the columns, for calls outside of TRL.
+    Reward that also gets a trainer's state, as TRL's trainers pass it, for calls outside of TRL.
 
     Args:
-        reward ([`RewardFunction`]): The reward. This object has all its other attributes too.
-        given (`dict`): Columns to pass with each call.
+        reward ([`RewardFunction`]): The reward.
+        state (`TrainerState`): The state to pass with each call.
     """
 
-    def __init__(self, reward: RewardFunction, given: dict[str, Any]):
-        self._reward, self._given, self.name = reward, given, reward.name
-
-    def __getattr__(self, name: str) -> Any:
-        # Its model and revision identify the reward.
-        return getattr(self._reward, name)
+    def __init__(self, reward: RewardFunction, state: Any):
+        super().__init__(reward)
+        self._state = state
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None, /, **columns: Any
-    ) -> torch.Tensor:
-        return self._reward.rewards_of(prompts, responses, response_ids, {**self._given, **columns})
+    ) -> Sequence[float | None] | Awaitable[Any]:
+        return super().score(prompts, responses, response_ids, trainer_state=self._state, **columns)
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
-        self._reward.check(prompts, **self._given, **columns)
+        super().check(prompts, trainer_state=self._state, **columns)
 
-    def takes(self, column: str) -> bool:
-        return self._reward.takes(column)
+
+def called_as_in_training(reward: RewardFunction, state: Any) -> RewardFunction:
+    """Return the reward, with a trainer's state if it takes one."""
+    return CalledAsInTraining(reward, state) if reward.takes("trainer_state") else reward

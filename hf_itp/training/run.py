@@ -19,7 +19,8 @@ from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.policies.policy import as_conversations
-from hf_itp.pools.file import read_pool
+from hf_itp.pools.file import fewest_rewards, read_pool
+from hf_itp.rewards.from_code import with_code_loaded
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
 from hf_itp.training.objective import CTRLObjective
@@ -78,13 +79,15 @@ class TrainingRun:
             )
         check_strategy(args)
         check_all_used(run, args, given)
-        count = _references_held(run, args) if run.calibration is not None else args.num_reference
+        with_code_loaded(run.reward_model)  # refuses what does not exist
+        held = None if run.calibration is None else _references_held(run, args)
+        count, fewest = held or (args.num_reference, args.num_reference)
         if given.get("num_reference", count) != count:
             raise ArgumentError(
                 f"`num_reference` must have an effect, got {args.num_reference}, which has none: {run.calibration} "
                 f"holds {count} references per prompt. Leave it out, or calibrate again."
             )
-        objective = CTRLObjective.from_arguments(args, count)
+        objective = CTRLObjective.from_arguments(args, fewest)
         _check_file(run.train_file)
         return cls(run, args, objective, count)
 
@@ -144,7 +147,7 @@ class TrainingRun:
             self.run.model, dtype=self.run.dtype, auto_class=AutoModelForCausalLM
         )
         tokenizer.padding_side = "left"
-        rewards = self.run.reward_model
+        rewards = with_code_loaded(self.run.reward_model)
         calibrated = self.run.calibration
         common: dict[str, Any] = {
             "model": model,
@@ -202,12 +205,14 @@ def _take_configuration(arguments: Sequence[str]) -> tuple[list[str], dict[str, 
     return words, config, str(solver or config.get("solver") or "rl")
 
 
-def _references_held(run: RunArguments, args: Any) -> int:
-    """Return how many references per prompt the calibration holds."""
+def _references_held(run: RunArguments, args: Any) -> tuple[int, int]:
+    """Return how many references per prompt the calibration holds, and how many of these have a reward at least."""
     assert run.calibration is not None
     if isinstance(args, QuantileRegressionArguments):
-        return len(read_pool(pool_file(run.calibration))[0]["rewards"])
-    return RewardCalibrator.from_pretrained(run.calibration).num_reference
+        rows = read_pool(pool_file(run.calibration))
+        return len(rows[0]["rewards"]), fewest_rewards(rows)
+    calibrator = RewardCalibrator.from_pretrained(run.calibration)
+    return calibrator.num_reference, calibrator.fewest_references
 
 
 def _check_file(file: str | None) -> None:

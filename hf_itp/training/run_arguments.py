@@ -12,7 +12,8 @@ class RunArguments:
 
     Args:
         model (`str`): Policy: Hub id, local folder or `embedded`.
-        reward_model (`list[str]`): Reward models: Hub ids, local folders or `embedded`; several are averaged.
+        reward_model (`list[str]`): Reward models: Hub ids, local folders, `embedded`, or functions `FILE.py:NAME` or
+            `MODULE:NAME`, whose code is run; several are averaged.
         solver (`str`): `rl` (TRL's RLOO) or `quantile_regression` (no rollouts, one machine).
         train_file (`str`, *optional*): JSON lines with a `prompt`.
         dataset_name, dataset_config, dataset_train_split, prompt_column (`str`, *optional*): A data set of the Hub.
@@ -27,7 +28,10 @@ class RunArguments:
     model: str = field(default="embedded", metadata={"help": "Policy: Hub id, local folder or 'embedded'."})
     reward_model: list[str] = field(
         default_factory=lambda: ["embedded"],
-        metadata={"help": "Reward models: Hub ids, local folders or 'embedded'; several are averaged."},
+        metadata={
+            "help": "Reward models: Hub ids, local folders, 'embedded', or functions FILE.py:NAME, whose code is "
+            "run; several are averaged."
+        },
     )
     solver: str = field(default="rl", metadata={"help": "rl (TRL's RLOO) or quantile_regression (no rollouts)."})
     train_file: str | None = field(default=None, metadata={"help": "JSON lines with a `prompt`, text or chat."})

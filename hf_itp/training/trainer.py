@@ -24,7 +24,7 @@ from hf_itp.calibration.fingerprints import model_identity, policy_identity, pro
 from hf_itp.errors import ArgumentError
 from hf_itp.policies.loading import with_safe_loading
 from hf_itp.rewards import RewardFunction, as_reward_function
-from hf_itp.rewards.base import NO_COLUMNS
+from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.drawing import draw_continuations
 from hf_itp.sampling.streams import derived_seed
@@ -32,7 +32,7 @@ from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.arguments import CTRLArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
-from hf_itp.training.reward import CalledAsInTraining, TransformedReward
+from hf_itp.training.reward import TransformedReward, called_as_in_training
 from hf_itp.training.rollouts import check_pictures, draws_itself, evaluating, rollout_description
 
 _SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -99,7 +99,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     ):
         args = with_safe_loading(model, CTRLArguments("ctrl") if args is None else args)
         check_strategy(args)
-        count = None if calibrator is None else calibrator.num_reference
+        count = None if calibrator is None else calibrator.fewest_references
         self.objective = CTRLObjective.from_arguments(args, count)
         reward = as_reward_function(reward_model)
         self.reward = reward
@@ -110,7 +110,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         self._transformed = TransformedReward(reward, self.objective, calibrator)
         super().__init__(
             model,
-            self._transformed,  # type: ignore[arg-type]  # called with keywords, as TRL says
+            self._transformed,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -127,7 +127,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         rows = list(self._rows())
         prompts = [row["prompt"] for row in rows]
         self._reward_columns = {} if args.remove_unused_columns else reward_columns(rows)
-        self._as_in_training().check(prompts, **self._reward_columns)
+        self._as_in_training().check(prompts, **self._reward_columns, **DROPPED)
         if calibrator is not None:
             with self._reference_policy() as reference:
                 drawn = self.draw.entries(policy_identity(reference), prompts)
@@ -167,6 +167,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
                 reward_kwargs=self._reward_columns,
                 description=self.draw,
             )
+        self.objective.check_references(self.calibrator.fewest_references)
         self._transformed.calibrator = self.calibrator
         return self.calibrator
 
@@ -210,12 +211,8 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
                 yield from dataset
 
     def _as_in_training(self) -> RewardFunction:
-        """Return the reward as rollouts call it, where TRL passes its state and logs besides the columns."""
-        if not any(self.reward.takes(name) for name in NO_COLUMNS):
-            return self.reward
-        # Do not log rewards of references, which belong to no step.
-        nowhere = {"log_extra": lambda *arguments: None, "log_metric": lambda *arguments: None}
-        return CalledAsInTraining(self.reward, {"trainer_state": self.state, **nowhere})
+        """Return the reward as rollouts call it. What it logs of references is dropped: they belong to no step."""
+        return called_as_in_training(self.reward, self.state)
 
     def _reader(self, prompt: Any) -> ResponseReader:
         return ResponseReader(self._tokenizer, self.draw.prompt_ids(prompt))

@@ -36,7 +36,7 @@ def test_quantiles_are_those_among_the_prompts_own_references():
 def test_counts_tell_ties_from_what_is_below():
     calibrator = RewardCalibrator(["a"], torch.tensor([[1.0, 2.0, 2.0, 3.0]]))
     below, equal, total = calibrator.counts(["a"], torch.tensor([2.0]))
-    assert (below.tolist(), equal.tolist(), total) == ([1.0], [2.0], 4)
+    assert (below.tolist(), equal.tolist(), total.tolist()) == ([1.0], [2.0], [4.0])
 
 
 def test_fit_scores_what_the_policy_draws(prompt_bound_reward):

@@ -12,6 +12,18 @@ from hf_itp import StrategyOutput
 from tests.tiny import VISION_LANGUAGE, PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer, vision_batch
 
 
+class Abstains(PromptBoundReward):
+    """Reward that has none for some responses, and logs."""
+
+    def __call__(
+        self, prompts: Any, completions: Any, log_metric: Any = None, log_extra: Any = None, **kw: Any
+    ) -> Any:
+        rewards = super().__call__(prompts, completions)
+        log_metric("mine", 2.0)
+        log_extra("doubled", [2 * reward for reward in rewards])
+        return [None if (reward * 997) % 1 < 0.4 else reward for reward in rewards]
+
+
 class FavoursByPlace(LogitsProcessor):
     """Processor that makes word `10 + i` more likely in row `i` of a batch, so that a row's place decides its text."""
 
@@ -35,6 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
     "encoder-decoder": {"architecture": "t5", "lengths": [7, 5, 9]},
     "pictures": {"architecture": "qwen2_vl", "lengths": [9, 12, 8]},
 }
+
+
+ABSTAINED = ("three prompts", "batches of three", "fresh proposals")
+"""Cases with a reward that abstains."""
 
 
 def model_for(case: str) -> PreTrainedModel:
@@ -69,7 +85,10 @@ def generated(
 def plain(output: StrategyOutput) -> dict[str, Any]:
     """Return what two runs of a call must have in common, in a form that can be saved in a file."""
     names = ("sequences", "rewards", "candidates", "candidate_rewards", "probabilities", "selected")
-    return {name: getattr(output, name) for name in names} | {"num_tokens": output.diagnostics["num_tokens"]}
+    found = ("num_tokens", "no_reward", "reward_log")
+    return {name: getattr(output, name) for name in names} | {
+        name: output.diagnostics[name] for name in found if name in output.diagnostics
+    }
 
 
 def assert_same(ours: Any, theirs: Any) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hf_itp import RewardModel
-from tests.distributed.cases import CASES, generated, model_for, plain
+from tests.distributed.cases import ABSTAINED, CASES, Abstains, generated, model_for, plain
 from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import VOCABULARY_SIZE, PromptBoundReward, tiny_model, tiny_tokenizer
 
@@ -55,6 +55,14 @@ def reward_models() -> dict[str, Any]:
     return {shard: plain(generated(tiny_model("llama"), "three prompts", shard, reward, beta=0.5)) for shard in SHARDS}
 
 
+def abstaining() -> dict[str, Any]:
+    return {
+        (case, shard): plain(generated(tiny_model("llama"), case, shard, Abstains()))
+        for case in ABSTAINED
+        for shard in SHARDS
+    }
+
+
 def unwrapped(accelerator: Accelerator) -> dict[str, Any]:
     wrapped = accelerator.prepare(tiny_model("llama"))
     policy = accelerator.unwrap_model(wrapped)
@@ -84,7 +92,8 @@ def failures(rank: int) -> dict[str, Any]:
         try:
             generated(tiny_model("llama"), "33 candidates", "candidates", **overrides)
         except Exception as error:
-            return {"type": type(error).__name__, "message": str(error)}
+            drawn = [len(pool) for pool in getattr(error, "candidates", [])]
+            return {"type": type(error).__name__, "message": str(error), "drawn": drawn}
         return {}
 
     criterion = FailsAtThirdToken(fails=rank == 1)
@@ -105,6 +114,7 @@ def main(folder: Path) -> None:
     results = {
         "splits": splits(),
         "reward models": reward_models(),
+        "abstaining": abstaining(),
         "unwrapped": unwrapped(accelerator),
         "without a seed": without_a_seed(rank),
         "sharded weights": sharded_weights(),

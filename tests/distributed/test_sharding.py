@@ -12,7 +12,7 @@ from hf_itp.distributed.processes import Processes
 from hf_itp.distributed.sharding import Sharding
 from hf_itp.errors import ItpWarning
 from hf_itp.sampling.call import DecodingCall
-from tests.distributed.cases import CASES, assert_same, generated, model_for, plain
+from tests.distributed.cases import ABSTAINED, CASES, Abstains, assert_same, generated, model_for, plain
 from tests.distributed.launching import accelerate_launch
 from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -67,6 +67,14 @@ class TestTwoProcesses:
             torch.testing.assert_close(split["candidate_rewards"], alone["candidate_rewards"], rtol=0, atol=1e-4)
         assert_same(processes[0]["reward models"], processes[1]["reward models"])
 
+    @pytest.mark.parametrize("shard", SHARDS)
+    @pytest.mark.parametrize("case", ABSTAINED)
+    def test_agree_on_what_has_no_reward_and_on_what_was_logged(self, case, shard, processes):
+        alone = plain(generated(tiny_model("llama"), case, None, Abstains()))
+        assert int(alone["no_reward"].sum()) > 0
+        for process in processes:
+            assert_same(process["abstaining"][case, shard], alone)
+
     def test_generate_with_what_accelerate_wrapped_once_it_is_unwrapped(self, processes):
         alone = plain(generated(tiny_model("llama"), "33 candidates", None))
         for process in processes:
@@ -95,8 +103,9 @@ class TestTwoProcesses:
     @pytest.mark.parametrize(("failure", "failing"), [("reward", 1), ("reward of process 0", 0)])
     def test_end_with_the_error_of_the_one_that_failed(self, failure, failing, processes):
         own, told = processes[failing]["failures"][failure], processes[1 - failing]["failures"][failure]
-        assert own["type"] == "RewardError" and "Return a finite float for every response" in own["message"]
+        assert own["type"] == "ScoringError" and "Return a finite float for every response" in own["message"]
         assert told["type"] == "ProcessError" and own["message"] in told["message"]
+        assert own["drawn"] == [17 if failing == 0 else 16], "its own part of the 33"
         assert f"Process {failing} of 2 failed" in told["message"] and "Fix what failed there" in told["message"]
 
     def test_end_with_the_error_of_another_once_their_own_part_is_drawn(self, processes):

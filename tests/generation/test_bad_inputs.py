@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import hf_itp
-from hf_itp import ItpError
+from hf_itp import ItpError, ScoringError
 from hf_itp.models.host_names import cache_argument
 from tests.tiny import PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer
 
@@ -114,7 +114,11 @@ CASES = {
     "no such reward model": ({"reward_model": "no/such-model"}, OSError, "no/such-model"),
     "NaN reward": ({"reward_model": returns(math.nan)}, ValueError, "Return a finite float for every response"),
     "infinite reward": ({"reward_model": returns(math.inf)}, ValueError, "Return a finite float for every response"),
-    "None reward": ({"reward_model": returns(None)}, ValueError, "finite float"),
+    "None reward": (
+        {"reward_model": returns(None)},
+        ValueError,
+        "Prompt 0 must have at least 1 candidates with a reward",
+    ),
     "too few rewards": ({"reward_model": too_few}, ValueError, "Return one float per response"),
     "text as reward": ({"reward_model": returns("good")}, ValueError, "float"),
     "prompts as one string": ({"prompts": "one"}, TypeError, "Pass one string or one list"),
@@ -261,8 +265,9 @@ def test_thin_wrapper_works_by_the_way_the_error_names():
 
 
 def test_error_in_the_users_reward_stays_visible():
-    with pytest.raises(KeyError, match="in the user's own code"):
+    with pytest.raises(ScoringError, match="in the user's own code") as raised:
         tiny_model("llama").generate(**good_call(reward_model=fails))
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hf_itp.calibration import CalibratedReward, RewardCalibrator
+from hf_itp.errors import ScoringError
 from hf_itp.rewards import CallableReward, RewardEnsemble, RewardModel
 from tests.rewards.classifiers import tiny_classifier
 from tests.tiny import PromptBoundReward, left_padded_batch, tiny_model, tiny_tokenizer
@@ -80,8 +81,14 @@ def test_error_of_the_reward_is_raised_from_the_call():
         def score(self, prompts, responses, response_ids=None):
             raise ZeroDivisionError("broken")
 
-    with pytest.raises(ZeroDivisionError, match="broken"):
+    with pytest.raises(ScoringError, match="ZeroDivisionError: broken") as raised:
         generated(Broken(PromptBoundReward()))
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    # All was drawn, although the first batch had failed by then.
+    drawn = generated(PromptBoundReward()).candidates
+    assert [[ids.tolist() for ids in pool] for pool in raised.value.candidates] == [
+        [ids.tolist() for ids in pool] for pool in drawn
+    ]
 
 
 def test_rewards_say_where_they_compute():

@@ -47,7 +47,6 @@ def test_numbers_of_any_kind_become_float32(rewards):
         (None, r"must return floats, got a NoneType. Return one float per response"),
         ({"a": 1}, r"must return floats, got a dict. Return one float per response"),
         ("ab", r"got 'a' for response 0 of 2, .* Return a finite float for every response"),
-        ([1.0, None], r"got None for response 1 of 2, .* Return a finite float for every response"),
         ([[1.0], [2.0, 3.0]], r"got \[1.0\] for response 0 of 2, .* Return a finite float"),
         ([1.0, float("nan")], r"got nan for response 1 of 2, so no candidate can be ranked. Return a finite"),
         ([float("-inf"), 1.0], r"got -inf for response 0 of 2, .* Return a finite float"),

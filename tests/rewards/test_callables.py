@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from hf_itp.errors import ArgumentTypeError, RewardError
+from hf_itp.errors import ArgumentTypeError
 from hf_itp.rewards import CallableReward
 
 CHAT = [{"role": "user", "content": "how"}]
@@ -90,15 +90,6 @@ def test_error_of_the_function_stays_its_own():
         CallableReward(broken)(["how"], ["so"])
 
 
-async def asynchronous(prompts, completions, **kwargs):
-    return [0.0] * len(completions)
-
-
-class AsynchronousObject:
-    async def __call__(self, prompts, completions, **kwargs):
-        return [0.0] * len(completions)
-
-
 def without_prompts(completions):
     return [0.0]
 
@@ -114,9 +105,6 @@ def positional_only(prompts, completions, /):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (asynchronous, "Wrap it in a function that calls asyncio.run"),
-        (functools.partial(asynchronous), "Wrap it in a function that calls asyncio.run"),
-        (AsynchronousObject(), "Wrap it in a function that calls asyncio.run"),
         (without_prompts, r"got no `prompts`. Define it as f\(prompts, completions, \*\*kwargs\)"),
         (positional_only, r"got no `prompts` and no `completions`. Define it as"),
         (3, "Pass a function f"),
@@ -137,7 +125,13 @@ def test_column_nobody_passes_is_named_before_anything_is_drawn(function):
     reward.check(["how"], answer=["yes"])
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_awaitable_from_a_plain_function_is_refused():
-    with pytest.raises(RewardError, match=r"got an awaitable. Wrap it in a function that calls asyncio.run"):
-        CallableReward(lambda prompts, completions: asynchronous(prompts, completions))(["how"], ["so"])
+def needs_state(prompts, completions, trainer_state, **kwargs):
+    return [0.0] * len(completions)
+
+
+def test_state_that_only_a_trainer_has_is_asked_for_by_name():
+    reward = CallableReward(needs_state)
+    with pytest.raises(ArgumentTypeError, match=r"needs `trainer_state`.*only a trainer.*`trainer_state=None`"):
+        reward.check(["how"])
+    reward.check(["how"], trainer_state=object())
+    assert reward(["how"], ["so"], trainer_state=object()).tolist() == [0.0]

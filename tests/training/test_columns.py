@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from hf_itp import CTRLArguments, CTRLTrainer, RewardCalibrator
@@ -120,37 +123,122 @@ def rewards_to_try():
     }
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
-def test_rewards_serve_trls_own_trainers(folder, tmp_path, method):
-    """Each is one of `reward_funcs`, and TRL gets what a call by hand gives."""
+class Kept(TrainerCallback):
+    """Keeps what a trainer has logged of its completions after each step."""
+
+    def __init__(self):
+        self.trainer, self.steps = None, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        logs = self.trainer._logs
+        self.steps.append({
+            "prompts": list(logs["prompt"]), "completions": list(logs["completion"]),
+            "rewards": {name: list(values) for name, values in logs["rewards"].items()},
+            "advantages": list(logs["advantages"]),
+        })  # fmt: skip
+
+
+def trained(kind, folder, output, rewards, steps, **arguments):
+    """Train by one of TRL's own trainers; return it and what it logged after each step."""
     kinds = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
-    trainer_class, config_class = kinds[method]
-    given = []
-
-    class Watched(trainer_class):
-        def _calculate_rewards(self, inputs, prompts, completions, ids):
-            rewards = super()._calculate_rewards(inputs, prompts, completions, ids)
-            given.append(([dict(row) for row in inputs], completions, ids, rewards.clone()))
-            return rewards
-
-    rewards = rewards_to_try()
-    trainer = Watched(
+    trainer_class, config_class = kinds[kind]
+    kept = Kept()
+    kept.trainer = trainer = trainer_class(
         AutoModelForCausalLM.from_pretrained(folder),
-        list(rewards.values()),
-        args=config_class(str(tmp_path), **SETTINGS),
+        rewards,
+        args=config_class(str(output), **(SETTINGS | {"max_steps": steps} | arguments)),
         train_dataset=data(CHATS),
         processing_class=tiny_tokenizer(),
+        callbacks=[kept],
     )
-    assert trainer.reward_func_names[0] == "LlamaForSequenceClassification" == rewards["model"].__name__
     trainer.train()
-    assert len(given) == 2
-    for inputs, completions, ids, table in given:
-        chats = [row["prompt"] for row in inputs]
-        texts = [completion[0]["content"] for completion in completions]
-        tensors = [torch.tensor(row, dtype=torch.long) for row in ids]
-        for place, reward in enumerate(rewards.values()):
-            by_hand = reward(chats, texts, tensors, answer=[row["answer"] for row in inputs])
-            torch.testing.assert_close(table[:, place].cpu(), by_hand, rtol=1e-5, atol=1e-5)
+    assert trainer.state.global_step == steps == len(kept.steps)
+    return trainer, kept.steps
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_rewards_serve_trls_own_trainers(folder, tmp_path, method):
+    """Each is one of `reward_funcs` of an unchanged trainer, and TRL gets what a call by hand gives, in 5 steps."""
+    rewards = rewards_to_try()
+    trainer, steps = trained(method, folder, tmp_path, list(rewards.values()), 5)
+    names = [reward.__name__ for reward in rewards.values()]
+    assert trainer.reward_func_names == names and names[0] == "LlamaForSequenceClassification"
+    answers = {prompt[0]["content"]: answer for prompt, answer in zip(CHATS, ANSWERS, strict=True)}
+    logged = [entry for entry in trainer.state.log_history if f"rewards/{names[0]}/mean" in entry]
+    assert len(logged) == 5
+    for step, entry in zip(steps, logged, strict=True):
+        chats = step["prompts"]
+        texts = [completion[0]["content"] for completion in step["completions"]]
+        assert len(texts) == 8
+        own = [answers[chat[0]["content"]] for chat in chats]
+        for name, reward in zip(names, rewards.values(), strict=True):
+            by_hand = reward(chats, texts, answer=own)
+            received = torch.tensor(step["rewards"][name], dtype=torch.float32)
+            torch.testing.assert_close(received, by_hand, rtol=1e-5, atol=1e-5)
+            assert entry[f"rewards/{name}/mean"] == pytest.approx(float(by_hand.mean()), abs=1e-5)
+
+
+async def even(prompts, completions, log_metric, log_extra, **kwargs):
+    """Reward that has none for completions of an odd length."""
+    await asyncio.sleep(0)
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    log_metric("longest", float(max(lengths)))
+    log_extra("length", lengths)
+    return [float(length) if length % 2 == 0 else None for length in lengths]
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_abstaining_asynchronous_reward_means_the_same_to_trl(folder, tmp_path, method):
+    """TRL calls the function itself and our object around it: the same rewards, metrics and advantages."""
+    found = []
+    for reward in (even, CallableReward(even)):
+        trainer, steps = trained(method, folder, tmp_path, reward, 2)
+        history = [(entry.get("longest"), entry.get("reward")) for entry in trainer.state.log_history]
+        found.append((steps, history, list(trainer._logs["extra"]["length"])))
+    assert repr(found[0]) == repr(found[1])  # equal, a NaN to a NaN
+    values = [value for step in found[0][0] for value in step["rewards"]["even"]]
+    assert 0 < sum(map(math.isnan, values)) < len(values) and found[0][1][0][0] > 0
+
+
+def test_completions_without_a_reward_have_no_part_in_ctrl(folder, tmp_path):
+    """
+    Their advantage is 0, and the others' is against the mean of their siblings with a reward, by hand. In the first
+    step the policy is the reference policy, so that no KL is subtracted.
+    """
+    kept, raw = Kept(), []
+
+    def abstaining(prompts, completions, trainer_state, log_metric, log_extra, **kwargs):
+        assert trainer_state.global_step == 0
+        lengths = [sum(map(ord, completion)) for completion in completions]
+        raw.append([float(length) if length % 3 else None for length in lengths])
+        return raw[-1]
+
+    settings = {"max_steps": 1, "num_generations": 8, "num_reference": 64, "transform": "identity", "beta": 0.5}
+    kept.trainer = trainer = CTRLTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        abstaining,
+        CTRLArguments(str(tmp_path), **(SETTINGS | settings)),
+        train_dataset=data(PROMPTS),
+        processing_class=tiny_tokenizer(),
+        callbacks=[kept],
+    )
+    trainer.train()
+    calibrator = trainer.calibrator
+    assert int(calibrator.no_reward.min()) > 0
+    step, rewards = kept.steps[0], raw[-1]
+    known = [place for place, reward in enumerate(rewards) if reward is not None]
+    assert 2 <= len(known) < 8
+    calibrated = [
+        calibrator.calibrate([step["prompts"][place]], torch.tensor([rewards[place]])).item() / 0.5 for place in known
+    ]
+    expected = [0.0] * 8
+    for place, value in zip(known, calibrated, strict=True):
+        expected[place] = value - (sum(calibrated) - value) / (len(known) - 1)
+    assert step["advantages"] == pytest.approx(expected, abs=1e-5)
+    received = step["rewards"]["ctrl"]
+    assert [place for place in range(8) if not math.isnan(received[place])] == known
+    entry = next(entry for entry in trainer.state.log_history if "reward/none" in entry)
+    assert entry["reward/none"] == pytest.approx(1 - len(known) / 8)
 
 
 def test_call_of_trl_and_call_by_hand_agree():

@@ -105,3 +105,47 @@ def test_pool_without_responses_is_refused(folder, tmp_path):
 def test_unknown_partition_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="one of 'exact', 'empirical'"):
         QuantileRegressionArguments(str(tmp_path), partition="learned", use_cpu=True)
+
+
+def test_responses_without_a_reward_are_left_out(folder, tmp_path):
+    """The targets of the others are those of a pool that never had them."""
+    rewards = [1.0, None, 2.0, 2.0, None, 3.0]
+    texts = ["bake", "salt", "bread", "water", "flour", "cook"]
+    kept = [place for place, reward in enumerate(rewards) if reward is not None]
+    targets = []
+    for name, places in (("all", range(6)), ("kept", kept)):
+        path = tmp_path / f"{name}.jsonl"
+        row = {"prompt": PROMPTS[0]} | {
+            key: [values[place] for place in places] for key, values in (("responses", texts), ("rewards", rewards))
+        }
+        path.write_text(json.dumps(row))
+        training = trainer(folder, tmp_path / name, pool=path, overrides={"beta": 0.5})
+        targets.append(training._examples(training._references()))
+    assert targets[0] == targets[1] and len(targets[0]) == 4
+    assert training.calibrator.reference_rewards.tolist() == [[1.0, 2.0, 2.0, 3.0]]
+
+
+def test_reward_that_needs_a_state_and_loggers_gets_them(folder, tmp_path):
+    steps = []
+
+    def scheduled(prompts, completions, trainer_state, log_metric, log_extra):
+        steps.append(trainer_state.global_step)
+        log_metric("mine", 1.0)
+        return [None if len(completion) % 2 else float(len(completion)) for completion in completions]
+
+    training = trainer(folder, tmp_path, reward=scheduled)
+    training.train()
+    assert steps and set(steps) == {0}
+    assert training.calibrator.fewest_references < 33
+
+
+def test_too_few_references_with_a_reward_are_refused(folder, tmp_path):
+    path = tmp_path / "pool.jsonl"
+    row = {
+        "prompt": PROMPTS[0],
+        "responses": ["a"] * 40,
+        "rewards": [float(place) for place in range(20)] + [None] * 20,
+    }
+    path.write_text(json.dumps(row))
+    with pytest.raises(ArgumentError, match="32"):
+        trainer(folder, tmp_path, pool=path, overrides={"transform": "exponential", "t": 10.0})
