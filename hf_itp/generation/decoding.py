@@ -23,6 +23,7 @@ from hf_itp.checks import check_choice, check_count, check_indices, check_law, c
 from hf_itp.distributed.processes import launched_processes
 from hf_itp.distributed.sharding import SHARDS, ShardedSource, Sharding
 from hf_itp.errors import ArgumentError, ItpWarning, StrategyError
+from hf_itp.generation.advice import ADVISER
 from hf_itp.generation.candidates import CandidatePools, CandidateSource
 from hf_itp.generation.columns import check_reward_kwargs
 from hf_itp.generation.early_rejection import EarlyRejection, check_early_rejection
@@ -162,7 +163,7 @@ class StrategyDecoding(Keywords):
 
         # Accept: pick the winners by that law, or from proposals that are drawn until enough are accepted.
         selected = self._select(pools, law, extra, keys)
-        if (advice := self.strategy.advice(first_pool)) is not None:
+        if (advice := ADVISER.listen(self.strategy, self.reward.name, first_pool)) is not None:
             warnings.warn(advice, ItpWarning, stacklevel=2)
         winners = pools.responses(selected.tolist())
 
