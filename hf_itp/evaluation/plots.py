@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,7 @@ def plot_pool(
 
     Under pessimism the candidates lie on a hinge: 0 up to the normalizer, then a straight line, so the plot shows at a
     glance how many candidates can still be returned. A dashed line marks plain sampling's `1 / N`. A ring around a
-    point says who returned it. Candidates that share a point are counted beside it, as in "×3".
+    point says who returned it. Candidates that share a point are counted beside it, as in "3x".
 
     Args:
         rewards (`torch.Tensor` of shape `(B, N)`):
@@ -120,27 +121,34 @@ def plot_pool(
         name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelspacing=0.9
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        labelspacing=0.9,
     )
     return figure
 
 
 def _draw_law(panel: Axes, rewards: list[float], probabilities: list[float], rings: int) -> None:
     # Of ties, whose probabilities may differ by rounding, one point is drawn and counted.
-    points = Counter((reward, round(probability, 9)) for reward, probability in zip(rewards, probabilities, strict=True))
+    points = Counter(
+        (reward, round(probability, 9)) for reward, probability in zip(rewards, probabilities, strict=True)
+    )
     ever = [point for point in points if point[1] > 0]
     never = [point for point in points if point[1] == 0]
     panel.axhline(1 / len(rewards), color=_GREY, linestyle=(0, (4, 3)), linewidth=1, label="plain sampling: 1/N each")
-    style = {"s": _POINT**2, "zorder": 3, "clip_on": False}
-    panel.scatter(*zip(*ever, strict=True), color=_BLUE, alpha=0.85, label="candidate", **style)
+    scatter = partial(panel.scatter, s=_POINT**2, zorder=3, clip_on=False)
+    scatter(*zip(*ever, strict=True), color=_BLUE, alpha=0.85, label="candidate")
     if never:
-        label = "candidate, never returned"
-        panel.scatter(*zip(*never, strict=True), facecolor="none", edgecolor=_BLUE, label=label, **style)
+        scatter(*zip(*never, strict=True), facecolor="none", edgecolor=_BLUE, label="candidate, never returned")
     below = -(_RING + _STEP * rings) / 2  # clear of the largest ring
     for point, count in points.items():
         if count > 1:
             panel.annotate(
-                f"×{count}", point, (0, below), textcoords="offset points", ha="center", va="top", fontsize=8,
+                f"{count}x", point, (0, below), textcoords="offset points", ha="center", va="top", fontsize=8,
                 color=_INK, annotation_clip=False, zorder=5,
             )  # fmt: skip
 

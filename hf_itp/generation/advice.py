@@ -1,8 +1,8 @@
 """
 Give the advice of strategies once per process, from the pools of all calls together.
 
-Evaluation harnesses call `generate` with a few prompts at a time: one call sees too little, and thousands of calls must
-not repeat themselves.
+Evaluation harnesses call `generate` with a few prompts at a time: one call sees too little, and thousands of calls
+must not repeat themselves.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Adviser:
     Collect the pools of each strategy and say once what [`Strategy.advice`] has to say of them.
 
     The rule: pools count together if strategy, settings, number of candidates and reward model are the same. From 4
-    pools on, each further call asks for advice on all of them, up to the first 64. Pools of fewer than 4 candidates say
-    too little and do not count. The first advice is the only one of the process. Safe to use from several threads.
+    pools on, each further call asks for advice on all of them, up to the first 64. Pools of fewer than 4 candidates
+    say too little and do not count. The first advice is the only one of the process. Safe to use from several threads.
 
     Examples:
 

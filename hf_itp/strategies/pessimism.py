@@ -39,7 +39,7 @@ _DEFAULT_BETA, _DEFAULT_SCALE = 0.2, "zscore"
 @dataclass(frozen=True)
 class Pessimism(Strategy):
     r"""
-    Returns a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
+    Return a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
     normalizer \\( \lambda \\), zero below it. This law maximises the mean reward minus `beta` times the chi-squared
     divergence from the policy.
 
@@ -72,7 +72,7 @@ class Pessimism(Strategy):
     The fields of an object are what runs: `Pessimism()` shows `beta=0.2` and `normalize="zscore"`.
 
     Raises:
-        `ValueError`: If a field breaks its rule, or `normalize` or `reward_bound` is given without the `beta` it needs.
+        `ValueError`: If a field breaks its rule, or `normalize` or `reward_bound` comes without the `beta` it needs.
 
     Example: `model.generate(**inputs, strategy="pessimism", beta=0.1, reward_model=reward_model, num_candidates=32)`
 
@@ -111,13 +111,13 @@ class Pessimism(Strategy):
         if self.normalize not in (None, _DEFAULT_SCALE):
             raise ArgumentError(
                 f"`beta` must be given with normalize={self.normalize!r}, got None: the default, {_DEFAULT_BETA}, "
-                f"counts standard deviations. Pass beta=..., or leave `normalize` out."
+                "counts standard deviations. Pass beta=..., or leave `normalize` out."
             )
         if self.normalize is None and self.reward_bound is not None:
             raise ArgumentError(
-                f"`beta` must be given with `reward_bound`, got None: without it rewards count in standard deviations "
-                f"of the pool, where {self.reward_bound:g} means something else. Pass beta=... in units of the reward, "
-                f"or normalize={_DEFAULT_SCALE!r} if the bound is in standard deviations."
+                "`beta` must be given with `reward_bound`, got None: without it rewards count in standard deviations "
+                f"of the pool, where {self.reward_bound:g} means something else. Pass beta=... in units of the "
+                f"reward, or normalize={_DEFAULT_SCALE!r} if the bound is in standard deviations."
             )
         return _DEFAULT_BETA, _DEFAULT_SCALE
 
@@ -215,11 +215,11 @@ class Pessimism(Strategy):
         else:
             return None
         low, high = (
-            beta_for_effective_sample_size(rewards, smallest.double() ** (1 - part) * num_candidates**part).sort().values
+            beta_for_effective_sample_size(rewards, smallest.double() ** (1 - part) * num_candidates**part)
             for part in (0.25, 0.75)
         )
         # Of an even number the upper middle below and the lower middle above: then neither end is extreme on half.
-        lowest, highest = low[len(low) // 2], high[(len(high) - 1) // 2]
+        lowest, highest = -(-low).median(), high.median()
         remedy = f"Choose a beta between {lowest:.2g} and {highest:.2g}."
         if lowest >= highest:
             remedy = "The spreads of these pools differ too much for one beta: leave it out."
@@ -227,8 +227,8 @@ class Pessimism(Strategy):
         tied = f", best_of_n's own being {ties}.00, because candidates tie for the best" if ties > 1 else ""
         without = "`beta`" if normalize in ("none", _DEFAULT_SCALE) else "`beta` and `normalize`"
         return (
-            f"`beta` ({beta:g}) is so {extreme} for these rewards that pessimism is nearly {other} on {pools.sum()} of "
-            f"{len(rewards)} pools: the effective sample size is {sizes[pools].median():.2f} of {num_candidates} "
+            f"`beta` ({beta:g}) is so {extreme} for these rewards that pessimism is nearly {other} on {pools.sum()} "
+            f"of {len(rewards)} pools: the effective sample size is {sizes[pools].median():.2f} of {num_candidates} "
             f"candidates (median of {pools.sum()} pools{tied}). Without {without}, pessimism uses {_DEFAULT_BETA} "
             f"standard deviations of each pool. {remedy}"
         )
@@ -236,7 +236,7 @@ class Pessimism(Strategy):
 
 @dataclass(frozen=True)
 class _SharedPool(Strategy):
-    """Proposes from the one pool, with replacement, until a candidate is accepted."""
+    """Propose from the one pool, with replacement, until a candidate is accepted."""
 
     name: ClassVar[str] = Pessimism.name
 
@@ -270,7 +270,7 @@ class _SharedPool(Strategy):
 
 @dataclass(frozen=True)
 class _FreshPool(_SharedPool):
-    """Solves the weights on a first pool, then looks at each fresh proposal once, in order: Algorithm 1."""
+    """Solve the weights on a first pool, then look at each fresh proposal once, in order: Algorithm 1."""
 
     def acceptance(self, first: Tensor, proposals: Tensor) -> Tensor:
         """Return acceptance probabilities of the proposals `(..., M)` under the first pool's weights: step 4."""

@@ -78,9 +78,10 @@ def register(strategy_class: StrategyClass) -> StrategyClass:
 
     ```
     """
-    if not (inspect.isclass(strategy_class) and issubclass(strategy_class, Strategy)):
+    given: Any = strategy_class
+    if not (isinstance(given, type) and issubclass(given, Strategy)):
         remedy = "Derive a class from it and register the class."
-        raise ArgumentTypeError(must_be("strategy_class", "a subclass of hf_itp.Strategy", strategy_class, remedy))
+        raise ArgumentTypeError(must_be("strategy_class", "a subclass of hf_itp.Strategy", given, remedy))
     if inspect.isabstract(strategy_class):
         missing = ", ".join(sorted(strategy_class.__abstractmethods__))
         raise ArgumentTypeError(
@@ -101,8 +102,8 @@ def register(strategy_class: StrategyClass) -> StrategyClass:
             owner = _package(installed)
         if owner is not None:
             raise ArgumentError(
-                f"The strategy name {name!r} of {_path(strategy_class)!r} is already taken by {owner!r}. Give the class "
-                "another `name`."
+                f"The strategy name {name!r} of {_path(strategy_class)!r} is already taken by {owner!r}. Give the "
+                "class another `name`."
             )
         _registered[name] = strategy_class
     return strategy_class
@@ -193,8 +194,8 @@ def strategy_class(name: str) -> type[Strategy]:
     meant = _ALSO_CALLED.get(name.lower()) or nearest_name(name, names)
     hint = f" Did you mean {meant!r}?" if meant else ""
     raise ArgumentError(
-        f"Unknown strategy {name!r}.{hint} Available: {', '.join(names)}. Correct the name or install the package that "
-        "provides it; `hf_itp.register` adds a class of your own."
+        f"Unknown strategy {name!r}.{hint} Available: {', '.join(names)}. Correct the name or install the package "
+        "that provides it; `hf_itp.register` adds a class of your own."
     )
 
 
@@ -276,9 +277,7 @@ def _check_fields(strategy_class: type[Strategy], given: dict[str, Any]) -> None
         if field_name not in names:
             meant = nearest_name(field_name, names)
             hint = f" Did you mean {meant!r}?" if meant else ""
-            raise ArgumentError(
-                f"Strategy {name!r} has no field `{field_name}`.{hint} {listed} Correct or remove it."
-            )
+            raise ArgumentError(f"Strategy {name!r} has no field `{field_name}`.{hint} {listed} Correct or remove it.")
     for field in known:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
             old = field.metadata.get("formerly")

@@ -17,7 +17,7 @@ from hf_itp.strategies.base import Strategy, checked
 @dataclass(frozen=True)
 class SoftBestOfN(Strategy):
     """
-    Returns a candidate with probability proportional to `exp(reward / reward_temperature)`.
+    Return a candidate with probability proportional to `exp(reward / reward_temperature)`.
 
     *When to use*: To approach, without training, the policy that KL-regularised RL reaches with
     `beta = reward_temperature`, or to keep variety among good responses. Every candidate keeps some probability, bad

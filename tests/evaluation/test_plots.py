@@ -73,7 +73,7 @@ def test_candidates_on_one_point_are_counted():
     probabilities = torch.tensor(laws, dtype=torch.float64)
     tied, untied = plot_pool(rewards, probabilities).axes
     counts = {text.xy: text.get_text() for text in tied.texts}
-    assert counts == {(1.0, 0.3): "×3", (0.0, 0.0): "×2"}
+    assert counts == {(1.0, 0.3): "3x", (0.0, 0.0): "2x"}
     assert points_of(tied, "candidate") == [pytest.approx((0.5, 0.1)), pytest.approx((1.0, 0.3))]
     assert not untied.texts
 
