@@ -15,7 +15,7 @@ from hf_itp.strategies import Strategy
 
 # With fewer candidates every useful beta is nearly best-of-n on many pools.
 _FEWEST_CANDIDATES = 4
-_POOLS_NEEDED = 4
+_POOLS_NEEDED = 3
 _POOLS_LOOKED_AT = 64
 
 
@@ -23,7 +23,7 @@ class Adviser:
     """
     Collect the pools of each strategy and say once what [`Strategy.advice`] has to say of them.
 
-    The rule: pools count together if strategy, settings, number of candidates and reward model are the same. From 4
+    The rule: pools count together if strategy, settings, number of candidates and reward model are the same. From 3
     pools on, each further call asks for advice on all of them, up to the first 64. Pools of fewer than 4 candidates
     say too little and do not count. The first advice is the only one of the process. Safe to use from several threads.
 
