@@ -31,8 +31,7 @@ from hf_itp.functional.rejection import (
 from hf_itp.functional.selection import effective_sample_size
 from hf_itp.strategies.base import Strategy
 
-# Without `beta`: 0.2 standard deviations of the pool. On five real pools this keeps most of what a tuned beta gives
-# (docs/choosing_beta.md has the table); quantiles are worse on four of them.
+# Without `beta`: 0.2 standard deviations of the pool. docs/choosing_beta.md has what that gives on five real pools.
 _DEFAULT_BETA, _DEFAULT_SCALE = 0.2, "zscore"
 
 

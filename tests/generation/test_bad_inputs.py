@@ -102,10 +102,14 @@ CASES = {
     "temperature of zero": ({"temperature": 0}, ValueError, "got 0: all would be equal. Leave it out or pass"),
     "temperature of zero, one candidate": ({"temperature": 0.0, "num_candidates": 1}, ValueError, "Leave it out or"),
     "temperature of zero, greedy": (
-        {"temperature": 0.0, "do_sample": False}, ValueError, "temperature=0.7 with do_sample=True; one greedy response",
+        {"temperature": 0.0, "do_sample": False},
+        ValueError,
+        "temperature=0.7 with do_sample=True; one greedy response",
     ),
     "temperature of zero in a config": (
-        {"generation_config": GenerationConfig(temperature=0.0), "max_new_tokens": None}, ValueError, "Leave it out or",
+        {"generation_config": GenerationConfig(temperature=0.0), "max_new_tokens": None},
+        ValueError,
+        "Leave it out or",
     ),
     "beta of zero": ({"strategy": "pessimism", "beta": 0.0}, ValueError, "positive, got 0.0. Pass e.g. beta=0.1."),
     "negative beta": ({"strategy": "pessimism", "beta": -1.0}, ValueError, "`beta` must be positive, got -1.0"),

@@ -41,9 +41,7 @@ def decoded(policy, **arguments):
     ],
     ids=lambda recommended: f"{recommended['strategy']}-{len(recommended)}",
 )
-def test_auto_is_what_was_recommended(
-    hub_here, reward_model_here, recommended
-):
+def test_auto_is_what_was_recommended(hub_here, reward_model_here, recommended):
     push(reward_model=reward_model_here, **recommended)
     fields = {name: value for name, value in recommended.items() if name not in ("strategy", "num_candidates")}
     expected = decoded(

@@ -104,7 +104,9 @@ def test_default_is_the_law_of_0_2_on_z_scores(size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_default_gives_the_same_laws_on_every_scale(strategy, dtype):
     """Multiplied by 10 and shifted by 100, exact up to rounding; ties and equal rewards among the pools."""
-    rewards = torch.cat([rand(30, 17), (4 * rand(30, 17, seed=1)).round(), torch.full((1, 17), 0.3).double()]).to(dtype)
+    rewards = torch.cat([rand(30, 17), (4 * rand(30, 17, seed=1)).round(), torch.full((1, 17), 0.3).double()]).to(
+        dtype
+    )
     moved = rewards * 10 + 100
     tolerance = 1e-4 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(

@@ -78,7 +78,7 @@ def test_object_is_returned_as_it_is():
             "soft_best_of_n",
             {"temperature": 0.5},
             ArgumentError,
-            r"`temperature` of strategy 'soft_best_of_n' is now called `reward_temperature`. Pass reward_temperature=0\.5",
+            r"strategy 'soft_best_of_n' is now called `reward_temperature`\. Pass reward_temperature=0\.5",
         ),
         ("pessimism", {"bound": 1}, ArgumentError, "Did you mean 'reward_bound'"),
         ("pessimism", {"beta": -1}, ArgumentError, "Choose a beta on the scale of the rewards"),
@@ -210,8 +210,8 @@ def test_of_many_threads_that_claim_a_name_one_gets_it(unregistered):
 
 
 def test_entry_point_of_a_registered_name_is_refused_unless_it_is_the_class(tmp_path):
-    installed(tmp_path, "shy_package", "shy = shy_package:Shy", MODULE.replace("@dataclass", "@register\n@dataclass").replace(
-        "import Strategy", "import Strategy, register"))  # fmt: skip
+    module = MODULE.replace("@dataclass", "@register\n@dataclass").replace("Strategy\n", "Strategy, register\n", 1)
+    installed(tmp_path, "shy_package", "shy = shy_package:Shy", module)
     own = "import shy_package; assert get_strategy('shy').level == 0.5; print(list_strategies().count('shy'))"
     assert run_beside(tmp_path, own).stdout.strip() == "1"
     rival = (
