@@ -16,7 +16,7 @@ from dataclasses import dataclass
 STRATEGIES = {
     "best_of_n": {},
     "worst_of_n": {},
-    "soft_best_of_n": {"temperature": 0.5},
+    "soft_best_of_n": {"reward_temperature": 0.5},
     "top_quantile": {"multiplier": 4.0},
     "best_of_poisson": {"rate": 100.0},
     "pessimism": {"beta": 0.1},

@@ -11,7 +11,8 @@ codet_humaneval_164x100.jsonl.gz   `id`; `num_tests`, how many model-written tes
                                    string per program with a 1 for each test that passes; `gold`, 1 for each program
                                    that passes the official tests.
 game24_gpt4_cot_100x100.jsonl.gz   `id`; `closeness`, exp(-|value - 24| / 4) of each response's expression, 0 for one
-                                   that does not parse; `chars`, the length of each response; `gold`, 1 if it is right.
+                                   that does not parse; `number_overlap`, how far its numbers are those of the puzzle;
+                                   `chars`, the length of each response; `gold`, 1 if it is right.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 FEWEST_TESTS = 5
+FEW_TESTS = 3
 LENGTH_BONUS = 0.002  # per character
 
 
 def humaneval(problem: dict) -> dict:
-    """Return a row whose reward is the share of the model-written tests that a program passes."""
+    """Return a row whose rewards are the share of the model-written tests passed, and that of the first three."""
     shares = [round(outcomes.count("1") / problem["num_tests"], 6) for outcomes in problem["passes"]]
-    return {"id": problem["id"], "rewards": shares, "gold_rewards": problem["gold"]}
+    few = [round(outcomes[:FEW_TESTS].count("1") / FEW_TESTS, 6) for outcomes in problem["passes"]]
+    return {"id": problem["id"], "rewards": shares, "rewards.three_tests": few, "gold_rewards": problem["gold"]}
 
 
 def game24(puzzle: dict) -> dict:
-    """Return a row of two rewards: how close the value is to 24, and the same with a slight taste for length."""
+    """
+    Return a row of three rewards: how close the value is to 24, the same with a slight taste for length, and the same
+    with a look at the numbers used.
+    """
     longer = [
         round(close + LENGTH_BONUS * chars, 6)
         for close, chars in zip(puzzle["closeness"], puzzle["chars"], strict=True)
@@ -43,6 +49,10 @@ def game24(puzzle: dict) -> dict:
         "id": puzzle["id"],
         "rewards.closeness": puzzle["closeness"],
         "rewards.closeness_and_length": longer,
+        "rewards.closeness_and_numbers": [
+            round(close + overlap, 6)
+            for close, overlap in zip(puzzle["closeness"], puzzle["number_overlap"], strict=True)
+        ],
         "gold_rewards": puzzle["gold"],
     }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hf_itp.hub import push_to_hub
     from hf_itp.policies.policy import Policy
     from hf_itp.rewards import RewardFunction, RewardModel
-    from hf_itp.strategies import Strategy, get_strategy, list_strategies
+    from hf_itp.strategies import Strategy, get_strategy, list_strategies, register
     from hf_itp.training import (
         CTRLArguments,
         CTRLTrainer,
@@ -45,6 +45,7 @@ _HOMES = {
     "get_strategy": "hf_itp.strategies",
     "push_to_hub": "hf_itp.hub",
     "list_strategies": "hf_itp.strategies",
+    "register": "hf_itp.strategies",
 }
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "get_strategy",
     "list_strategies",
     "push_to_hub",
+    "register",
 ]
 
 

@@ -6,9 +6,11 @@ Every message has one form, made by [`must_be`]: "`beta` must be positive, got -
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
-from collections.abc import Callable, Mapping, Set
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -294,3 +296,44 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], remedy: str = 
     """Raise unless `value` is one of the choices."""
     if value not in choices:
         raise ArgumentError(must_be(name, f"one of {', '.join(map(repr, choices))}", value, remedy))
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """
+    Return the known name that a wrong one most likely means: written short, misspelt, or as a part of it.
+
+    Examples:
+
+    ```python
+    >>> known = ["best_of_n", "soft_best_of_n", "pessimism", "reward_temperature"]
+    >>> [nearest_name(name, known) for name in ("bon", "sbon", "Best-of-16", "pesimism", "pess", "temp")]
+    ['best_of_n', 'soft_best_of_n', 'best_of_n', 'pessimism', 'pessimism', 'reward_temperature']
+    >>> nearest_name("greedy", known) is None
+    True
+
+    ```
+    """
+    known = list(known)
+    words = re.findall(r"[a-z]+|\d+", name.lower())
+    plain = "_".join("n" if word.isdigit() else word for word in words)  # bo8, best_of_16
+    letters = plain.replace("_", "")
+    if len(letters) > 1:
+        for each in known:
+            if _abbreviates(letters, each.split("_")):
+                return each
+    if close := difflib.get_close_matches(plain, known, n=1):
+        return close[0]
+    for each in known if len(letters) > 2 else ():
+        if each in plain or any(word.startswith(letters) for word in each.split("_")):
+            return each
+    return None
+
+
+def _abbreviates(letters: str, words: Sequence[str]) -> bool:
+    """Return whether the letters are the beginnings of all the words, in order."""
+    if not words:
+        return not letters
+    return any(
+        words[0].startswith(letters[:length]) and _abbreviates(letters[length:], words[1:])
+        for length in range(1, len(letters) + 1)
+    )

@@ -5,6 +5,7 @@ Set what holds for every test: no network, one thread, and torch's global random
 from __future__ import annotations
 
 import os
+import sys
 
 # Before transformers and huggingface_hub are imported: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +44,13 @@ def global_rng_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
         else:
             with global_rng_watched():
                 yield
+
+
+@pytest.fixture(autouse=True)
+def advice_not_yet_given() -> None:
+    """Start a test as a process starts: no strategy has been advised on, and no pool was seen."""
+    if (module := sys.modules.get("hf_itp.generation.advice")) is not None:
+        module.ADVISER.__init__()
 
 
 @pytest.fixture

@@ -175,3 +175,12 @@ def test_each_panel_of_the_tradeoff_figure_is_led_by_its_own_optimum(tmp_path):
     assert {panel: max(lines, key=lambda name: lines[name][-1][1]) for panel, lines in panels.items()} == leaders
     assert all(abs(line[-1][0] - 1.0) < 1e-9 for lines in panels.values() for line in lines.values())
     assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
+
+
+def test_readme_names_the_id_of_the_embedded_models_in_python():
+    """Row 61: the id is in running text, with every place that takes it."""
+    text = text_of(ROOT / "README.md")
+    assert 'The id `"embedded"` stands for these models' in text
+    for call in re.findall(r"`hf_itp\.(\w+)\.from_pretrained\(\"embedded\"\)`", text):
+        assert callable(getattr(__import__("hf_itp"), call).from_pretrained)
+    assert text.count('from_pretrained("embedded")') == 2

@@ -98,6 +98,41 @@ def test_figures_of_the_readme(replays):
     assert right(honest.best_of_n[-1]) == right(honest.pessimism[-1]) == 0.191
 
 
+@pytest.fixture(scope="module")
+def table(module):
+    return module.default_table(replicates=20)
+
+
+def test_default_at_100_is_pessimism_of_0_2_on_z_scores(module, table):
+    for name, (file, column) in module.DEFAULT_POOLS.items():
+        rows = [json.loads(line) for line in gzip.decompress((module.DATA / file).read_bytes()).splitlines()]
+        expected = []
+        for row in rows:
+            rewards, gold = np.array(row[column]), np.array(row["gold_rewards"])
+            scores = (rewards - rewards.mean()) / (rewards.std() or 1)
+            expected.append(pessimism(scores, gold, 0.2))
+        assert table[name][1][-1].tolist() == pytest.approx(expected, abs=1e-9)
+        assert table[name][0][-1].tolist() == pytest.approx(
+            [best_of_n(np.array(row[column]), np.array(row["gold_rewards"]), 100) for row in rows], abs=1e-9
+        )
+
+
+def test_table_of_the_documents_is_the_one_that_is_printed(table):
+    """At N = 100 both are exact. Of 4 and 16 best-of-n is, and draws of pessimism scatter by less than 0.01."""
+    page = (EXAMPLES.parent / "docs" / "choosing_beta.md").read_text()
+    for name, (best, careful) in table.items():
+        [line] = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+        cells = [float(cell) for cell in line.split("|")[2:8]]
+        assert cells[:3] == [round(chance, 3) for chance in best.mean(dim=-1).tolist()]
+        assert cells[3:5] == pytest.approx(careful.mean(dim=-1)[:2].tolist(), abs=0.01)
+        assert cells[5] == round(careful[-1].mean().item(), 3)
+
+
+def test_default_gains_where_the_reward_is_hacked_and_costs_where_it_is_right(table):
+    gains = [round((careful[-1] - best[-1]).mean().item(), 3) for best, careful in table.values()]
+    assert gains == [0.102, 0.033, 0.156, -0.014, -0.305]
+
+
 def test_draws_at_smaller_sizes_are_pools_of_their_own(replays, module):
     """
     At the smallest beta pessimism is best-of-n except for near ties, so its draws scatter about the exact curve. A

@@ -30,7 +30,7 @@ def demo(
     max_new_tokens: options.MaxNewTokens = 48,
     temperature: Annotated[float, options.drawing(help=options.TEMPERATURE_HELP)] = 0.7,
     seed: options.Seed = 0,
-    beta: Annotated[float, options.selecting(help=options.BETA_HELP)] = 0.1,
+    beta: options.Beta = None,
     output: Annotated[Path, options.output("--output", "-o", help="File of the picture.")] = Path("outputs/demo.png"),
     json: Annotated[bool, options.output("--json", help="Write one JSON document instead of tables.")] = False,
     debug: options.Debug = False,
@@ -53,11 +53,13 @@ def demo(
     import torch
 
     from hf_itp import Policy, get_strategy
+    from hf_itp.functional import in_reward_units
     from hf_itp.policies.policy import as_conversations
     from hf_itp.strategies.rewarded import OnRewarded
 
     started = time.perf_counter()
     pessimism, best = get_strategy("pessimism", beta=beta), OnRewarded(get_strategy("best_of_n"))
+    scale = pessimism.settings()["normalize"]
     progress = Console(stderr=True, highlight=False)
     progress.print(f"Loading policy {model!r} and reward model {', '.join(map(repr, reward_model))} ...")
     policy = Policy.from_pretrained(model, device)
@@ -71,6 +73,11 @@ def demo(
     result = policy.generate(prompts, strategy=pessimism, reward_model=reward, seed=seed, **drawing)
     # Other rules select from the same rewards, without drawing again.
     laws = {"best_of_n": best.law(result.candidate_rewards), "pessimism": result.probabilities}
+    # In the picture and the tables it stands beside rewards.
+    pools = zip(result.diagnostics["normalizer"], result.candidate_rewards, strict=True)
+    result.diagnostics["normalizer"] = torch.stack(
+        [in_reward_units(value, rewards[~rewards.isnan()], scale) for value, rewards in pools]
+    )
     ties = torch.Generator().manual_seed(seed)
     winners = {
         # Plain sampling would have returned the first candidate.
@@ -80,6 +87,7 @@ def demo(
         ),
         "pessimism": result.selected[:, 0],
     }
+    strength = f"beta {beta:g}" if beta is not None else f"beta {pessimism.settings()['beta']} standard deviations"
     picture = _draw(
         output,
         result.candidate_rewards,
@@ -87,7 +95,7 @@ def demo(
         normalizer=result.diagnostics["normalizer"],
         winners=winners,
         labels=questions,
-        title=f"Pessimism never returns what scores below the normalizer ({num_candidates} candidates, beta {beta:g})",
+        title=f"Pessimism never returns what scores below the normalizer ({num_candidates} candidates, {strength})",
     )
     records = [
         _replayed(record_of(result, row, prompt, policy.text_of(prompt), all_candidates=True), row, laws, winners)

@@ -22,7 +22,10 @@ REWARD_MODEL_HELP = (
     "Repeat for an ensemble (their mean)."
 )
 TEMPERATURE_HELP = "Divides the logits: below 1 favors likely tokens."
-BETA_HELP = "Pessimism's strength, in units of the reward: near 0 is best-of-n, very large is plain sampling."
+BETA_HELP = (
+    "Pessimism's strength, in units of the reward: near 0 is best-of-n, very large is plain sampling. Default: 0.2 "
+    "standard deviations of each pool."
+)
 
 Model = Annotated[
     str,

@@ -40,6 +40,10 @@ def strategies(
 
 
 def _row_of(strategy: type[Strategy]) -> dict[str, Any]:
+    fields = dataclasses.fields(strategy)
+    required = {field.name: "required" for field in fields if field.default is dataclasses.MISSING}
+    # Of an object, what runs: a default may depend on the other fields.
+    defaults = {field.name: field.default for field in fields} if required else strategy().settings()
     # The docstring without markup for formulas, links, code and emphasis. A LaTeX command keeps its name.
     text = re.sub(r"\\\\[()] ?|\\(?=\w)|[`*]", "", strategy.__doc__ or "")
     text = re.sub(r"\[([^\]]*)\](?:\([^)]*\))?", r"\1", text)
@@ -49,8 +53,5 @@ def _row_of(strategy: type[Strategy]) -> dict[str, Any]:
         "name": strategy.name,
         "returns": paragraphs[0],
         "when_to_use": use.removeprefix("When to use:").strip(),
-        "fields": {
-            field.name: "required" if field.default is dataclasses.MISSING else field.default
-            for field in dataclasses.fields(strategy)
-        },
+        "fields": defaults | required,
     }

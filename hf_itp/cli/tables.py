@@ -14,7 +14,6 @@ from rich.text import Text
 from hf_itp.cli.streams import can_write
 
 PLAIN = "plain sampling"
-# The shapes the picture uses, in its order.
 _MARKS = {PLAIN: "▼", "best_of_n": "★", "pessimism": "◆"}
 _ASCII_MARKS = {PLAIN: "v", "best_of_n": "*", "pessimism": "o"}
 

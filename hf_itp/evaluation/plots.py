@@ -7,7 +7,9 @@ Knows nothing of models or text: it takes rewards and probabilities.
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, distinct under every common colour vision; each winner has a shape of its own as well.
+# Okabe and Ito's palette, distinct under every common colour vision; each winner has a ring of its own size as well.
 _BLUE, _GREY, _INK = "#0072B2", "#999999", "#333333"
-_WINNERS = (("v", "#E69F00"), ("*", "#D55E00"), ("D", "#009E73"), ("s", "#CC79A7"), ("P", "#56B4E9"))
+_WINNERS = ("#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+_POINT, _RING, _STEP = 6.0, 10.0, 4.5  # diameters in points: of a candidate, the first ring, each further one
 _COLUMNS = 2
 
 
@@ -37,7 +40,8 @@ def plot_pool(
     Plot the candidates of each prompt in a panel: reward on the x axis, probability of being returned on the y axis.
 
     Under pessimism the candidates lie on a hinge: 0 up to the normalizer, then a straight line, so the plot shows at a
-    glance how many candidates can still be returned. A dashed line marks plain sampling's `1 / N`.
+    glance how many candidates can still be returned. A dashed line marks plain sampling's `1 / N`. A ring around a
+    point says who returned it. Candidates that share a point are counted beside it, as in "3x".
 
     Args:
         rewards (`torch.Tensor` of shape `(B, N)`):
@@ -45,7 +49,8 @@ def plot_pool(
         probabilities (`torch.Tensor` of shape `(B, N)`):
             A strategy's law on each pool, from [`Strategy.probabilities`].
         normalizer (`torch.Tensor` of shape `(B,)`, *optional*):
-            Pessimism's normalizer, in units of the reward, drawn as a line with the area to its left shaded.
+            Pessimism's normalizer, drawn as a line with the area to its left shaded. In units of `rewards`: see
+            [`~hf_itp.functional.in_reward_units`] for one of z-scores.
         labels (`Sequence[str]` of length `B`, *optional*):
             Heading of each panel, for example the prompt.
         winners (`Mapping[str, torch.Tensor]`, *optional*):
@@ -57,7 +62,8 @@ def plot_pool(
         `matplotlib.figure.Figure`: Write it with `figure.savefig("pool.png")`.
 
     Raises:
-        `ArgumentError`: If the shapes do not go together.
+        `ArgumentError`: If the shapes do not go together, or a normalizer does not separate the candidates that can be
+            returned from those that cannot.
         `MissingDependencyError`: If matplotlib is not installed.
 
     Examples:
@@ -75,6 +81,8 @@ def plot_pool(
     ```
     """
     _check_shapes(rewards, probabilities, normalizer, labels, winners)
+    if normalizer is not None:
+        _check_normalizer(rewards, probabilities, normalizer)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -89,14 +97,13 @@ def plot_pool(
         if index >= num_prompts:
             panel.set_axis_off()
             continue
-        _draw_law(panel, rewards[index].tolist(), probabilities[index].tolist())
+        _draw_law(panel, rewards[index].tolist(), probabilities[index].tolist(), rings=len(winners or {}))
         if normalizer is not None:
             _draw_normalizer(panel, float(normalizer[index]))
         for place, (name, chosen) in enumerate((winners or {}).items()):
             candidate = int(chosen[index])
-            below = sum(int(other[index]) == candidate for other in list((winners or {}).values())[:place])
             point = float(rewards[index, candidate]), float(probabilities[index, candidate])
-            _draw_winner(figure, panel, name, place, point, height=below)
+            _draw_winner(panel, name, place, point)
         if labels is not None:
             # A dollar sign would begin a formula.
             label = textwrap.wrap(labels[index].replace("$", r"\$"), 56, max_lines=2)
@@ -104,27 +111,46 @@ def plot_pool(
         panel.set_xlabel("reward")
         panel.set_ylabel("probability of being returned")
         panel.margins(x=0.08)
-        # Room for the winners' marks, which hover over their points.
-        panel.set_ylim(bottom=-0.04 * panel.get_ylim()[1], top=1.35 * float(probabilities[index].max()))
+        # Room for the rings and counts around the lowest and the highest point.
+        highest = max(float(probabilities[index].max()), 1 / num_candidates)
+        panel.set_ylim(bottom=-0.17 * highest, top=1.15 * highest)
+        panel.set_yticks([tick for tick in panel.get_yticks() if 0 <= tick <= 1.15 * highest])
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title or f"{num_candidates} candidates per prompt and the law that picks among them", fontsize=12)
     handles = {
         name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        labelspacing=0.9,
+    )
     return figure
 
 
-def _draw_law(panel: Axes, rewards: list[float], probabilities: list[float]) -> None:
-    points = list(zip(rewards, probabilities, strict=True))
+def _draw_law(panel: Axes, rewards: list[float], probabilities: list[float], rings: int) -> None:
+    # Of ties, whose probabilities may differ by rounding, one point is drawn and counted.
+    points = Counter(
+        (reward, round(probability, 9)) for reward, probability in zip(rewards, probabilities, strict=True)
+    )
     ever = [point for point in points if point[1] > 0]
-    never = [reward for reward, probability in points if probability == 0]
-    panel.axhline(1 / len(points), color=_GREY, linestyle=(0, (4, 3)), linewidth=1, label="plain sampling: 1/N each")
-    label = "candidate"
-    panel.scatter([x for x, _ in ever], [y for _, y in ever], s=36, color=_BLUE, alpha=0.85, label=label, zorder=3)
+    never = [point for point in points if point[1] == 0]
+    panel.axhline(1 / len(rewards), color=_GREY, linestyle=(0, (4, 3)), linewidth=1, label="plain sampling: 1/N each")
+    scatter = partial(panel.scatter, s=_POINT**2, zorder=3, clip_on=False)
+    scatter(*zip(*ever, strict=True), color=_BLUE, alpha=0.85, label="candidate")
     if never:
-        label = "candidate, never returned"
-        panel.scatter(never, [0.0] * len(never), s=36, facecolor="none", edgecolor=_BLUE, label=label, zorder=3)
+        scatter(*zip(*never, strict=True), facecolor="none", edgecolor=_BLUE, label="candidate, never returned")
+    below = -(_RING + _STEP * rings) / 2  # clear of the largest ring
+    for point, count in points.items():
+        if count > 1:
+            panel.annotate(
+                f"{count}x", point, (0, below), textcoords="offset points", ha="center", va="top", fontsize=8,
+                color=_INK, annotation_clip=False, zorder=5,
+            )  # fmt: skip
 
 
 def _draw_normalizer(panel: Axes, normalizer: float) -> None:
@@ -135,23 +161,35 @@ def _draw_normalizer(panel: Axes, normalizer: float) -> None:
     panel.set_xlim(left, right)
 
 
-def _draw_winner(figure: Figure, panel: Axes, name: str, place: int, point: tuple[float, float], height: int) -> None:
-    from matplotlib.transforms import offset_copy
-
-    marker, color = _WINNERS[place % len(_WINNERS)]
-    above = offset_copy(panel.transData, fig=figure, y=13 + 12 * height, units="points")
+def _draw_winner(panel: Axes, name: str, place: int, point: tuple[float, float]) -> None:
+    # Rings grow with the place, so that all are seen where several rules return one candidate.
     panel.plot(
         *point,
         linestyle="none",
-        marker=marker,
-        markersize=11 if marker == "*" else 7,
-        color=color,
-        markeredgecolor=_INK,
-        markeredgewidth=0.6,
-        transform=above,
+        marker="o",
+        markersize=_RING + _STEP * place,
+        markerfacecolor="none",
+        markeredgecolor=_WINNERS[place % len(_WINNERS)],
+        markeredgewidth=1.8,
+        clip_on=False,
         zorder=4,
         label=f"returned by {name}",
     )
+
+
+def _check_normalizer(rewards: torch.Tensor, probabilities: torch.Tensor, normalizer: torch.Tensor) -> None:
+    line = normalizer.to(rewards)[:, None]
+    slack = 1e-5 * (rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True) + rewards.abs())
+    wrong = ((rewards < line - slack) & (probabilities > 0)) | ((rewards > line + slack) & (probabilities <= 0))
+    if wrong.any():
+        row, candidate = wrong.nonzero()[0].tolist()
+        raise ArgumentError(
+            f"`normalizer` must separate the candidates that can be returned from those that cannot, got "
+            f"{normalizer[row].item():.4g} for prompt {row}, whose candidate {candidate} has the reward "
+            f"{rewards[row, candidate].item():.4g} and the probability {probabilities[row, candidate].item():.4g}. "
+            "Bring one of z-scores to units of the reward with hf_itp.functional.in_reward_units(normalizer, rewards, "
+            "'zscore'), or leave it out."
+        )
 
 
 def _check_shapes(

@@ -14,7 +14,7 @@ from hf_itp.functional.calibration import calibrate_rewards
 from hf_itp.functional.divergence import kl_k1, kl_k3, sequence_log_ratios
 from hf_itp.functional.ensembles import aggregate_rewards
 from hf_itp.functional.finite_tradeoff import FiniteTradeoff, finite_tradeoff
-from hf_itp.functional.normalization import normalize_rewards
+from hf_itp.functional.normalization import in_reward_units, normalize_rewards
 from hf_itp.functional.pessimism import beta_for_effective_sample_size, pessimism, weights_beyond_pool
 from hf_itp.functional.rejection import (
     acceptance_probabilities,
@@ -50,6 +50,7 @@ __all__ = [
     "best_of_poisson_law",
     # scales
     "calibrate_rewards",
+    "in_reward_units",
     "normalize_rewards",
     "aggregate_rewards",
     # transforms of calibrated rewards, and what they buy

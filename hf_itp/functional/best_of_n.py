@@ -136,9 +136,9 @@ def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tenso
     return ((rewards - rewards.amax(dim=-1, keepdim=True)) / check_temperature(temperature)).softmax(dim=-1)
 
 
-def check_temperature(temperature: float) -> int | float:
-    """Return the temperature as a plain number if it is positive."""
-    return check_positive("temperature", temperature, "Choose a temperature on the scale of the rewards.")
+def check_temperature(temperature: float, name: str = "temperature") -> int | float:
+    """Return the temperature as a plain number if it is positive; `name` is what the message calls it."""
+    return check_positive(name, temperature, "Choose a temperature on the scale of the rewards.")
 
 
 def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:

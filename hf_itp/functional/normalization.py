@@ -69,13 +69,53 @@ def _mid_ranks(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def _zscore(rewards: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
-    # Relative to the lowest and in units of the range, so that a large offset costs no digits and no square overflows
-    # or underflows.
-    lowest, highest = pool.amin(dim=-1, keepdim=True), pool.amax(dim=-1, keepdim=True)
-    span = highest - lowest
-    unit = torch.where(span > 0, span, 1)
-    pool = (pool - lowest) / unit
+    lowest, span, mean, deviation = _location_and_spread(pool)
+    flat = span == 0
+    scores = ((rewards - lowest) / span.where(~flat, 1) - mean) / deviation.where(~flat, 1)
+    return scores.where(~flat, 0)
+
+
+def _location_and_spread(pool: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Return the lowest reward and the range of a pool, then the mean and the deviation relative to the lowest and in
+    units of the range: a large offset costs no digits, and no square overflows or underflows. Each `(..., 1)`.
+    """
+    lowest = pool.amin(dim=-1, keepdim=True)
+    span = pool.amax(dim=-1, keepdim=True) - lowest
+    pool = (pool - lowest) / span.where(span > 0, 1)
     mean = pool.mean(dim=-1, keepdim=True)
-    deviation = (pool - mean).square().mean(dim=-1, keepdim=True).sqrt()
-    scores = ((rewards - lowest) / unit - mean) / torch.where(span > 0, deviation, 1)
-    return torch.where(span > 0, scores, 0)
+    return lowest, span, mean, (pool - mean).square().mean(dim=-1, keepdim=True).sqrt()
+
+
+def in_reward_units(values: torch.Tensor, rewards: torch.Tensor, normalize: str) -> torch.Tensor:
+    """
+    Return values on the scale of `normalize` in units of the rewards, such as the normalizer that pessimism reports.
+
+    The inverse of [`normalize_rewards`] for `"none"` and `"zscore"`. Ranks have none.
+
+    Args:
+        values (`torch.Tensor` of shape `(...)`): One value per pool.
+        rewards (`torch.Tensor` of shape `(..., N)`): The pools.
+        normalize (`str`): `"none"` or `"zscore"`.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float64.
+
+    Raises:
+        `ValueError`: If `normalize` is neither, or a reward is not finite.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> in_reward_units(torch.tensor(3.0), torch.tensor([1.0, 3.0]), "zscore")
+    tensor(5., dtype=torch.float64)
+
+    ```
+    """
+    check_choice("normalize", normalize, ("none", "zscore"), "Ranks have no inverse in units of the reward.")
+    values = values.to(torch.float64)
+    if normalize == "none":
+        return values
+    lowest, span, mean, deviation = (part.squeeze(-1) for part in _location_and_spread(check_rewards(rewards)))
+    return (values * deviation + mean) * span + lowest

@@ -21,6 +21,7 @@ from hf_itp.checks import check_choice, check_count, check_num_return_sequences
 from hf_itp.distributed.processes import launched_processes
 from hf_itp.distributed.sharding import SHARDS, ShardedSource, Sharding
 from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.generation.advice import ADVISER
 from hf_itp.generation.candidates import CandidatePools, CandidateSource
 from hf_itp.generation.columns import check_reward_kwargs
 from hf_itp.generation.early_rejection import EarlyRejection, check_early_rejection
@@ -170,8 +171,8 @@ class StrategyDecoding(Keywords):
 
         # Accept: pick the winners by that law, or from proposals that are drawn until enough are accepted.
         selected = selection.winners()
-        if (advice := selection.advice()) is not None:
-            warnings.warn(advice, ItpWarning, stacklevel=3)
+        if (advice := ADVISER.listen(self.strategy, self.reward.name, selection.whole_pools)) is not None:
+            warnings.warn(advice, ItpWarning, stacklevel=2)
         winners = pools.responses(selected.tolist())
 
         # Return them as `generate` does.

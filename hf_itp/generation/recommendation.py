@@ -7,6 +7,7 @@ code, change what the caller asked for, or ask for more than a server would want
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.generation.recommended_reward import RecommendedReward
 from hf_itp.strategies import Strategy, get_strategy
-from hf_itp.strategies.registry import strategy_class
+from hf_itp.strategies.registry import renamed_fields, strategy_class
 
 MAX_RECOMMENDED_CANDIDATES = 1024
 """The largest `num_candidates` an entry may hold; only a caller can ask for more."""
@@ -40,16 +41,24 @@ def decoding_entry(
     """
     Build the entry that `generate(strategy="auto")` follows; empty without a strategy.
 
+    It holds the fields that were given and those the strategy filled in itself, such as pessimism's `beta` and
+    `normalize`, so that it says what runs and means the same under another default.
+
     Raises:
         `ArgumentError`: If there is no such strategy, or it does not take these fields.
     """
     if strategy in (None, "none"):
         return {}
-    settings = get_strategy(str(strategy), **(fields or {})).settings()  # plain numbers, as JSON needs them
+    chosen = get_strategy(str(strategy), **(fields or {}))
+    settings = chosen.settings()  # plain numbers, as JSON needs them
+    # A field that is None by default and has a value here: the strategy chose it.
+    filled_in = {part.name for part in dataclasses.fields(chosen) if part.default is None} - {
+        name for name, value in settings.items() if value is None
+    }
     count = check_count("num_candidates", num_candidates, 1, "Recommend e.g. 16.")
     entry = {_STRATEGY: strategy, _COUNT: count, _REWARD: reward_model, _REVISION: reward_model_revision}
     return {key: value for key, value in entry.items() if value is not None} | {
-        name: settings[name] for name in fields or {}
+        name: settings[name] for name in settings if name in (fields or {}) or name in filled_in
     }
 
 
@@ -92,7 +101,7 @@ def recommended_arguments(
         `ArgumentError`: If the checkpoint has no entry, or one with unknown keys or values out of range.
     """
     entry = _checked_entry(model)
-    # A name that sampling also has, such as temperature, means sampling's if the caller uses it.
+    # A name that sampling also has, such as top_k, means sampling's if the caller uses it.
     own = [name for name in _field_names(entry) if not hasattr(GenerationConfig(), name)]
     fields = {name: arguments[name] for name in own if name in arguments}
     rest = {name: value for name, value in arguments.items() if name not in own}
@@ -103,7 +112,7 @@ def recommended_with_fields(model: Any, ours: dict[str, Any], fields: dict[str, 
     """
     Do as [`recommended_arguments`] does, with the strategy's own fields given apart from sampling's keywords.
 
-    A name that both have, such as `temperature`, is then the strategy's.
+    A name that both have, such as `top_k`, is then the strategy's.
 
     Args:
         model (`PreTrainedModel`): The policy.
@@ -153,6 +162,12 @@ def _checked_entry(model: Any) -> dict[str, Any]:
             "strategy='pessimism'."
         )
     known = (*_KEYS, *_field_names(entry))
+    for old, new in renamed_fields(strategy_class(entry[_STRATEGY])).items():
+        if old in entry:
+            raise ArgumentError(
+                f"{_IN_THE_CONFIG} has `{old}`, which strategy {entry[_STRATEGY]!r} now calls `{new}`. Pass "
+                f"strategy={entry[_STRATEGY]!r}, {new}={entry[old]!r:.80}, or have the checkpoint saved again with it."
+            )
     if unknown := sorted(set(entry) - set(known)):
         raise ArgumentError(
             f"{_IN_THE_CONFIG} must hold known keys only, got unknown keys: {', '.join(unknown)}. Known for "

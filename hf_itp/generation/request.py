@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import inspect
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
+from hf_itp.checks import nearest_name
 from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.generation.decoding import StrategyDecoding
 from hf_itp.generation.inputs import check_inputs
@@ -22,7 +22,12 @@ from hf_itp.generation.keywords import KEYWORDS, Keywords
 from hf_itp.generation.recommendation import recommended_arguments
 from hf_itp.generation.recommended_reward import RecommendedReward
 from hf_itp.generation.tokenizer_arguments import without_need_of_tokenizer
-from hf_itp.policies.checks import check_cache_implementation, check_generation_config, check_model
+from hf_itp.policies.checks import (
+    check_cache_implementation,
+    check_generation_config,
+    check_model,
+    check_sampling,
+)
 from hf_itp.rewards import as_reward_function
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.settings import first_set, sources_of, unset_is_off
@@ -101,6 +106,7 @@ def arguments_beside_decoding(model: Any, arguments: dict[str, Any]) -> dict[str
     """
     check_inputs(model, arguments)
     decoding: StrategyDecoding = arguments["custom_generate"]
+    check_sampling(_settings(model, arguments)[0], decoding.num_candidates)
     tokenizer, streamer = arguments.pop("tokenizer", None), arguments.pop("streamer", None)
     decoding = dataclasses.replace(
         decoding,
@@ -167,9 +173,7 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
 
 def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, num_candidates: int | None) -> None:
     """Check what transformers would refuse only after some work, or in words that do not name strategies."""
-    named = set(inspect.signature(GenerationMixin.generate).parameters)
-    rest = {name: value for name, value in arguments.items() if name not in named}
-    config, model_kwargs = model._prepare_generation_config(arguments.get("generation_config"), **rest)
+    config, model_kwargs = _settings(model, arguments)
     check_generation_config(config, StrategyDecoding.num_candidates if num_candidates is None else num_candidates)
     check_cache_implementation(model, config)
     for name, value in model_kwargs.items():
@@ -177,14 +181,21 @@ def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, 
             model._validate_model_kwargs({name: value})
         except ValueError:
             own = list(strategy.field_names())
-            close = difflib.get_close_matches(name, [*own, *KEYWORDS, *vars(config)], n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            meant = nearest_name(name, [*own, *KEYWORDS, *vars(config)])
+            hint = f" Did you mean `{meant}`?" if meant else ""
             raise ArgumentError(
                 f"`{name}` must be a keyword of `generate`, of {type(model).__name__} or of strategy "
                 f"{strategy.name!r}, got no such name."
                 f"{hint} The strategy takes {', '.join(own) or 'no fields'}; `generate` takes {', '.join(KEYWORDS)} "
                 "and what transformers knows. Correct or remove the name."
             ) from None
+
+
+def _settings(model: Any, arguments: dict[str, Any]) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Return the settings of a call as transformers resolves them, and the arguments that are none."""
+    named = set(inspect.signature(GenerationMixin.generate).parameters)
+    rest = {name: value for name, value in arguments.items() if name not in named}
+    return model._prepare_generation_config(arguments.get("generation_config"), **rest)
 
 
 def _encoder_prompts(model: Any, arguments: dict[str, Any]) -> list[list[int]] | None:

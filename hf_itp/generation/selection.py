@@ -84,9 +84,10 @@ class Selection:
             self.law = self._masked.law(self.first_pools)
         return self.law
 
-    def advice(self) -> str | None:
-        """Return the strategy's advice on the first pools."""
-        return self._masked.advice(self.first_pools)
+    @property
+    def whole_pools(self) -> torch.Tensor:
+        """The rewards `(P, N)` of those first pools in which every candidate has one."""
+        return self.first_pools[~self.first_pools.isnan().any(dim=-1)]
 
     def diagnostics(self) -> dict[str, Any]:
         """Return the strategy's diagnostics of the first pools and of what was selected."""

@@ -17,7 +17,7 @@ from hf_itp.models.host_names import forgets_virtual_tokens
 from hf_itp.policies.settings import check_settings
 from hf_itp.policies.tokenizers import policy_tokenizer
 
-__all__ = ["check_generation_config", "check_model", "check_model_kwargs", "policy_tokenizer"]
+__all__ = ["check_generation_config", "check_model", "check_model_kwargs", "check_sampling", "policy_tokenizer"]
 
 # `GenerationConfig` fields that select another way of decoding than sampling, with the values that do not.
 _OTHER_DECODING: dict[str, tuple[Any, ...]] = {
@@ -86,6 +86,7 @@ def check_generation_config(config: GenerationConfig, num_candidates: int) -> No
     Raise `ArgumentError` if the settings ask for something other than independent samples, or hold a NaN.
     """
     check_settings(config)
+    check_sampling(config, num_candidates)
     for name, off in _OTHER_DECODING.items():
         value = getattr(config, name, None)
         if value not in off:
@@ -104,10 +105,25 @@ def check_generation_config(config: GenerationConfig, num_candidates: int) -> No
                 f"`{name}` must be off with `strategy`, got True: the results of each step are not kept for "
                 f"{num_candidates} candidates. Remove `{name}`, or run the model once on the returned sequences."
             )
+
+
+def check_sampling(config: GenerationConfig, num_candidates: int) -> None:
+    """
+    Raise `ArgumentError` if all candidates would be equal: at temperature 0, or without sampling.
+
+    Before transformers does, which at temperature 0 advises do_sample=False, as if there were one response to draw.
+    """
+    remedy = "one greedy response needs no strategy: leave out `strategy` and `temperature`, and pass do_sample=False."
+    if config.temperature == 0 and (config.do_sample or num_candidates > 1):
+        sampling = "" if config.do_sample in (True, None) else " with do_sample=True"
+        raise ArgumentError(
+            f"`temperature` must be positive where candidates are drawn, got {config.temperature!r}: all would be "
+            f"equal. Leave it out or pass e.g. temperature=0.7{sampling}; {remedy}"
+        )
     if not config.do_sample and num_candidates > 1:
         raise ArgumentError(
             f"`do_sample` must be True with num_candidates={num_candidates}, got False: all candidates would be "
-            "equal. Pass do_sample=True."
+            f"equal. Pass do_sample=True; {remedy}"
         )
 
 

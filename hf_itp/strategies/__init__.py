@@ -5,11 +5,11 @@ Selection strategies: one published rule per file, found by name through the reg
 from typing import Any
 
 from hf_itp.strategies.base import Strategy
-from hf_itp.strategies.registry import OURS, get_strategy, list_strategies
+from hf_itp.strategies.registry import OURS, get_strategy, list_strategies, register
 
 _CLASSES = {entry.attr: entry for entry in OURS.values()}
 
-__all__ = ["Strategy", "get_strategy", "list_strategies", *_CLASSES]
+__all__ = ["Strategy", "get_strategy", "list_strategies", "register", *_CLASSES]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,9 @@ from hf_itp.functional.selection import effective_sample_size, sample_without_re
 _BLOCK = 2**17
 
 
-def checked(check: Callable[[Any], Any]) -> Any:
-    """Declare a required field that holds what `check` returns for the value given."""
-    return field(metadata={"check": check})
+def checked(check: Callable[[Any], Any], formerly: str | None = None) -> Any:
+    """Declare a required field that holds what `check` returns for the value given, and its name of before, if any."""
+    return field(metadata={"check": check, "formerly": formerly})
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from hf_itp.functional.rejection import (
 from hf_itp.functional.selection import effective_sample_size
 from hf_itp.strategies.base import Strategy
 
-# `advice` warns when at least this share of the pools is at one extreme.
-_NEARLY_ALL = 0.95
+# Without `beta`: 0.2 standard deviations of the pool. docs/choosing_beta.md has what that gives on five real pools.
+_DEFAULT_BETA, _DEFAULT_SCALE = 0.2, "zscore"
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,25 @@ class Pessimism(Strategy):
     further ones in order and, if none is accepted, returns one more as it comes.
 
     Args:
-        beta (`float`, *optional*, defaults to 0.1):
+        beta (`float`, *optional*):
             Regularization strength, in units of (normalized) reward. Near 0 this is best-of-n; far above the spread of
-            the rewards it is plain sampling. No value fits every reward scale: 0.1 is the middle of the values tried
-            in the paper's replications, on z-scored rewards. [`advice`] warns if it does not fit and suggests others.
+            the rewards it is plain sampling. By default 0.2 with rewards in standard deviations of the pool, which
+            fits every reward scale. A `beta` that is given is the paper's, in units of the raw reward, unless
+            `normalize` says otherwise. [`advice`] says if it does not fit and suggests others.
         pool (`str`, *optional*, defaults to `"shared"`): `"shared"` or `"fresh"`.
         reward_bound (`float`, *optional*):
             Largest possible (normalized) reward, the paper's \\( R_{max} \\). Defaults to the highest reward of the
             (first) pool, and to 1 for quantiles. For `pool="fresh"` this default departs from the paper, where the
-            bound is known.
-        normalize (`str`, *optional*, defaults to `"none"`):
-            `"none"`, `"zscore"` or `"quantile"` within the (first) pool, which gives `beta` one meaning for every
-            prompt and reward model. `reward_bound` and the reported normalizer are on the normalized scale.
+            bound is known. Needs `beta` or `normalize` beside it, which say on what scale it is.
+        normalize (`str`, *optional*):
+            `"none"`, `"zscore"` or `"quantile"` within the (first) pool: the scale of `beta`, `reward_bound` and the
+            reported normalizer. Defaults to `"none"` beside a `beta` and to `"zscore"` without one. `"zscore"` may
+            stand without `beta`; the others need one.
+
+    The fields of an object are what runs: `Pessimism()` shows `beta=0.2` and `normalize="zscore"`.
+
+    Raises:
+        `ValueError`: If a field breaks its rule, or `normalize` or `reward_bound` comes without the `beta` it needs.
 
     Example: `model.generate(**inputs, strategy="pessimism", beta=0.1, reward_model=reward_model, num_candidates=32)`
 
@@ -72,28 +79,51 @@ class Pessimism(Strategy):
     >>> import torch
     >>> Pessimism(beta=0.1).probabilities(torch.tensor([1.0, 0.8, 0.5, 0.1, -0.3], dtype=torch.float64))
     tensor([0.7000, 0.3000, 0.0000, 0.0000, 0.0000], dtype=torch.float64)
+    >>> Pessimism()
+    Pessimism(beta=0.2, pool='shared', reward_bound=None, normalize='zscore')
 
     ```
     """
 
     name: ClassVar[str] = "pessimism"
 
-    beta: float = 0.1
+    beta: float | None = None
     pool: str = "shared"
     reward_bound: float | None = None
-    normalize: str = "none"
+    normalize: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", check_beta(self.beta))
         check_choice("pool", self.pool, tuple(_RULES))
-        check_choice("normalize", self.normalize, NORMALIZATIONS)
+        if self.normalize is not None:
+            check_choice("normalize", self.normalize, NORMALIZATIONS)
         if self.reward_bound is not None:
             remedy = "Set it to the largest reward the reward model can give, or leave it out."
             object.__setattr__(self, "reward_bound", check_number("reward_bound", self.reward_bound, remedy))
+        beta, normalize = self._filled_in()
+        object.__setattr__(self, "beta", check_beta(beta))
+        object.__setattr__(self, "normalize", normalize)
+
+    def _filled_in(self) -> tuple[float, str]:
+        """Return `beta` and `normalize` as they run: what is left out depends on what is given."""
+        if self.beta is not None:
+            return self.beta, self.normalize or "none"
+        if self.normalize not in (None, _DEFAULT_SCALE):
+            raise ArgumentError(
+                f"`beta` must be given with normalize={self.normalize!r}, got None: the default, {_DEFAULT_BETA}, "
+                "counts standard deviations. Pass beta=..., or leave `normalize` out."
+            )
+        if self.normalize is None and self.reward_bound is not None:
+            raise ArgumentError(
+                "`beta` must be given with `reward_bound`, got None: without it rewards count in standard deviations "
+                f"of the pool, where {self.reward_bound:g} means something else. Pass beta=... in units of the "
+                f"reward, or normalize={_DEFAULT_SCALE!r} if the bound is in standard deviations."
+            )
+        return _DEFAULT_BETA, _DEFAULT_SCALE
 
     @property
     def _rule(self) -> _SharedPool:
-        return _RULES[self.pool](self.beta, self.reward_bound, self.normalize)
+        beta, normalize = self._filled_in()
+        return _RULES[self.pool](beta, self.reward_bound, normalize)
 
     def probabilities(self, rewards: Tensor) -> Tensor:
         """
@@ -158,33 +188,48 @@ class Pessimism(Strategy):
         return self._rule.selection_diagnostics(indices, num_candidates)
 
     def advice(self, rewards: Tensor) -> str | None:
-        """Return one sentence if `beta` makes this best-of-n, or plain sampling, on nearly all pools."""
+        """
+        Return one sentence if `beta` makes this best-of-n, or plain sampling, on at least half of the pools.
+
+        Pools of equal rewards do not count, and the default gets no advice. The sentence names a range of betas: the
+        middle half of the way from one extreme to the other, at the median of the pools.
+        """
         rewards = check_rewards(rewards)
+        beta, normalize = self._filled_in()
         num_candidates = rewards.shape[-1]
         rewards = rewards.reshape(-1, num_candidates)
         rewards = rewards[rewards.amax(dim=-1) > rewards.amin(dim=-1)]
-        if len(rewards) == 0:
+        if len(rewards) == 0 or (beta, normalize) == (_DEFAULT_BETA, _DEFAULT_SCALE):
             return None
-        rewards = normalize_rewards(rewards, self.normalize)
-        sizes = effective_sample_size(rejection_law(pessimism(rewards, self.beta)[0]))
+        rewards = normalize_rewards(rewards, normalize)
+        sizes = effective_sample_size(rejection_law(pessimism(rewards, beta)[0]))
         smallest = (rewards == rewards.amax(dim=-1, keepdim=True)).sum(dim=-1)  # best-of-n's own size, ties counted
         # A twentieth of the way from one extreme to the other, and never more than 1.05 times the smallest.
         near_best = sizes < torch.minimum(1.05 * smallest, 0.95 * smallest + 0.05 * num_candidates)
         near_plain = sizes > 0.05 * smallest + 0.95 * num_candidates
-        if near_best.double().mean() >= _NEARLY_ALL:
-            extreme, other = "small", "best_of_n"
-        elif near_plain.double().mean() >= _NEARLY_ALL:
-            extreme, other = "large", "plain sampling"
+        if 2 * near_best.sum() >= len(rewards):
+            extreme, other, pools = "small", "best_of_n", near_best
+        elif 2 * near_plain.sum() >= len(rewards):
+            extreme, other, pools = "large", "plain sampling", near_plain
         else:
             return None
-        lowest, highest = (
-            beta_for_effective_sample_size(rewards, smallest.double() ** (1 - part) * num_candidates**part).median()
+        low, high = (
+            beta_for_effective_sample_size(rewards, smallest.double() ** (1 - part) * num_candidates**part)
             for part in (0.25, 0.75)
         )
+        # Of an even number the upper middle below and the lower middle above: then neither end is extreme on half.
+        lowest, highest = -(-low).median(), high.median()
+        remedy = f"Choose a beta between {lowest:.2g} and {highest:.2g}."
+        if lowest >= highest:
+            remedy = "The spreads of these pools differ too much for one beta: leave it out."
+        ties = smallest[pools].median()
+        tied = f", best_of_n's own being {ties}.00, because candidates tie for the best" if ties > 1 else ""
+        without = "`beta`" if normalize in ("none", _DEFAULT_SCALE) else "`beta` and `normalize`"
         return (
-            f"`beta` ({self.beta:g}) is so {extreme} for these rewards that pessimism is nearly {other}: the "
-            f"effective sample size is {sizes.median():.2f} of {num_candidates} candidates (median of {len(sizes)} "
-            f"pools). Choose a beta between {lowest:.2g} and {highest:.2g}."
+            f"`beta` ({beta:g}) is so {extreme} for these rewards that pessimism is nearly {other} on {pools.sum()} "
+            f"of {len(rewards)} pools: the effective sample size is {sizes[pools].median():.2f} of {num_candidates} "
+            f"candidates (median of {pools.sum()} pools{tied}). Without {without}, pessimism uses {_DEFAULT_BETA} "
+            f"standard deviations of each pool. {remedy}"
         )
 
 

@@ -123,13 +123,6 @@ class OnRewarded:
             return self.strategy.selection_diagnostics(torch.stack([one.within for one in decisions]), num_candidates)
         return _joined(self.strategy.selection_diagnostics(one.within[None], one.num_first) for one in decisions)
 
-    def advice(self, rewards: Tensor) -> str | None:
-        """Return the strategy's advice on pools `(B, N)`: on those of the most frequent size."""
-        there = ~rewards.isnan()
-        size = int(there.sum(dim=-1).mode().values)
-        pools = there.sum(dim=-1) == size
-        return self.strategy.advice(rewards[pools][there[pools]].view(-1, size)) if size else None
-
     def _decision(self, places: Tensor, within: Tensor, first: int, num_return_sequences: int, row: int) -> Decision:
         within = check_indices(within, num_return_sequences, len(places), self.strategy.name, row)
         return Decision(places[within], within, first)

@@ -5,6 +5,7 @@ Soft best-of-n: picks from a softmax over the rewards.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,11 +17,11 @@ from hf_itp.strategies.base import Strategy, checked
 @dataclass(frozen=True)
 class SoftBestOfN(Strategy):
     """
-    Return a candidate with probability proportional to `exp(reward / temperature)`.
+    Return a candidate with probability proportional to `exp(reward / reward_temperature)`.
 
-    *When to use*: To approach, without training, the policy that KL-regularised RL reaches with `beta = temperature`,
-    or to keep variety among good responses. Every candidate keeps some probability, bad ones too; [`Pessimism`] cuts
-    those off.
+    *When to use*: To approach, without training, the policy that KL-regularised RL reaches with
+    `beta = reward_temperature`, or to keep variety among good responses. Every candidate keeps some probability, bad
+    ones too; [`Pessimism`] cuts those off.
 
     *Cost*: N responses and N rewards per prompt.
 
@@ -28,15 +29,14 @@ class SoftBestOfN(Strategy):
     rate O(1/N) in KL.
 
     Args:
-        temperature (`float`): In units of reward, positive. Small is best-of-n, large is plain sampling. No value
-            suits every reward scale, so there is no default.
+        reward_temperature (`float`): In units of reward, positive. Small is best-of-n, large is plain sampling. No
+            value suits every reward scale, so there is no default. `temperature`, beside it, is the policy's.
 
-    Example: `model.generate(**inputs, strategy=SoftBestOfN(temperature=0.5), reward_model=reward_model)`: an object,
-    because `temperature=` beside a name can be read as the policy's own.
+    Example: `model.generate(**inputs, strategy="soft_best_of_n", reward_temperature=0.5, reward_model=reward_model)`
 
     ```python
     >>> import torch
-    >>> law = SoftBestOfN(temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
+    >>> law = SoftBestOfN(reward_temperature=0.5).probabilities(torch.tensor([0.0, 1.0]))
     >>> law[1] / law[0]  # exp(1 / 0.5)
     tensor(7.3891, dtype=torch.float64)
 
@@ -45,7 +45,7 @@ class SoftBestOfN(Strategy):
 
     name: ClassVar[str] = "soft_best_of_n"
 
-    temperature: float = checked(check_temperature)
+    reward_temperature: float = checked(partial(check_temperature, name="reward_temperature"), formerly="temperature")
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
-        return soft_best_of_n_law(rewards, self.temperature)
+        return soft_best_of_n_law(rewards, self.reward_temperature)

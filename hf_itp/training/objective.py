@@ -190,9 +190,10 @@ def _best_exponential(args: ObjectiveArguments, kl: float, num_reference: int) -
         )
     if strategy == "none" or n == 1:
         return Identity()
-    if strategy == "pessimism" and isinstance(args.strategy_fields, dict) and "beta" in args.strategy_fields:
+    beta = args.strategy_fields.get("beta") if isinstance(args.strategy_fields, dict) else None
+    if strategy == "pessimism" and beta is not None:
         # On calibrated rewards pessimism has the win rate of best-of-n at beta = 9 / (2 (n + 1)^2).
-        n = max(1, round(3 / math.sqrt(2 * args.strategy_fields["beta"]) - 1))
+        n = max(1, round(3 / math.sqrt(2 * beta) - 1))
     elif strategy not in ("best_of_n", "worst_of_n", "pessimism"):
         raise ArgumentError(
             f"`strategy` must be best_of_n, worst_of_n, pessimism or none with transform='auto', got {strategy!r}. "

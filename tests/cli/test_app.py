@@ -87,7 +87,10 @@ def test_command_that_does_not_parse_ends_with_2(run, arguments, told):
         (["--set", "pool=old", "how"], "'fresh'"),
         (["--beta", "0", "how"], "Choose a beta on the scale of the rewards"),
         (["--beta", "nan", "how"], "Choose a beta on the scale of the rewards"),
-        (["-s", "soft_best_of_n", "how"], "Pass temperature=..."),
+        (["-s", "soft_best_of_n", "how"], "Pass reward_temperature=..."),
+        (["-s", "soft_best_of_n", "--set", "temperature=0.5", "how"], "Pass reward_temperature=0.5."),
+        (["-s", "bon", "how"], "Did you mean 'best_of_n'?"),
+        (["--set", "normalize=quantile", "how"], "Pass beta=..., or leave `normalize` out."),
         (["-m", "no/such/model", "how"], "`--model` 'no/such/model' could not be loaded"),
         (["-m", "nobody/nothing", "how"], "you are online and have access to it."),
         (
@@ -121,10 +124,24 @@ def test_error_of_another_library_says_its_kind_and_how_to_see_more(run, monkeyp
 
 
 def test_warning_of_ours_is_a_line_of_its_own(generate):
-    ended = generate("--quiet", "--beta", "1e-9", "how do i bake bread", "what is it")
+    """Prompts come one at a time; the third shows that beta does not fit, and later ones are not told again."""
+    ended = generate("--quiet", "--beta", "1e-9", "how do i bake bread", "what is it", "why", "when", "where")
     assert ended.code == 0
     [line] = ended.err.splitlines()
     assert line.startswith("Warning: `beta` (1e-09) is so small") and "Choose a beta between" in line
+
+
+@pytest.mark.parametrize("command", ["generate", "demo", "calibrate"])
+def test_temperature_of_zero_is_one_message_with_the_way_out(run, policy, reward_model, tmp_path, command):
+    (tmp_path / "prompts.txt").write_text("how\nwhat\n")
+    words = {
+        "generate": ["how"],
+        "demo": [],
+        "calibrate": [tmp_path / "calibration", "-f", tmp_path / "prompts.txt"],
+    }[command]
+    ended = run(command, "-m", policy, "-r", reward_model, "--temperature", 0, *words)
+    assert ended.code == 1 and ended.err.count("`temperature` must be positive") == 1
+    assert "Leave it out or pass e.g. temperature=0.7" in ended.err and "set `do_sample=False`" not in ended.err
 
 
 def test_warning_of_another_library_stays_what_it_was(run, monkeypatch):

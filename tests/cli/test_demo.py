@@ -52,6 +52,20 @@ def test_json_holds_one_pool_per_prompt_and_each_rule_s_law_on_it(demo, tmp_path
     assert (tmp_path / "pictures" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_a_beta_it_shows_the_default_with_the_normalizer_in_units_of_the_reward(
+    run, policy, reward_model, tmp_path
+):
+    small = ("--num-candidates", 6, "--max-new-tokens", 5, "-o", tmp_path / "demo.png")
+    ended = run("demo", "-m", policy, "-r", reward_model, *small, "--json")
+    for record in json.loads(ended.out)["prompts"]:
+        rewards = torch.tensor([candidate["reward"] for candidate in record["candidates"]], dtype=torch.float64)
+        # Scaling rewards and beta together keeps the law: 0.2 on z-scores is 0.2 deviations on the rewards.
+        weights, normalizer = pessimism(rewards, 0.2 * rewards.std(correction=0).item())
+        law = [candidate["probabilities"]["pessimism"] for candidate in record["candidates"]]
+        assert law == pytest.approx((weights / 6).tolist(), abs=1e-4)
+        assert record["diagnostics"]["normalizer"] == pytest.approx(normalizer.item(), abs=1e-4)
+
+
 def test_tables_show_the_candidates_from_best_to_worst_and_who_was_returned(demo, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     pools = json.loads(demo("--json").out)

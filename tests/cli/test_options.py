@@ -151,9 +151,9 @@ def test_label_of_the_recommended_reward_model_is_refused(run, policy, tmp_path,
 
 
 def test_set_is_the_strategy_s_and_temperature_sampling_s(run, generate, policy, reward_model, tmp_path):
-    """Soft best-of-n has a `temperature` too: its law is softmax(reward / temperature) on the pool that is drawn."""
-    entry = {"strategy": "soft_best_of_n", "temperature": 9.0, "num_candidates": 4, "reward_model": str(reward_model)}
-    folder = recommending(policy, tmp_path / "policy", **entry)
+    """The law of soft best-of-n is softmax(reward / reward_temperature) on the pool that is drawn."""
+    entry = {"strategy": "soft_best_of_n", "num_candidates": 4, "reward_model": str(reward_model)}
+    folder = recommending(policy, tmp_path / "policy", **entry, reward_temperature=9.0)
 
     def pool(*options):
         found = record(
@@ -168,12 +168,12 @@ def test_set_is_the_strategy_s_and_temperature_sampling_s(run, generate, policy,
         rewards = torch.tensor([candidate["reward"] for candidate in candidates], dtype=torch.float64)
         return pytest.approx((rewards / temperature).softmax(0).tolist(), abs=1e-6)
 
-    usual, set_ = pool(), pool("--set", "temperature=0.1")
+    usual, set_ = pool(), pool("--set", "reward_temperature=0.1")
     assert drawn(set_) == drawn(usual)
     assert [candidate["probability"] for candidate in usual] == law(usual, 9.0)
     assert [candidate["probability"] for candidate in set_] == law(usual, 0.1)
     cold = record(generate("--json", "--all-candidates", "--temperature", 0.5, PROMPT))["candidates"]
-    both = pool("--set", "temperature=0.1", "--temperature", 0.5)
+    both = pool("--set", "reward_temperature=0.1", "--temperature", 0.5)
     assert drawn(both) == drawn(cold) != drawn(usual)
     assert [candidate["probability"] for candidate in both] == law(cold, 0.1)
 

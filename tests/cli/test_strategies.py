@@ -16,8 +16,9 @@ def test_json_lists_every_strategy_with_its_fields(run):
         assert list(row["fields"]) == [field.name for field in dataclasses.fields(strategy_class(name))]
         assert row["returns"].startswith("Return ") and row["when_to_use"]
         assert not set("\\`*") & set(row["returns"] + row["when_to_use"])
-    assert listed["pessimism"]["fields"]["pool"] == "shared"
-    assert listed["soft_best_of_n"]["fields"]["temperature"] == "required"
+    defaults = {"beta": 0.2, "pool": "shared", "reward_bound": None, "normalize": "zscore"}
+    assert listed["pessimism"]["fields"] == defaults
+    assert listed["soft_best_of_n"]["fields"] == {"reward_temperature": "required"}
 
 
 def test_table_names_every_strategy(run):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 
 from hf_itp.errors import ArgumentError, MissingDependencyError
 from hf_itp.evaluation import plot_pool
+from hf_itp.functional import in_reward_units
+from hf_itp.strategies import Pessimism
 
 pytestmark = pytest.mark.oldest
 
@@ -37,24 +40,42 @@ def test_normalizer_is_a_line_at_its_value_in_each_panel():
         assert panel.get_xlim()[0] < expected
 
 
-def test_winner_is_marked_at_its_candidate_in_each_panel():
+def rings_of(panel, name):
+    return [line for line in panel.lines if line.get_label() == f"returned by {name}"]
+
+
+def test_ring_stands_on_the_point_of_its_winner_in_each_panel():
     winners = {"best_of_n": torch.tensor([0, 3]), "pessimism": torch.tensor([1, 3])}
     figure = plot_pool(REWARDS, PROBABILITIES, winners=winners)
     for name, chosen in winners.items():
         for row, panel in enumerate(figure.axes):
-            [mark] = [line for line in panel.lines if line.get_label() == f"returned by {name}"]
-            assert mark.get_xdata()[0] == pytest.approx(float(REWARDS[row, chosen[row]]))
+            [ring] = rings_of(panel, name)
+            point = float(REWARDS[row, chosen[row]]), float(PROBABILITIES[row, chosen[row]])
+            assert ring.get_xydata().tolist() == [pytest.approx(point)]
+            # In pixels too: nothing but the data decides where it is drawn.
+            assert ring.get_transform().transform(point) == pytest.approx(panel.transData.transform(point))
+            assert ring.get_markerfacecolor() == "none", "the point within stays visible"
 
 
-def test_marks_of_two_winners_on_one_candidate_do_not_hide_each_other():
-    winners = {"best_of_n": torch.tensor([0, 0]), "pessimism": torch.tensor([0, 1])}
-    figure = plot_pool(REWARDS, PROBABILITIES, winners=winners)
-    heights = [
-        line.get_transform().transform((1.0, 0.7))[1]
-        for line in figure.axes[0].lines
-        if "returned by" in line.get_label()
-    ]
-    assert abs(heights[0] - heights[1]) > 8
+def test_rings_of_winners_on_one_candidate_do_not_hide_each_other():
+    winners = {name: torch.tensor([0, 0]) for name in ("plain", "best_of_n", "pessimism")}
+    panel = plot_pool(REWARDS, PROBABILITIES, winners=winners).axes[0]
+    rings = [ring for name in winners for ring in rings_of(panel, name)]
+    sizes = [ring.get_markersize() for ring in rings]
+    assert all(outer - inner > 2 * rings[0].get_markeredgewidth() for inner, outer in pairwise(sizes))
+    assert len({ring.get_markeredgecolor() for ring in rings}) == 3
+
+
+def test_candidates_on_one_point_are_counted():
+    """Three tie for the best and two at 0; their probabilities differ by rounding only."""
+    rewards = torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.0, 0.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+    laws = [[0.3, 0.3 + 1e-12, 0.3 - 1e-12, 0.1, 0.0, 0.0], [1.0, 0, 0, 0, 0, 0]]
+    probabilities = torch.tensor(laws, dtype=torch.float64)
+    tied, untied = plot_pool(rewards, probabilities).axes
+    counts = {text.xy: text.get_text() for text in tied.texts}
+    assert counts == {(1.0, 0.3): "3x", (0.0, 0.0): "2x"}
+    assert points_of(tied, "candidate") == [pytest.approx((0.5, 0.1)), pytest.approx((1.0, 0.3))]
+    assert not untied.texts
 
 
 def test_labels_head_their_panels_and_legend_names_everything_once():
@@ -87,6 +108,27 @@ def test_shapes_that_do_not_go_together_are_refused(changes, remedy):
     arguments = {"rewards": REWARDS, "probabilities": PROBABILITIES} | changes
     with pytest.raises(ArgumentError, match=remedy):
         plot_pool(arguments.pop("rewards"), arguments.pop("probabilities"), **arguments)
+
+
+@pytest.mark.parametrize("normalizer", [0.9, 0.3])  # above a candidate in play, below one out of it
+def test_normalizer_on_another_scale_than_the_rewards_is_refused(normalizer):
+    with pytest.raises(ArgumentError, match=r"for prompt 0, whose candidate .*functional\.in_reward_units"):
+        plot_pool(REWARDS, PROBABILITIES, normalizer=torch.tensor([normalizer, 0.1]))
+
+
+def test_default_pessimism_is_drawn_in_units_of_the_reward():
+    rewards = 100 + 10 * torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    strategy = Pessimism()
+    law, normalizer = strategy.probabilities(rewards), strategy.diagnostics(rewards)["normalizer"]
+    with pytest.raises(ArgumentError, match="in_reward_units"):
+        plot_pool(rewards, law, normalizer=normalizer)
+    line = in_reward_units(normalizer, rewards, strategy.normalize)
+    figure = plot_pool(rewards, law, normalizer=line)
+    # The hinge: in units of the reward beta is 0.2 standard deviations of each pool.
+    expected = rewards.double() - 0.2 * rewards.double().std(-1, correction=0, keepdim=True) * law * 12
+    for row in range(3):
+        assert expected[row][law[row] > 0] == pytest.approx(line[row].item())
+    assert len(figure.axes) == 4
 
 
 def test_missing_matplotlib_says_what_to_install(monkeypatch):

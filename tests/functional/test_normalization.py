@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_itp.errors import ArgumentError
-from hf_itp.functional import calibrate_rewards, normalize_rewards
+from hf_itp.functional import calibrate_rewards, in_reward_units, normalize_rewards
 from tests.functional.references import doubles, random_pools
 
 
@@ -67,3 +67,18 @@ def test_unknown_scale_is_refused():
 def test_reference_of_other_prompts_is_refused():
     with pytest.raises(ArgumentError, match="Give each prompt its row"):
         normalize_rewards(torch.zeros(2, 3), "zscore", reference=torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("normalize", ["none", "zscore"])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-6, 3.0), (50.0, -700.0)])
+def test_units_of_the_reward_are_the_inverse_of_normalizing(normalize, scale, offset):
+    rewards = randn(5, 9) * scale + offset
+    for candidate in range(9):
+        values = normalize_rewards(rewards, normalize)[:, candidate]
+        torch.testing.assert_close(in_reward_units(values, rewards, normalize), rewards[:, candidate])
+
+
+def test_ranks_have_no_units_of_the_reward_and_equal_rewards_one_value():
+    with pytest.raises(ArgumentError, match="Ranks have no inverse"):
+        in_reward_units(torch.tensor(0.5), torch.tensor([1.0, 2.0]), "quantile")
+    assert in_reward_units(torch.tensor(-0.2), torch.full((4,), 3.0), "zscore").item() == 3.0

@@ -91,10 +91,25 @@ CASES = {
     "misspelt keyword": ({"num_candidate": 3}, ValueError, "Did you mean `num_candidates`"),
     "misspelt sampling keyword": ({"temprature": 3}, ValueError, "Did you mean `temperature`"),
     "field beside an object": ({"strategy": hf_itp.get_strategy("pessimism"), "beta": 1.0}, ValueError, "`beta`"),
-    "shared name": (
+    "temperature of before": (
         {"strategy": "soft_best_of_n", "temperature": 0.5},
         ValueError,
-        "Pass strategy=hf_itp.get_strategy",
+        "`temperature`, its name of before, is the policy's. Its fields: reward_temperature. Pass reward_temperature=",
+    ),
+    "short name": ({"strategy": "bon"}, ValueError, "Did you mean 'best_of_n'"),
+    "scale without a strength": ({"strategy": "pessimism", "normalize": "quantile"}, ValueError, "Pass beta=..."),
+    "bound without a strength": ({"strategy": "pessimism", "reward_bound": 3.0}, ValueError, "Pass beta=..."),
+    "temperature of zero": ({"temperature": 0}, ValueError, "got 0: all would be equal. Leave it out or pass"),
+    "temperature of zero, one candidate": ({"temperature": 0.0, "num_candidates": 1}, ValueError, "Leave it out or"),
+    "temperature of zero, greedy": (
+        {"temperature": 0.0, "do_sample": False},
+        ValueError,
+        "temperature=0.7 with do_sample=True; one greedy response",
+    ),
+    "temperature of zero in a config": (
+        {"generation_config": GenerationConfig(temperature=0.0), "max_new_tokens": None},
+        ValueError,
+        "Leave it out or",
     ),
     "beta of zero": ({"strategy": "pessimism", "beta": 0.0}, ValueError, "positive, got 0.0. Pass e.g. beta=0.1."),
     "negative beta": ({"strategy": "pessimism", "beta": -1.0}, ValueError, "`beta` must be positive, got -1.0"),
@@ -288,8 +303,8 @@ def test_broken_recommendation_is_an_error(entry, remedy):
 
 def test_recommendation_fills_what_the_caller_left_open(tmp_path):
     model = tiny_model("llama")
-    model.generation_config.hf_itp = {"strategy": "pessimism", "beta": 0.05, "num_candidates": 4}
-    expected = model.generate(**good_call(strategy="pessimism", beta=0.05))
+    model.generation_config.hf_itp = {"strategy": "pessimism", "beta": 0.2, "num_candidates": 4}
+    expected = model.generate(**good_call(strategy="pessimism", beta=0.2))
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.generate(**good_call(strategy="auto", num_candidates=None)).equal(expected)

@@ -32,7 +32,7 @@ STRATEGIES = {
     "pessimism": {"beta": 0.05},
     "top_quantile": {"multiplier": 2.0},
     "best_of_poisson": {"rate": 4.0},
-    "soft_best_of_n": {},
+    "soft_best_of_n": {"reward_temperature": 0.2},
     "fresh": {"beta": 0.05, "pool": "fresh", "reward_bound": 1.0},
 }
 LENGTHS = [7, 5, 9]
@@ -42,7 +42,7 @@ PROMPTS = ["first question", [{"role": "user", "content": "second question"}], "
 def strategy_of(name):
     if name == "fresh":
         return hf_itp.get_strategy("pessimism", **STRATEGIES[name])
-    return hf_itp.get_strategy(name, **({"temperature": 0.2} if name == "soft_best_of_n" else STRATEGIES[name]))
+    return hf_itp.get_strategy(name, **STRATEGIES[name])
 
 
 def run(model, tokenizer, strategy, reward=None, batch=None, **arguments):
@@ -344,11 +344,32 @@ def test_decoding_object_gives_what_the_keyword_gives(llama, tokenizer):
     assert implicit.sequences.equal(keyword.sequences)
 
 
+def test_reward_temperature_is_a_keyword_and_temperature_beside_it_the_policys(llama, tokenizer):
+    output = run(llama, tokenizer, "soft_best_of_n", reward_temperature=0.2, temperature=0.7)
+    drawn = run(llama, tokenizer, "best_of_n", temperature=0.7)
+    assert output.candidate_rewards.equal(drawn.candidate_rewards)
+    softmax = (output.candidate_rewards.double() / 0.2).softmax(dim=-1)
+    torch.testing.assert_close(output.probabilities, softmax)
+
+
+def test_default_of_pessimism_needs_no_scale(llama, tokenizer):
+    """Rewards multiplied by 10 and shifted by 100 give the same candidates, laws and winners."""
+
+    def moved(prompts, completions, **kwargs):
+        return [10 * reward + 100 for reward in PromptBoundReward()(prompts, completions)]
+
+    for pool in ("shared", "fresh"):
+        usual = run(llama, tokenizer, "pessimism", pool=pool)
+        other = run(llama, tokenizer, "pessimism", pool=pool, reward=moved)
+        assert other.sequences.equal(usual.sequences) and other.selected.equal(usual.selected)
+        if pool == "shared":
+            torch.testing.assert_close(other.probabilities, usual.probabilities, atol=1e-4, rtol=1e-4)
+
+
 def test_warning_when_pessimism_has_become_another_strategy(llama, tokenizer):
     with pytest.warns(ItpWarning, match="Choose a beta between"):
         run(llama, tokenizer, "pessimism", beta=1e-6)
-    with pytest.warns(ItpWarning, match="Choose a beta between"):
-        run(llama, tokenizer, "pessimism", beta=1e4)
+    run(llama, tokenizer, "pessimism", beta=1e4)  # once per process: another warning would be an error
 
 
 @pytest.mark.parametrize("name", ["best_of_n", "pessimism"])

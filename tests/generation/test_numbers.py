@@ -86,20 +86,15 @@ COUNTS = {
 }
 NUMBERS = {
     "beta": lambda x: get_strategy("pessimism", beta=x).beta,
-    "reward_bound": lambda x: get_strategy("pessimism", reward_bound=x).reward_bound,
+    "reward_bound": lambda x: get_strategy("pessimism", beta=1, reward_bound=x).reward_bound,
     "rate": lambda x: get_strategy("best_of_poisson", rate=x).rate,
-    "temperature": lambda x: next(iter(get_strategy(*_soft(x)).settings().values())),
+    "reward_temperature": lambda x: get_strategy("soft_best_of_n", reward_temperature=x).reward_temperature,
     "share": lambda x: EarlyRejection(share=x).share,
     "audit": lambda x: EarlyRejection(audit=x).audit,
     "transform beta": lambda x: get_transform("worst_of_n_optimal", n=2, beta=x).beta,
     "transform t": lambda x: get_transform("exponential", t=x).t,
     "recommended beta": lambda x: decoding_entry("pessimism", 4, None, fields={"beta": x})["beta"],
 }
-
-
-def _soft(value):
-    [name] = hf_itp.strategies.SoftBestOfN.field_names()
-    return [hf_itp.strategies.SoftBestOfN(**{name: value})]
 
 
 @pytest.mark.parametrize("value", WHOLE, ids=described)

@@ -36,13 +36,12 @@ def decoded(policy, **arguments):
     [
         {"strategy": "best_of_n", "num_candidates": 4},
         {"strategy": "pessimism", "num_candidates": 5, "beta": 0.3, "pool": "fresh"},
-        {"strategy": "soft_best_of_n", "num_candidates": 4, "temperature": 0.5},
+        {"strategy": "pessimism", "num_candidates": 5},
+        {"strategy": "soft_best_of_n", "num_candidates": 4, "reward_temperature": 0.5},
     ],
-    ids=lambda recommended: recommended["strategy"],
+    ids=lambda recommended: f"{recommended['strategy']}-{len(recommended)}",
 )
-def test_auto_is_what_was_recommended_even_where_sampling_has_a_field_of_the_same_name(
-    hub_here, reward_model_here, recommended
-):
+def test_auto_is_what_was_recommended(hub_here, reward_model_here, recommended):
     push(reward_model=reward_model_here, **recommended)
     fields = {name: value for name, value in recommended.items() if name not in ("strategy", "num_candidates")}
     expected = decoded(
@@ -53,10 +52,10 @@ def test_auto_is_what_was_recommended_even_where_sampling_has_a_field_of_the_sam
     assert decoded(pulled, strategy="auto").equal(expected)
 
 
-def test_samplings_temperature_is_not_taken_for_the_strategys(hub_here, reward_model_here):
-    push(strategy="soft_best_of_n", temperature=0.5, num_candidates=4, reward_model=reward_model_here)
+def test_temperature_beside_it_is_the_policys(hub_here, reward_model_here):
+    push(strategy="soft_best_of_n", reward_temperature=0.5, num_candidates=4, reward_model=reward_model_here)
     expected = decoded(
-        tiny_model("llama"), strategy=hf_itp.get_strategy("soft_best_of_n", temperature=0.5), temperature=0.7,
+        tiny_model("llama"), strategy=hf_itp.get_strategy("soft_best_of_n", reward_temperature=0.5), temperature=0.7,
         reward_model=reward_model_here, num_candidates=4, tokenizer=tiny_tokenizer(),
     )  # fmt: skip
     pulled = AutoModelForCausalLM.from_pretrained(POLICY)

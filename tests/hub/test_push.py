@@ -46,7 +46,7 @@ def test_recommendation_survives_models_without_a_generation_config(hub_here):
     assert model.generation_config._from_model_config
     push(model)
     pulled = AutoModelForCausalLM.from_pretrained(POLICY)
-    assert pulled.generation_config.hf_itp == {"strategy": "pessimism", "num_candidates": 6, "beta": 0.4}
+    assert pulled.generation_config.hf_itp == RECOMMENDED | {"normalize": "none"}
     assert model.generation_config._from_model_config, "the caller's own is left as it is"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.generation.recommendation import is_repo_id, recommended_arguments
+from hf_itp.generation.recommendation import decoding_entry, is_repo_id, recommended_arguments
 from hf_itp.strategies.pessimism import Pessimism
 from tests.tiny import tiny_model
 
@@ -47,6 +49,39 @@ def test_what_the_caller_asked_for_stays():
 def test_harmful_entries_are_refused(entry, message):
     with pytest.raises(ItpError, match=message):
         recommended(entry)
+
+
+@pytest.mark.parametrize(
+    ("fields", "saved"),
+    [
+        ({}, {"beta": 0.2, "normalize": "zscore"}),
+        ({"pool": "fresh"}, {"beta": 0.2, "pool": "fresh", "normalize": "zscore"}),
+        ({"normalize": "zscore"}, {"beta": 0.2, "normalize": "zscore"}),
+        ({"beta": 0.4}, {"beta": 0.4, "normalize": "none"}),
+        ({"beta": 0.4, "normalize": "quantile"}, {"beta": 0.4, "normalize": "quantile"}),
+    ],
+)
+def test_entry_holds_what_runs_and_is_followed_to_the_same(fields, saved):
+    """Another default of a later version changes nothing about a checkpoint."""
+    entry = decoding_entry("pessimism", 8, None, fields=fields)
+    assert entry == {"strategy": "pessimism", "num_candidates": 8, **saved}
+    assert recommended(json.loads(json.dumps(entry)))[0]["strategy"] == Pessimism(**fields)
+
+
+def test_entry_without_a_beta_follows_the_default():
+    assert recommended({"strategy": "pessimism"})[0]["strategy"] == Pessimism()
+    with pytest.raises(ArgumentError, match=r"with normalize='quantile', got None.*Pass beta="):
+        recommended({"strategy": "pessimism", "normalize": "quantile"})
+
+
+def test_field_that_was_renamed_is_refused_in_an_entry_with_both_ways_out():
+    with pytest.raises(
+        ArgumentError, match=r"`temperature`, which strategy 'soft_best_of_n' now calls `reward_temp"
+    ) as caught:
+        recommended({"strategy": "soft_best_of_n", "temperature": 0.5})
+    assert "Pass strategy='soft_best_of_n', reward_temperature=0.5, or have the checkpoint saved" in str(caught.value)
+    with pytest.raises(ArgumentError, match=r"Pass reward_temperature=0\.5"):
+        decoding_entry("soft_best_of_n", 4, None, fields={"temperature": 0.5})
 
 
 @pytest.mark.parametrize("name", ["org/name", "name", "org/na.me-1_2"])

@@ -50,6 +50,18 @@ def test_policy_without_a_pad_token_batches_all_the_same(tmp_path):
     assert answers(loaded, texts) == [answers(loaded, [text])[0] for text in texts]
 
 
+def test_temperature_of_zero_with_a_strategy_says_the_way_out(policy):
+    loaded = Policy.from_pretrained(str(policy))
+    candidates = {"strategy": "best_of_n", "reward_model": lambda prompts, completions, **_: [0.0] * len(completions)}
+    with pytest.raises(
+        ArgumentError, match=r"got 0: all would be equal\. Leave it out or pass e\.g\. temperature=0\.7"
+    ):
+        loaded.generate([CHAT], temperature=0, max_new_tokens=3, **candidates)
+    # Both ways out are ways out.
+    loaded.generate([CHAT], temperature=0.7, max_new_tokens=3, num_candidates=2, seed=0, **candidates)
+    loaded.generate([CHAT], do_sample=False, max_new_tokens=3)
+
+
 def test_call_without_a_strategy_is_plain_generate(policy):
     loaded = Policy.from_pretrained(str(policy))
     plain = {"do_sample": False, "max_new_tokens": 5}

@@ -40,7 +40,12 @@ def test_best_of_poisson_depends_on_the_order_drawn():
 @pytest.mark.parametrize(
     ("strategy", "value", "error", "remedy"),
     [
-        (SoftBestOfN, 0, ArgumentError, "Choose a temperature on the scale of the rewards"),
+        (
+            SoftBestOfN,
+            0,
+            ArgumentError,
+            "`reward_temperature` must be positive, got 0. Choose a temperature on the scale of the rewards",
+        ),
         (SoftBestOfN, "1", ArgumentTypeError, "Choose a temperature on the scale of the rewards"),
         (TopQuantile, 0.5, ArgumentError, "Choose at least 1"),
         (TopQuantile, None, ArgumentTypeError, "Choose at least 1"),

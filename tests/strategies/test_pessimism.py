@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -10,8 +11,8 @@ import torch
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.functional import normalize_rewards, pessimism
-from hf_itp.strategies import Pessimism
-from tests.functional.references import REFERENCE_VALUES, doubles, first_accepts
+from hf_itp.strategies import Pessimism, get_strategy
+from tests.functional.references import REFERENCE_VALUES, doubles, first_accepts, loop_pessimism
 from tests.worlds.odds import assert_follows
 
 CASES = REFERENCE_VALUES["pessimism"]["cases"]
@@ -79,6 +80,67 @@ def test_quantile_support_is_the_top_of_the_ranks(beta):
     size = 50
     found = Pessimism(beta, normalize="quantile").diagnostics(rand(size))
     assert found["support_size"].item() == max(k for k in range(1, size + 1) if k * (k - 1) < 2 * beta * size**2)
+
+
+# The default
+
+
+def zscores(rewards: list[float]) -> list[float]:
+    mean = sum(rewards) / len(rewards)
+    deviation = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / len(rewards))
+    return [(reward - mean) / deviation if deviation else 0.0 for reward in rewards]
+
+
+@pytest.mark.parametrize("size", [2, 5, 16])
+def test_default_is_the_law_of_0_2_on_z_scores(size):
+    for seed in range(20):
+        rewards = (10 * rand(size, seed=seed)).round().tolist()  # with ties
+        weights, _ = loop_pessimism(zscores(rewards), 0.2)
+        expected = [weight / size for weight in weights]
+        assert Pessimism().probabilities(doubles(rewards)).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [Pessimism(), Pessimism(pool="fresh"), Pessimism(normalize="zscore")], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_default_gives_the_same_laws_on_every_scale(strategy, dtype):
+    """Multiplied by 10 and shifted by 100, exact up to rounding; ties and equal rewards among the pools."""
+    rewards = torch.cat([rand(30, 17), (4 * rand(30, 17, seed=1)).round(), torch.full((1, 17), 0.3).double()]).to(
+        dtype
+    )
+    moved = rewards * 10 + 100
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(
+        strategy.probabilities(moved), strategy.probabilities(rewards), atol=tolerance, rtol=tolerance
+    )
+    if dtype == torch.float64:
+        assert torch.equal(strategy.select(moved, 2, seeded()), strategy.select(rewards, 2, seeded()))
+
+
+@pytest.mark.parametrize("pool", ["shared", "fresh"])
+def test_default_on_equal_rewards_is_plain_sampling(pool):
+    law = Pessimism(pool=pool).probabilities(torch.full((2, 9), -7.5))
+    # Of a fresh pool the first proposal, the fifth of nine, is accepted for certain.
+    expected = [1 / 9] * 9 if pool == "shared" else [0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert law.tolist() == [pytest.approx(expected)] * 2
+    assert Pessimism().probabilities(torch.tensor([3.0])).tolist() == [1]
+
+
+def test_fields_show_what_runs_and_reload_to_the_same():
+    assert str(Pessimism()) == "Pessimism(beta=0.2, pool='shared', reward_bound=None, normalize='zscore')"
+    assert Pessimism() == Pessimism(0.2, normalize="zscore") == Pessimism(normalize="zscore")
+    assert Pessimism(0.2).settings() == {"beta": 0.2, "pool": "shared", "reward_bound": None, "normalize": "none"}
+    for strategy in (Pessimism(), Pessimism(pool="fresh"), Pessimism(0.5), Pessimism(0.1, normalize="quantile")):
+        assert get_strategy("pessimism", **json.loads(json.dumps(strategy.settings()))) == strategy
+    bounded = Pessimism(normalize="zscore", reward_bound=6.0)
+    assert (bounded.beta, bounded.reward_bound) == (0.2, 6.0)
+
+
+def test_beta_that_is_given_counts_raw_rewards():
+    rewards = 50 * rand(20, 9)
+    for beta in (0.2, 5.0):
+        expected, _ = pessimism(rewards, beta)
+        torch.testing.assert_close(Pessimism(beta).probabilities(rewards), expected / 9)
+        torch.testing.assert_close(get_strategy("pessimism", beta=beta).probabilities(rewards), expected / 9)
 
 
 # Algorithm 1
@@ -208,6 +270,31 @@ def test_advice_is_for_one_pool_too_and_quiet_where_beta_fits():
     assert "effective sample size is 5.00 of 5 candidates" in Pessimism(1e3).advice(rewards)
 
 
+@pytest.mark.parametrize(("wide", "told"), [(2, False), (3, True), (5, True)])
+def test_advice_comes_from_half_of_the_pools_on(wide, told):
+    """Row 50: five of six pools are best-of-n, and it used to say nothing."""
+    rewards = rand(6, 16)
+    assert Pessimism(0.1).advice(rewards) is None
+    rewards[:wide] *= 1e5
+    advice = Pessimism(0.1).advice(rewards)
+    assert (f"nearly best_of_n on {wide} of 6 pools" in advice) if told else (advice is None)
+
+
+def test_ties_are_explained():
+    """Three of four tie for the best: an effective sample size of 3 of 4 is best-of-n's, not plain sampling's."""
+    advice = Pessimism(1e-6).advice(torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
+    assert "nearly best_of_n" in advice and "effective sample size is 3.00 of 4 candidates" in advice
+    assert "best_of_n's own being 3.00, because candidates tie for the best" in advice
+    assert "tie for the best" not in Pessimism(1e-6).advice(torch.tensor([[1.0, 0.5, 0.2, 0.0]]))
+
+
+def test_spreads_that_no_beta_fits_are_named():
+    rewards = torch.cat([rand(5, 8), 1e6 * rand(5, 8, seed=1)])
+    advice = Pessimism(1e-9).advice(rewards)
+    assert advice.endswith("The spreads of these pools differ too much for one beta: leave it out.")
+    assert "pessimism uses 0.2 standard deviations of each pool" in advice
+
+
 @pytest.mark.parametrize("beta", [1e-9, 0.1, 1e9])
 def test_pools_that_cannot_tell_give_no_advice(beta):
     assert Pessimism(beta).advice(torch.rand(10, 1, generator=seeded())) is None
@@ -236,7 +323,10 @@ def test_few_extreme_pools_among_many_give_no_advice():
     ("fields", "error", "remedy"),
     [
         ({"beta": 0}, ArgumentError, "Choose a beta on the scale of the rewards"),
-        ({"beta": None}, ArgumentTypeError, "Choose a beta on the scale of the rewards"),
+        ({"beta": "0.1"}, ArgumentTypeError, "Choose a beta on the scale of the rewards"),
+        ({"normalize": "quantile"}, ArgumentError, r"with normalize='quantile', got None.*or leave `normalize` out"),
+        ({"normalize": "none"}, ArgumentError, r"with normalize='none', got None.*or leave `normalize` out"),
+        ({"reward_bound": 2.0}, ArgumentError, r"`beta` must be given with `reward_bound`.*Pass beta=\.\.\."),
         ({"pool": "both"}, ArgumentError, "'shared', 'fresh', got 'both'"),
         ({"normalize": "minmax"}, ArgumentError, "'none', 'zscore', 'quantile', got 'minmax'"),
         ({"reward_bound": "1"}, ArgumentTypeError, "Set it to the largest reward"),

@@ -83,6 +83,13 @@ def test_calibrator_fitted_alike_is_taken(folder, tmp_path):
     ctrl(folder, tmp_path, temperature=0.5, calibrator=fitted(folder, temperature=0.5))
 
 
+@pytest.mark.parametrize("trainer", [ctrl, regression])
+def test_temperature_of_zero_is_refused_with_the_way_out_before_a_token_is_drawn(folder, tmp_path, trainer):
+    overrides = {"temperature": 0.0} if trainer is ctrl else {"overrides": {"generation_kwargs": {"temperature": 0.0}}}
+    with pytest.raises(ArgumentError, match=r"`temperature` must be positive .* pass e\.g\. temperature=0\.7"):
+        trainer(folder, tmp_path, **overrides).train()
+
+
 @pytest.mark.parametrize(
     ("drawn", "trained", "message"),
     [
