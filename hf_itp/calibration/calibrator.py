@@ -89,13 +89,13 @@ class RewardCalibrator:
             )
         if fingerprints is None:
             fingerprints = [prompt_fingerprint(prompt) for prompt in check_prompts(prompts or [])]
-        check_rewards(reference_rewards, "reference_rewards")
+        reference_rewards = check_rewards(reference_rewards, "reference_rewards")
         if reference_rewards.dim() != 2 or len(reference_rewards) != len(fingerprints):
             raise ArgumentError(
                 f"`reference_rewards` must have shape ({len(fingerprints)}, K), one row per prompt, got "
                 f"{tuple(reference_rewards.shape)}. Give each prompt its row."
             )
-        self.reference_rewards = reference_rewards.detach().to("cpu", torch.float32).sort(dim=-1).values
+        self.reference_rewards = reference_rewards.to("cpu", torch.float32).sort(dim=-1).values
         self.fingerprints = list(fingerprints)
         self._rows = {fingerprint: row for row, fingerprint in enumerate(self.fingerprints)}
         if len(self._rows) != len(self.fingerprints):
