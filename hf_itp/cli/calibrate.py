@@ -10,7 +10,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
-from hf_itp.cli.prompts import read_columns, read_prompts
+from hf_itp.cli.prompts import read_rows, reward_columns
 from hf_itp.errors import ArgumentError
 
 _NUM_REFERENCE_HELP = (
@@ -62,7 +62,7 @@ def calibrate(
       hf-itp calibrate outputs/calibration -f chats.jsonl -m org/policy -r org/reward-model -k 100
       accelerate launch -m hf_itp.cli calibrate /shared/calibration -f prompts.jsonl -m org/policy
     """
-    given = read_prompts([], file)
+    given, columns = read_rows([], file)
     from hf_itp import Policy, RewardCalibrator
     from hf_itp.policies.policy import as_conversations
 
@@ -80,7 +80,7 @@ def calibrate(
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
         chat_template_kwargs=_template_arguments(chat_template_kwargs),
-        reward_kwargs=read_columns(file, len(given)),
+        reward_kwargs=reward_columns(columns),
         predict=predict,
         batch_size=batch_size,
         progress=False if quiet else None,
