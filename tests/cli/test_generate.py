@@ -47,6 +47,11 @@ def test_json_holds_what_the_library_returns(generate, policy, reward_model):
     assert record["prompt"] == CHAT
     assert record["responses"] == [texts[index] for index in output.selected[0]]
     assert record["rewards"] == pytest.approx(output.rewards[0].tolist())
+    assert record["num_tokens"] == [len(output.candidates[0][index]) for index in output.selected[0]]
+    assert record["finish_reasons"] == [
+        "stop" if output.candidates[0][index][-1] == tokenizer.eos_token_id else "length"
+        for index in output.selected[0]
+    ]
     assert record["probabilities"] == pytest.approx(output.probabilities[0, output.selected[0]].tolist())
     assert record["diagnostics"]["normalizer"] == pytest.approx(output.diagnostics["normalizer"].item())
     assert [candidate["response"] for candidate in record["candidates"]] == texts
@@ -57,7 +62,9 @@ def test_json_holds_what_the_library_returns(generate, policy, reward_model):
 
 def test_candidates_are_left_out_unless_asked_for(generate):
     [record] = records(generate("--json", PROMPT))
-    assert set(record) == {"prompt", "responses", "rewards", "probabilities", "diagnostics"}
+    assert set(record) == {
+        "prompt", "responses", "rewards", "probabilities", "finish_reasons", "num_tokens", "diagnostics"
+    }  # fmt: skip
     assert len(record["responses"]) == 1
 
 
