@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import datasets
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from hf_itp.checks import check_choice, check_count, check_number, check_positive
-from hf_itp.errors import ArgumentError
+from hf_itp.checks import as_tensor, check_choice, check_count, check_number, check_positive, check_rewards
+from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
 
 REMEDY = "Pass e.g. beta=0.1."
 
@@ -43,3 +47,67 @@ def test_what_is_no_integer_is_caught_as_either_builtin(value):
 
 def test_integer_beyond_the_range_of_a_float_is_a_number():
     assert check_positive("beta", 10**400, REMEDY) == 10**400
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0.1, 0.2], torch.float64),
+        ([1, 2], torch.int64),
+        ([True, False], torch.bool),
+        (np.array([0.1], dtype=np.float32), torch.float32),
+        (np.array([0.1], dtype=np.float16), torch.float16),
+        (np.array([0.1], dtype=">f8"), torch.float64),
+        (np.array([0.1], dtype=np.longdouble), torch.float64),
+        (np.array([3], dtype=np.uint16), torch.int64),
+        (np.array([3], dtype=np.uint64), torch.int64),
+        ([torch.tensor(0.1), torch.tensor(0.2)], torch.float32),
+        ([torch.tensor(0.1), 0.2], torch.float64),
+        (pd.Series([0.1, 0.2], index=[5, 3]), torch.float64),
+        (pd.Series([1, 2], dtype="Int64"), torch.int64),
+        (datasets.Dataset.from_dict({"reward": [0.1, 0.2]})["reward"], torch.float64),
+        (0.5, torch.float64),
+    ],
+)
+def test_numbers_of_every_kind_become_a_tensor_of_their_own_precision(values, dtype):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        tensor = as_tensor(values, "rewards")
+    finally:
+        torch.set_default_dtype(default)
+    assert tensor.dtype == dtype
+    assert tensor.tolist() == pytest.approx([float(v) for v in values] if np.ndim(values) else values, rel=1e-3)
+
+
+def test_tensor_is_not_copied_and_an_array_is():
+    tensor, array = torch.zeros(2), np.zeros(2)
+    assert as_tensor(tensor, "rewards") is tensor
+    as_tensor(array, "rewards")[0] = 1
+    assert array.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (None, "got a NoneType"),
+        ({"a": 1}, "got a dict"),
+        ([[1.0, 2.0], [3.0, None]], r"got None at \[1\]\[1\]"),
+        ([["a"]], r"got 'a' at \[0\]\[0\]"),
+        ([[1.0], [2.0, 3.0]], "got rows of different lengths"),
+        ([torch.zeros(1), torch.zeros(2)], "got rows of different lengths"),
+        (np.array([1.0, None]), "got a ndarray of dtype object"),
+        (pd.Series([True, None], dtype="boolean"), "got a Series of dtype boolean"),
+        (np.ma.masked_array([1.0], mask=[True]), "got masked entries in a MaskedArray"),
+    ],
+)
+def test_what_is_no_tensor_is_named_with_its_place(values, found):
+    with pytest.raises(
+        ArgumentTypeError, match=f"`rewards` must be real numbers.*{found}.*Give every candidate its number"
+    ):
+        as_tensor(values, "rewards")
+
+
+def test_missing_number_of_a_series_is_a_reward_that_is_nan():
+    with pytest.raises(RewardError, match="candidate 1 is nan"):
+        check_rewards(pd.Series([0.5, None]))

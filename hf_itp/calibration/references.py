@@ -9,7 +9,7 @@ import warnings
 
 import torch
 
-from hf_itp.checks import check_rewards
+from hf_itp.checks import as_floats, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
 
 
@@ -20,8 +20,8 @@ def sorted_references(rewards: torch.Tensor, num_prompts: int) -> torch.Tensor:
     Raises:
         `ArgumentError`: If the shape is another one, a prompt has fewer than 2 rewards left, or all rewards are equal.
     """
-    absent = rewards.isnan() if isinstance(rewards, torch.Tensor) else None
-    check_rewards(rewards if absent is None else rewards.masked_fill(absent, 0.0), "reference_rewards")
+    rewards = as_floats(rewards, "reference_rewards")
+    check_rewards(rewards.masked_fill(rewards.isnan(), 0.0), "reference_rewards")
     if rewards.dim() != 2 or len(rewards) != num_prompts:
         raise ArgumentError(
             f"`reference_rewards` must have shape ({num_prompts}, K), one row per prompt, got {tuple(rewards.shape)}. "

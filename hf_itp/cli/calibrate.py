@@ -10,7 +10,7 @@ import typer
 
 from hf_itp.cli import options
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
-from hf_itp.cli.prompts import read_rows
+from hf_itp.cli.prompts import read_rows, reward_columns
 from hf_itp.errors import ArgumentError
 
 _NUM_REFERENCE_HELP = (
@@ -81,7 +81,7 @@ def calibrate(
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
         chat_template_kwargs=_template_arguments(chat_template_kwargs),
-        reward_kwargs=columns,
+        reward_kwargs=reward_columns(columns),
         predict=predict,
         batch_size=batch_size,
         progress=False if quiet else None,

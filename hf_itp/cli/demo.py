@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 
 from hf_itp.cli import options
-from hf_itp.cli.models import EMBEDDED, load_reward_models
+from hf_itp.cli.models import EMBEDDED, EMBEDDED_TEMPERATURE, load_reward_models
 from hf_itp.cli.records import record_of, to_json
 from hf_itp.cli.tables import PLAIN, print_pool, print_summary
 from hf_itp.errors import LoadError, MissingDependencyError
@@ -28,7 +28,7 @@ def demo(
     device: options.Device = None,
     num_candidates: options.NumCandidates = options.NUM_CANDIDATES,
     max_new_tokens: options.MaxNewTokens = 48,
-    temperature: Annotated[float, options.drawing(help=options.TEMPERATURE_HELP)] = 0.7,
+    temperature: Annotated[float, options.drawing(help=options.TEMPERATURE_HELP)] = EMBEDDED_TEMPERATURE,
     seed: options.Seed = 0,
     beta: options.Beta = None,
     output: Annotated[Path, options.output("--output", "-o", help="File of the picture.")] = Path("outputs/demo.png"),

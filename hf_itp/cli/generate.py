@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_itp.cli import options
+from hf_itp.cli.answers import Answers, write_all, write_file
 from hf_itp.cli.fields import parse_fields
-from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars, recommendation
-from hf_itp.cli.prompts import read_rows, with_system
-from hf_itp.cli.records import record_of, to_json
+from hf_itp.cli.models import EMBEDDED, EMBEDDED_TEMPERATURE, load_reward_models, loading_bars, recommendation
+from hf_itp.cli.prompts import read_rows, reward_columns, with_system
+from hf_itp.cli.records import to_json
+from hf_itp.cli.settings import settings_of
 from hf_itp.generation.keywords import KEYWORDS
 
 if TYPE_CHECKING:
     from hf_itp.rewards.base import Prompt
+
+# With results in a file, enough for a batch and little to lose by a kill.
+_RESPONSES_PER_CALL = 64
 
 
 class Dtype(StrEnum):
@@ -40,6 +44,9 @@ def generate(
             help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns "
             "go to the reward; any other file one prompt per line; - is stdin.",
         ),
+    ] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of a .jsonl file that holds its prompts, e.g. question.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message to put before every prompt.")] = None,
     plain: options.Plain = False,
@@ -70,7 +77,13 @@ def generate(
         ),
     ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = None,
+    temperature: Annotated[
+        float | None,
+        options.drawing(
+            help=f"{options.TEMPERATURE_HELP} Default: the checkpoint's, else 1; "
+            f"{EMBEDDED_TEMPERATURE} for 'embedded'."
+        ),
+    ] = None,
     top_p: Annotated[
         float | None,
         options.drawing(help="Keep the most likely tokens up to this probability. Default: the checkpoint's, else 1."),
@@ -85,6 +98,14 @@ def generate(
     ] = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
+    prompts_per_call: Annotated[
+        int | None,
+        options.drawing(
+            min=1,
+            help="Prompts that are drawn for together; changes only speed. Default: as many as fill --batch-size, or "
+            f"{_RESPONSES_PER_CALL} candidates with --output; else 1.",
+        ),
+    ] = None,
     early_rejection: Annotated[
         float | None, options.drawing(metavar="SHARE", help=KEYWORDS["early_rejection"].help)
     ] = None,
@@ -103,7 +124,18 @@ def generate(
     ] = 1,
     json: Annotated[bool, options.output("--json", help="Write one JSON object per prompt and line.")] = False,
     all_candidates: Annotated[
-        bool, options.output("--all-candidates", help="Include every candidate. Needs --json.")
+        bool, options.output("--all-candidates", help="Include every candidate. Needs --json or --output.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        options.output(
+            "--output",
+            "-o",
+            help="File of JSON lines to write to. The same command goes on with one that was interrupted.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, options.output("--overwrite", help="Replace what --output names instead of going on with it.")
     ] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -112,7 +144,8 @@ def generate(
     Draw candidates for each prompt, score them, and write those the strategy selects.
 
     Each result is written as soon as it is ready. The same seed gives a
-    prompt the same candidates, by itself or among others.
+    prompt the same candidates, by itself or among others; a prompt that
+    comes again is drawn for again. JSON repeats the other columns of a row.
 
     [bold]Examples[/bold]
 
@@ -122,6 +155,7 @@ def generate(
       hf-itp generate -m org/policy -r org/reward-model --beta 0.5 -f prompts.txt
       hf-itp generate --json --all-candidates -f chats.jsonl > answers.jsonl
       hf-itp generate -s best_of_n -r verify.py:check -f sums.jsonl
+      hf-itp generate -f questions.jsonl --prompt-field question -o answers.jsonl
       hf-itp generate --set pool=fresh "Why is the moon bright?"
       printf 'What is kevlar?\\nWhat is felt?\\n' | hf-itp generate
     """
@@ -130,7 +164,13 @@ def generate(
             f"must be at most --num-candidates ({num_candidates}), got {num_return_sequences}. Draw more candidates.",
             param_hint="'--num-return-sequences'",
         )
-    if all_candidates and not json:
+    if output is None and overwrite:
+        raise typer.BadParameter("must come with the file to replace. Add --output.", param_hint="'--overwrite'")
+    if output is not None and output.suffix == ".gz":
+        raise typer.BadParameter(
+            "must be plain JSON lines, which can be appended to. Name e.g. answers.jsonl.", param_hint="'--output'"
+        )
+    if all_candidates and not json and output is None:
         raise typer.BadParameter(
             "must come with --json, since only JSON holds all candidates. Add --json.", param_hint="'--all-candidates'"
         )
@@ -144,7 +184,7 @@ def generate(
             "must come with the reward model that has the label. Add --reward-model.", param_hint="'--reward-label'"
         )
     fields = parse_fields(set_ or [], beta=beta)
-    given_prompts, columns = read_rows(prompts or [], file)
+    given_prompts, columns = read_rows(prompts or [], file, prompt_field)
 
     # Refuse before loading what can be refused without the models.
     from hf_itp import Policy, get_strategy
@@ -153,6 +193,14 @@ def generate(
 
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
+    if temperature is None and model == EMBEDDED:
+        temperature = EMBEDDED_TEMPERATURE
+        if not quiet:
+            print(
+                f"Drawing at temperature {temperature}, which suits the embedded policy. Choose another with "
+                "--temperature.",
+                file=sys.stderr,
+            )
     if strategy not in (None, "auto"):
         get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
@@ -175,31 +223,32 @@ def generate(
             chosen["reward_model"] = load_reward_models(
                 reward_model, device=policy.model.device, label=reward_label, trust_remote_code=trust_remote_code
             )
-    # With results in a file, a bar counts prompts. On a terminal the sampler shows its own bars.
-    bar = not quiet and len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     chosen |= {name: value for name, value in sampling.items() if value is not None}
-    chosen |= {"seed": seed, "batch_size": batch_size, "progress": False if quiet or bar else None}
     chosen |= {"early_rejection": early_rejection, "max_new_tokens": max_new_tokens}
-    # As many prompts at once as fill a batch; without a batch size no prompt waits for another.
-    at_once = max(1, (batch_size or 1) // num_candidates)
-    for places in _batches(len(conversations), at_once, bar):
-        batch = conversations[places]
-        if columns:
-            chosen["reward_kwargs"] = {name: column[places] for name, column in columns.items()}
-        output = policy.generate(batch, num_return_sequences=num_return_sequences, **chosen)
-        for row, prompt in enumerate(batch):
-            record = record_of(output, row, prompt, policy.text_of(prompt), all_candidates=all_candidates)
-            _write(record, as_json=json, headings=len(conversations) * num_return_sequences > 1)
-
-
-def _batches(num_prompts: int, size: int, bar: bool) -> Iterator[slice]:
-    from tqdm import tqdm
-
-    with tqdm(total=num_prompts, unit="prompt", disable=not bar, file=sys.stderr) as progress:
-        for start in range(0, num_prompts, size):
-            yield slice(start, start + size)
-            progress.update(min(size, num_prompts - start))
+    chosen |= {"num_return_sequences": num_return_sequences}
+    # With results in a file, a bar counts prompts. On a terminal the sampler shows its own bars.
+    to_pipe = len(conversations) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
+    bar = not quiet and (output is not None or to_pipe)
+    answers = Answers(
+        policy,
+        conversations,
+        columns,
+        reward_columns(columns),
+        seed,
+        all_candidates,
+        {**chosen, "batch_size": batch_size, "progress": False if quiet or bar else None},
+    )
+    if prompts_per_call is None:
+        # Without a batch size or a file no prompt waits for another.
+        at_once = batch_size or (1 if output is None else _RESPONSES_PER_CALL)
+        prompts_per_call = max(1, at_once // num_candidates)
+    if output is not None:
+        settings = settings_of(policy, conversations, columns, chosen, seed=seed, all_candidates=all_candidates)
+        write_file(answers, prompts_per_call, output, settings, overwrite=overwrite, bar=bar)
+        return
+    headings = len(conversations) * num_return_sequences > 1
+    write_all(answers, prompts_per_call, lambda record: _write(record, as_json=json, headings=headings), bar)
 
 
 def _write(record: dict[str, Any], *, as_json: bool, headings: bool) -> None:
@@ -207,6 +256,9 @@ def _write(record: dict[str, Any], *, as_json: bool, headings: bool) -> None:
         print(to_json(record, encoding=sys.stdout.encoding), flush=True)
         return
     heading = _heading(record["prompt"])
+    if "error" in record:
+        print(f"No response to {heading!r:.60}: {record['error']}", file=sys.stderr)
+        return
     for response, reward in zip(record["responses"], record["rewards"], strict=True):
         if headings:
             print(f"### {heading}  (reward {reward:.3f})\n")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 EMBEDDED = "embedded"
+EMBEDDED_TEMPERATURE = 0.7
+"""Temperature at which a model of 135 million parameters is read with pleasure: at 1 it rambles."""
 
 
 def recommendation(model: Any) -> Any:

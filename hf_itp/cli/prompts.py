@@ -27,19 +27,25 @@ _ROW = 'Write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Prompt]:
-    """Return the prompts alone of [`read_rows`]."""
+    """Return only the prompts of [`read_rows`]."""
     return read_rows(arguments, file)[0]
 
 
-def read_rows(arguments: Sequence[str], file: Path | None) -> tuple[list[Prompt], Columns]:
+def read_rows(
+    arguments: Sequence[str], file: Path | None, prompt_field: str | None = None
+) -> tuple[list[Prompt], Columns]:
     """
-    Return the prompts of a command, and what their rows hold beside them, by name, for the reward: one entry per
-    prompt, `None` if its row has none. They are its arguments, a file, or stdin (for the file `-`, or if neither is
-    given).
+    Return the prompts of a command, and what their rows hold beside them, by name: one entry per prompt, `None` if its
+    row has none. Prompts are arguments, lines of a file, or stdin (for the file `-`, or if neither is given).
 
     A `.jsonl` or `.jsonl.gz` file has a `prompt` (text or messages) or `messages` per line. Any other file is text
     with one prompt per line, kept as it stands without its line break. Stdin is JSON lines if its first character is
     `{`. Blank lines are skipped, those of a text with a warning.
+
+    Args:
+        arguments (`list[str]`): Prompts on the command line.
+        file (`Path`, *optional*): File of prompts.
+        prompt_field (`str`, *optional*): Name under which each line of JSON has its prompt.
 
     Raises:
         `ArgumentError`: If there are no prompts, both arguments and a file, or a line that does not parse.
@@ -52,6 +58,7 @@ def read_rows(arguments: Sequence[str], file: Path | None) -> tuple[list[Prompt]
         )
     prompts: list[Prompt]
     columns: Columns = {}
+    json_lines = False
     if arguments:
         prompts = [argument_text(prompt, f"Prompt {number}") for number, prompt in enumerate(arguments, start=1)]
         for number, prompt in enumerate(arguments, start=1):
@@ -61,18 +68,29 @@ def read_rows(arguments: Sequence[str], file: Path | None) -> tuple[list[Prompt]
         raise ArgumentError("Prompts must be given, got none. Give some as arguments, in `--file`, or on stdin.")
     elif file is None or str(file) == "-":
         text = stdin_text()
-        prompts, columns = parse_rows(text, "stdin", json_lines=text.lstrip().startswith("{"))
+        json_lines = text.lstrip().startswith("{")
+        prompts, columns = parse_rows(text, "stdin", json_lines=json_lines, prompt_field=prompt_field)
     else:
         json_lines = file.name.endswith((".jsonl", ".jsonl.gz"))
-        prompts, columns = parse_rows(_text_of(file), str(file), json_lines=json_lines)
+        prompts, columns = parse_rows(_text_of(file), str(file), json_lines=json_lines, prompt_field=prompt_field)
     if not prompts:
         raise ArgumentError(f"`--file` must hold prompts, got none in {file or 'stdin'}. Write one on each line.")
+    if prompt_field is not None and not json_lines:
+        raise ArgumentError(
+            f"`--prompt-field` must come with lines of JSON, got {prompt_field!r} for plain text. Give a .jsonl file, "
+            "or leave `--prompt-field` out."
+        )
     return prompts, columns
+
+
+def reward_columns(columns: Columns) -> Columns:
+    """Return the columns that go to the reward."""
+    return {name: column for name, column in columns.items() if name not in _NOT_FOR_REWARDS}
 
 
 def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
     """
-    Return the prompts alone of [`parse_rows`].
+    Return only the prompts of [`parse_rows`].
 
     Examples:
 
@@ -87,9 +105,11 @@ def parse_prompts(text: str, source: str, *, json_lines: bool) -> list[Prompt]:
     return parse_rows(text, source, json_lines=json_lines)[0]
 
 
-def parse_rows(text: str, source: str, *, json_lines: bool) -> tuple[list[Prompt], Columns]:
+def parse_rows(
+    text: str, source: str, *, json_lines: bool, prompt_field: str | None = None
+) -> tuple[list[Prompt], Columns]:
     """
-    Return one prompt per line that is not blank, and the further columns of the lines. A text keeps the spaces around
+    Return one prompt per line that is not blank, and the other columns of the lines. A text keeps the spaces around
     it.
 
     Examples:
@@ -104,11 +124,9 @@ def parse_rows(text: str, source: str, *, json_lines: bool) -> tuple[list[Prompt
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     with_text = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if json_lines:
-        rows = [_row_of(line, f"Line {number} of {source}") for number, line in with_text]
-        names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_FOR_REWARDS)
-        return [
-            _prompt_of(row, f"Line {number} of {source}") for (number, _), row in zip(with_text, rows, strict=True)
-        ], {name: [row.get(name) for row in rows] for name in names}
+        rows = [_row_of(line, f"Line {number} of {source}", prompt_field) for number, line in with_text]
+        names = dict.fromkeys(name for _, others in rows for name in others)
+        return [prompt for prompt, _ in rows], {name: [others.get(name) for _, others in rows] for name in names}
     if with_text and (blank := len(lines) - len(with_text)):
         warnings.warn(
             f"Blank lines of {source} are skipped: {blank} of {len(lines)}. Write a prompt of several lines as JSON, "
@@ -182,22 +200,31 @@ def _text_of(file: Path) -> str:
     return decoded(data, name, remedy)
 
 
-def _row_of(line: str, place: str) -> dict[str, Any]:
+def _row_of(line: str, place: str, prompt_field: str | None) -> tuple[Prompt, dict[str, Any]]:
+    """Return the prompt of a line of JSON, and its other columns."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ArgumentError(f"{place} must be JSON, got {error.msg} at column {error.colno}. {_ROW}") from error
     _check_letters(row, place)
-    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+    if prompt_field is not None:
+        if not isinstance(row, dict) or prompt_field not in row:
+            raise ArgumentError(
+                f"{place} must be an object with `{prompt_field}`, got {line:.60}. Name the prompt's own column with "
+                "`--prompt-field`."
+            )
+        name = prompt_field
+    elif not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise ArgumentError(f"{place} must be an object with either `prompt` or `messages`, got {line:.60}. {_ROW}")
-    return row
+    else:
+        name = "prompt" if "prompt" in row else "messages"
+    return _prompt_of(row.pop(name), place, name), row
 
 
-def _prompt_of(row: dict[str, Any], place: str) -> Prompt:
-    prompt = row.get("prompt", row.get("messages"))
-    if isinstance(prompt, str) and "prompt" in row:
+def _prompt_of(prompt: Any, place: str, name: str) -> Prompt:
+    if isinstance(prompt, str) and name != "messages":
         if not prompt.strip():
-            raise ArgumentError(f"{place} must hold text, got an empty `prompt`. {_ROW}")
+            raise ArgumentError(f"{place} must hold text, got an empty `{name}`. {_ROW}")
         return prompt
     if not isinstance(prompt, list) or not prompt or not all(_is_message(message) for message in prompt):
         raise ArgumentError(f"{place} must hold text or a list of messages, got {json.dumps(prompt):.60}. {_ROW}")

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from hf_itp.cli.streams import can_write
 
 if TYPE_CHECKING:
-    import torch
-
     from hf_itp.generation.output import StrategyOutput
     from hf_itp.rewards.base import Prompt
 
@@ -20,33 +18,42 @@ def record_of(
     output: StrategyOutput,
     row: int,
     prompt: Prompt,
-    decode: Callable[[torch.Tensor], str],
+    decode: Callable[[Any], str],
     *,
     all_candidates: bool = False,
 ) -> dict[str, Any]:
     """
     Return one prompt of a [`StrategyOutput`] as plain values: `prompt`, `responses`, `rewards`, the `probabilities`
-    each had of being returned first (`None` if not known), `diagnostics`, and on request all `candidates`.
+    each had of being returned first (`None` if not known), `finish_reasons`, `num_tokens`, `diagnostics`, and on
+    request all `candidates`.
     """
     assert output.selected is not None and output.candidate_rewards is not None
-    assert output.candidates is not None and output.diagnostics is not None
+    assert output.candidates is not None and output.diagnostics is not None and output.finish_reasons is not None
     selected = output.selected[row].tolist()
     rewards = output.candidate_rewards[row].tolist()
     law = [None] * len(rewards) if output.probabilities is None else output.probabilities[row].tolist()
-    pool = output.candidates[row]
+    pool, reasons = output.candidates[row], output.finish_reasons[row]
     record = {
         "prompt": prompt,
         "responses": [decode(pool[index]) for index in selected],
         "rewards": [rewards[index] for index in selected],
         "probabilities": [law[index] for index in selected],
+        "finish_reasons": [reasons[index] for index in selected],
+        "num_tokens": [len(pool[index]) for index in selected],
         "diagnostics": {
             name: _of_row(value, row, len(output.candidates)) for name, value in output.diagnostics.items()
         },
     }
     if all_candidates:
         record["candidates"] = [
-            {"response": decode(ids), "reward": reward, "probability": probability, "num_tokens": len(ids)}
-            for ids, reward, probability in zip(pool, rewards, law, strict=False)
+            {
+                "response": decode(ids),
+                "reward": reward,
+                "probability": probability,
+                "num_tokens": len(ids),
+                "finish_reason": reason,
+            }
+            for ids, reward, probability, reason in zip(pool, rewards, law, reasons, strict=False)
         ]
     return record
 
@@ -56,10 +63,10 @@ def to_json(value: Any, indent: int | None = None, encoding: str | None = None) 
     Return strict JSON: `null` for NaN and infinities, letters of every script as they are, or as escapes if the
     `encoding` it is written in lacks one of them.
     """
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
     if can_write(text, encoding):
         return text
-    return json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, indent=indent)
+    return json.dumps(finite(value), ensure_ascii=True, allow_nan=False, indent=indent)
 
 
 def _of_row(value: Any, row: int, num_rows: int) -> Any:
@@ -72,11 +79,12 @@ def _of_row(value: Any, row: int, num_rows: int) -> Any:
     return value[row] if isinstance(value, list) and len(value) == num_rows else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a value for JSON: `None` for NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value

@@ -45,6 +45,10 @@ class Source(Protocol):
         """Return what the reward has logged."""
         ...
 
+    def finish_reasons(self, pairs: Sequence[Pair]) -> dict[Pair, str]:
+        """Return why each response ended."""
+        ...
+
 
 class Sharding:
     """
@@ -168,3 +172,13 @@ class ShardedSource:
         # As lists: a slice of a tensor is pickled with all that it is a slice of.
         parts = self._processes.gather(lambda: {pair: held[pair].tolist() for pair in pairs if pair in held})
         return {pair: torch.tensor(ids, dtype=torch.long) for part in parts for pair, ids in part.items()}
+
+    def finish_reasons(self, pairs: Sequence[Pair]) -> dict[Pair, str]:
+        """Return why each response ended, told by the process that drew it."""
+
+        def own() -> dict[Pair, str]:
+            mine = [pair for pair in pairs if self._sharding.owner(*pair) == self._processes.rank]
+            asked = {(self._sharding.rows.index(prompt), candidate): (prompt, candidate) for prompt, candidate in mine}
+            return {asked[pair]: reason for pair, reason in self._source.finish_reasons(list(asked)).items()}
+
+        return {pair: reason for part in self._processes.gather(own) for pair, reason in part.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_itp.checks import as_floats, as_tensor
 from hf_itp.errors import ArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def plot_pool(
 
     ```
     """
+    rewards, probabilities = as_floats(rewards, "rewards"), as_floats(probabilities, "probabilities")
+    normalizer = None if normalizer is None else as_floats(normalizer, "normalizer")
+    winners = {name: as_tensor(chosen, f"winners[{name!r}]") for name, chosen in (winners or {}).items()}
     _check_shapes(rewards, probabilities, normalizer, labels, winners)
     if normalizer is not None:
         _check_normalizer(rewards, probabilities, normalizer)
@@ -100,7 +104,7 @@ def plot_pool(
         _draw_law(panel, rewards[index].tolist(), probabilities[index].tolist(), rings=len(winners or {}))
         if normalizer is not None:
             _draw_normalizer(panel, float(normalizer[index]))
-        for place, (name, chosen) in enumerate((winners or {}).items()):
+        for place, (name, chosen) in enumerate(winners.items()):
             candidate = int(chosen[index])
             point = float(rewards[index, candidate]), float(probabilities[index, candidate])
             _draw_winner(panel, name, place, point)

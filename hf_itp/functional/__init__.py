@@ -1,5 +1,7 @@
 """
 Every formula, once: tensors in, tensors out, batched over any leading shape. Needs only torch.
+
+Arrays, lists, tuples and pandas objects go in as tensors do; Python's floats count as float64.
 """
 
 from hf_itp.functional.best_of_n import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_rewards, check_same_prompts
+from hf_itp.checks import as_tensor, check_rewards, check_same_prompts
 
 
 def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:
@@ -45,6 +45,7 @@ def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) ->
 
     ```
     """
+    rewards = as_tensor(rewards, "rewards")
     exact = check_rewards(rewards).contiguous()  # searchsorted warns otherwise
     reference = check_rewards(reference_rewards, "reference_rewards")
     check_same_prompts(exact, "reference_rewards", reference)

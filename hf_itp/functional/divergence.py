@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.checks import as_floats, as_tensor
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate
 
@@ -24,6 +25,8 @@ def sequence_log_ratios(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask
     Raises:
         `ArgumentError`: If the three shapes differ.
     """
+    logprobs, ref_logprobs = as_floats(logprobs, "logprobs"), as_floats(ref_logprobs, "ref_logprobs")
+    mask = as_tensor(mask, "mask")
     if not logprobs.shape == ref_logprobs.shape == mask.shape:
         raise ArgumentError(
             f"`logprobs`, `ref_logprobs` and `mask` must have one shape, got {tuple(logprobs.shape)}, "
@@ -49,7 +52,7 @@ def kl_k1(log_ratios: torch.Tensor) -> Estimate:
 
     ```
     """
-    return Estimate.over_prompts(_per_prompt(log_ratios.double()))
+    return Estimate.over_prompts(_per_prompt(as_floats(log_ratios, "log_ratios").double()))
 
 
 def kl_k3(log_ratios: torch.Tensor) -> Estimate:
@@ -70,7 +73,7 @@ def kl_k3(log_ratios: torch.Tensor) -> Estimate:
 
     ```
     """
-    x = log_ratios.double()
+    x = as_floats(log_ratios, "log_ratios").double()
     return Estimate.over_prompts(_per_prompt(torch.expm1(-x) + x))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_rewards
+from hf_itp.checks import as_floats, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms import Transform, get_transform
 from hf_itp.functional.transforms.base import check_beta
@@ -86,7 +86,7 @@ def finite_tradeoff(
     ```
     """
     beta = check_beta(beta)
-    rewards, reference = check_rewards(rewards), torch.as_tensor(reference, dtype=torch.float64)
+    rewards, reference = check_rewards(rewards), as_floats(reference, "reference").to(torch.float64)
     if reference.shape != rewards.shape or rewards.dim() != 1 or not bool((reference >= 0).all()):
         raise ArgumentError(
             f"`reference` must hold one probability per reward ({tuple(rewards.shape)}), got shape "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_positive, check_rewards
+from hf_itp.checks import as_floats, check_positive, check_rewards
 from hf_itp.errors import ArgumentError
 
 
@@ -129,7 +129,8 @@ def weights_beyond_pool(
 
     ```
     """
-    new_rewards, rewards = check_rewards(new_rewards), check_rewards(rewards)
+    new_rewards, rewards = check_rewards(new_rewards, "new_rewards"), check_rewards(rewards)
+    weights = as_floats(weights, "weights").to(rewards)
     above_best = (new_rewards - rewards.amax(dim=-1, keepdim=True)) / beta
     return (weights.amax(dim=-1, keepdim=True) + above_best).clamp_min(0)
 
@@ -165,7 +166,7 @@ def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Te
     """
     rewards = check_rewards(rewards)
     num_candidates = rewards.shape[-1]
-    size = torch.as_tensor(size, dtype=torch.float64, device=rewards.device).unsqueeze(-1)
+    size = as_floats(size, "size").to(rewards).unsqueeze(-1)
     if not ((size >= 1) & (size < num_candidates)).all():
         raise ArgumentError(
             f"`size` must be at least 1 and below the number of candidates ({num_candidates}), got "

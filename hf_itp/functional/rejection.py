@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_rewards
+from hf_itp.checks import as_floats, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.quadrature import gauss_legendre
 
@@ -51,7 +51,7 @@ def rejection_bound(
     ```
     """
     rewards = check_rewards(rewards)
-    largest = weights.to(torch.float64).amax(dim=-1)
+    largest = as_floats(weights, "weights").to(torch.float64).amax(dim=-1)
     if reward_bound is None:
         return largest
     best = rewards.amax(dim=-1)
@@ -86,7 +86,7 @@ def acceptance_probabilities(weights: torch.Tensor, bound: torch.Tensor | None =
     ```
     """
     weights = check_rewards(weights, "weights")
-    limit = (weights.amax(dim=-1) if bound is None else bound.to(weights)).unsqueeze(-1)
+    limit = (weights.amax(dim=-1) if bound is None else as_floats(bound, "bound").to(weights)).unsqueeze(-1)
     # Compared first, so that an infinite weight under an infinite bound is accepted, not NaN.
     return torch.where(weights >= limit, 1.0, weights / limit)
 
@@ -117,7 +117,7 @@ def rejection_law(weights: torch.Tensor, bound: torch.Tensor | None = None) -> t
     """
     weights = check_rewards(weights, "weights")
     if bound is not None:
-        weights = weights.minimum(bound.to(weights).unsqueeze(-1))
+        weights = weights.minimum(as_floats(bound, "bound").to(weights).unsqueeze(-1))
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
@@ -204,11 +204,12 @@ def no_acceptance_probability(acceptance_rate: torch.Tensor, num_proposals: int)
 
     ```
     """
-    return (1 - acceptance_rate).pow(num_proposals)
+    return (1 - as_floats(acceptance_rate, "acceptance_rate")).pow(num_proposals)
 
 
 def _check_acceptance(acceptance: torch.Tensor) -> torch.Tensor:
-    if isinstance(acceptance, torch.Tensor) and acceptance.dim() > 0 and acceptance.shape[-1] == 0:
+    acceptance = as_floats(acceptance, "acceptance")
+    if acceptance.dim() > 0 and acceptance.shape[-1] == 0:
         return acceptance.to(torch.float64)  # no proposals: the fallback has all the mass
     acceptance = check_rewards(acceptance, "acceptance")
     if not ((acceptance >= 0) & (acceptance <= 1)).all():

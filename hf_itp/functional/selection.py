@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import check_count
-from hf_itp.errors import ArgumentError, ArgumentTypeError
+from hf_itp.checks import as_floats, check_count
+from hf_itp.errors import ArgumentError
 
 
 def effective_sample_size(probabilities: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ def effective_sample_size(probabilities: torch.Tensor) -> torch.Tensor:
 
     ```
     """
-    return probabilities.square().sum(dim=-1).reciprocal()
+    return as_floats(probabilities, "probabilities").square().sum(dim=-1).reciprocal()
 
 
 def sample_without_replacement(
@@ -76,11 +76,7 @@ def sample_without_replacement(
 
     ```
     """
-    if not isinstance(probabilities, torch.Tensor):
-        raise ArgumentTypeError(
-            f"`probabilities` must be a torch.Tensor, got a {type(probabilities).__name__}. Wrap it in "
-            "torch.tensor(...)."
-        )
+    probabilities = as_floats(probabilities, "probabilities")
     size = probabilities.shape[-1] if probabilities.dim() else 0
     k = check_count("k", k, 1, "Ask for fewer indices.", size, "entries per row")
     probabilities = probabilities.detach().to(torch.float64)
@@ -100,7 +96,7 @@ def sample_without_replacement(
     picks = times.topk(k, dim=-1, largest=False).indices
     num_supported = (probabilities > 0).sum(dim=-1, keepdim=True)
     if (num_supported < k).any():
-        preference = torch.zeros_like(times) if then_by is None else then_by.to(times)
+        preference = torch.zeros_like(times) if then_by is None else as_floats(then_by, "then_by").to(times)
         rest = _highest(preference.masked_fill(probabilities > 0, -torch.inf), k, uniforms)
         place = torch.arange(k, device=picks.device)
         picks = torch.where(place < num_supported, picks, rest.gather(-1, (place - num_supported).clamp_min(0)))

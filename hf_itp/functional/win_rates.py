@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import check_count, check_rewards
+from hf_itp.checks import as_floats, check_count, check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.best_of_n import best_of_n_subsample_law
 
@@ -38,6 +38,7 @@ class Estimate:
     @classmethod
     def over_prompts(cls, values: torch.Tensor) -> Estimate:
         """Return the estimate from one value per prompt `(P,)`."""
+        values = as_floats(values, "values")
         error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(values.mean()), error, len(values))
 
@@ -119,7 +120,8 @@ def best_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n
 
 def worst_of_n_win_rate(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> Estimate:
     """Estimate the same as [`best_of_n_win_rate`] for the worst of `n` responses of each."""
-    return Estimate.over_prompts(1 - prompt_win_rates(-rewards, -reference_rewards, n))
+    ours, theirs = check_rewards(rewards), check_rewards(reference_rewards, "reference_rewards")
+    return Estimate.over_prompts(1 - prompt_win_rates(-ours, -theirs, n))
 
 
 def prompt_win_rates(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: int) -> torch.Tensor:

@@ -87,6 +87,10 @@ class CandidateSource:
         """Return what the reward has logged."""
         return self.log
 
+    def finish_reasons(self, pairs: Sequence[Pair]) -> dict[Pair, str]:
+        """Return why each response ended ([`~sampling.cohort.Responses`])."""
+        return {pair: self.sampler.finish_reasons[pair] for pair in pairs}
+
     def draw(self, pairs: list[Pair], review: Callable[[list[Pair]], Review] | None = None) -> list[torch.Tensor]:
         """Return one response per pair of a prompt and an index; see [`CandidateSampler.draw`]."""
         sampler, started, scored_before = self.sampler, time.perf_counter(), self.seconds["reward"]
@@ -186,6 +190,14 @@ class CandidatePools:
         pairs = [(row, index) for row, of_row in enumerate(indices) for index in of_row]
         found = self._source.fetch(pairs, self._held)
         return [[found[row, index] for index in of_row] for row, of_row in enumerate(indices)]
+
+    def finish_reasons(self) -> list[list[str]]:
+        """Return why each response ended, row by row; `"rejected"` if a review gave it up."""
+        pairs = [(row, index) for row, rewards in enumerate(self.rewards) for index in range(len(rewards))]
+        found = self._source.finish_reasons(pairs)
+        if self._reviewer is not None:
+            found |= dict.fromkeys(self._reviewer.given_up(pairs), "rejected")
+        return [[found[row, index] for index in range(len(rewards))] for row, rewards in enumerate(self.rewards)]
 
     def reward_table(self) -> torch.Tensor:
         """Return all rewards `(B, P)`: NaN for no reward, and where a prompt drew fewer candidates than another."""

@@ -7,6 +7,8 @@ how `generate` is patched.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,6 +45,7 @@ from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.row_calls import RowCalls
 from hf_itp.sampling.settings import without_default_top_k
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys
+from hf_itp.sampling.text import ResponseReader
 from hf_itp.strategies import Strategy, get_strategy
 
 
@@ -67,16 +70,15 @@ class StrategyDecoding(Keywords):
         keep_top_k_50 (`bool`, *optional*, defaults to `False`): Keep a `top_k` of 50. transformers sets it if
             nobody did. A decoding method cannot tell the two apart, so `False` removes it, with a warning.
 
-    It also takes every keyword of `generate` by name ([`Keywords`]).
+    It also takes every keyword of `generate` by name ([`Keywords`]), and the fields of a strategy given by name.
 
     Examples:
 
     ```python
-    >>> from hf_itp import StrategyDecoding, get_strategy
-    >>> from hf_itp.rewards import as_reward_function
+    >>> from hf_itp import StrategyDecoding
     >>> def brevity(prompts, completions, **kwargs):
     ...     return [-float(len(completion)) for completion in completions]
-    >>> decoding = StrategyDecoding(get_strategy("best_of_n"), as_reward_function(brevity), num_candidates=4)
+    >>> decoding = StrategyDecoding("pessimism", brevity, beta=0.5, num_candidates=4)
 
     ```
 
@@ -178,7 +180,7 @@ class StrategyDecoding(Keywords):
         # Return them as `generate` does.
         output: Any = _sequences(call, winners)
         if call.generation_config.return_dict_in_generate:
-            output = self._output(output, pools, selection, selected, source.sampler)
+            output = self._output(output, pools, selection, selected, source.sampler, call, tokenizer)
         if self.streamer is not None:
             stream(self.streamer, input_ids, winners[0][0])
         return output
@@ -218,8 +220,7 @@ class StrategyDecoding(Keywords):
     ) -> CandidateSource:
         """Return what draws and scores for the prompts of this process."""
         rows = range(len(call)) if sharding is None else sharding.rows
-        # An encoder-decoder continues its decoder's tokens.
-        continued = unpadded(call.input_ids, call.attention_mask) if call.input_ids.shape[1] > 0 else [[]] * len(call)
+        continued = call.continued
         return CandidateSource(
             call if sharding is None else sharding.part(call),
             self.reward,
@@ -268,6 +269,8 @@ class StrategyDecoding(Keywords):
         selection: Selection,
         selected: torch.Tensor,
         sampler: CandidateSampler,
+        call: DecodingCall,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> StrategyOutput:
         table, candidates, law = pools.reward_table(), pools.responses(), selection.known_law()
         rewards = table.gather(1, selected)
@@ -281,8 +284,24 @@ class StrategyDecoding(Keywords):
         }
         return StrategyOutput(
             sequences=sequences, rewards=rewards, candidates=candidates, candidate_rewards=table, probabilities=law,
-            selected=selected, diagnostics=diagnostics,
+            selected=selected, diagnostics=diagnostics, finish_reasons=pools.finish_reasons(),
+            texts=_texts(tokenizer, call.continued, candidates, selected), prompt_ids=call.continued,
         )  # fmt: skip
+
+
+def _with_fields_of_strategy(init: Any) -> Any:
+    """Let the constructor take the fields of a strategy given by name beside its own arguments."""
+    own = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def __init__(self: StrategyDecoding, strategy: str | Strategy, *args: Any, **arguments: Any) -> None:
+        fields = {name: arguments.pop(name) for name in [*arguments] if name not in own}
+        init(self, get_strategy(strategy, **fields), *args, **arguments)
+
+    return __init__
+
+
+StrategyDecoding.__init__ = _with_fields_of_strategy(StrategyDecoding.__init__)  # type: ignore[method-assign]
 
 
 def _sequences(call: DecodingCall, winners: list[list[torch.Tensor]]) -> torch.Tensor:
@@ -294,6 +313,20 @@ def _sequences(call: DecodingCall, winners: list[list[torch.Tensor]]) -> torch.T
         for response in responses
     ]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase,
+    continued: list[list[int]],
+    candidates: list[list[torch.Tensor]],
+    selected: torch.Tensor,
+) -> list[list[str]]:
+    """Return the text of each winner."""
+    texts = []
+    for ids, pool, indices in zip(continued, candidates, selected.tolist(), strict=True):
+        read = ResponseReader(tokenizer, ids)
+        texts.append([read(pool[index].tolist()) for index in indices])
+    return texts
 
 
 def _lengths(candidates: list[list[torch.Tensor]]) -> torch.Tensor:

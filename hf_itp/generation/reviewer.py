@@ -62,6 +62,10 @@ class Reviewer:
         complete = torch.tensor([self._seen[row, index].complete for index in range(len(rewards))])
         return rewards.where(complete, math.nan)
 
+    def given_up(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return those of the candidates that are incomplete."""
+        return [pair for pair in pairs if not self._seen[pair].complete]
+
     def diagnostics(self, pools: list[list[torch.Tensor]], winners: torch.Tensor) -> dict[str, Any]:
         """Return what was cut and saved, given what was drawn and the rewards `(B,)` of the winners."""
         seen = [[self._seen[row, index] for index in range(len(pool))] for row, pool in enumerate(pools)]

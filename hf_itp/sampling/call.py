@@ -16,6 +16,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from hf_itp.models.host_names import CACHE_NAMES
+from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.row_calls import of_rows
 from hf_itp.sampling.streams import PromptKey
 
@@ -77,6 +78,11 @@ class DecodingCall:
     def attention_mask(self) -> torch.Tensor | None:
         """Mask of the `input_ids` that are not padding; `None` if none is, as always in an encoder-decoder."""
         return None if self.model.config.is_encoder_decoder else self.model_kwargs.get("attention_mask")
+
+    @property
+    def continued(self) -> list[list[int]]:
+        """The tokens that the responses of each row continue, without padding: in an encoder-decoder its decoder's."""
+        return unpadded(self.input_ids, self.attention_mask) if self.input_ids.shape[1] > 0 else [[]] * len(self)
 
     @property
     def is_rowwise(self) -> bool:

@@ -7,12 +7,28 @@ Knows nothing of the model: tokens come in, finished responses go out.
 from __future__ import annotations
 
 import torch
-from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
 
 from hf_itp.sampling.token_sampler import TokenSampler
 
-Responses = list[torch.Tensor | None]
-"""The tokens of each response, `None` until it has ended."""
+
+class Responses(list[torch.Tensor | None]):
+    """
+    The tokens of each response, `None` until it has ended.
+
+    Args:
+        count (`int`): How many responses there will be.
+        finish_reasons (`list[str]`): Why each has ended: `"stop"` by its end token, a stop string or another
+            criterion, `"length"` at the length limit where none of these ended it, `"time"`, or `"rejected"`.
+    """
+
+    def __init__(self, count: int):
+        super().__init__([None] * count)
+        self.finish_reasons: list[str | None] = [None] * count
+
+    def put(self, place: int, response: torch.Tensor, reason: str) -> None:
+        """Store a response that has ended, and why."""
+        self[place], self.finish_reasons[place] = response, reason
 
 
 class Cohort:
@@ -68,13 +84,17 @@ class Cohort:
         if self._pad_token is not None:
             tokens = tokens.masked_fill(~self.unfinished, self._pad_token)
         self.input_ids = torch.cat([self.input_ids, tokens[:, None]], dim=-1)
-        return self.end(stopping_criteria(self.input_ids, None), responses)
+        # What ends at its last token by itself has not been cut off.
+        limits = StoppingCriteriaList([one for one in stopping_criteria if type(one) is MaxLengthCriteria])
+        others = StoppingCriteriaList([one for one in stopping_criteria if type(one) is not MaxLengthCriteria])
+        stopped = self.end(others(self.input_ids, None), responses, "stop")
+        return stopped + self.end(limits(self.input_ids, None), responses, "length")
 
-    def end(self, rows: torch.Tensor, responses: Responses) -> int:
+    def end(self, rows: torch.Tensor, responses: Responses, reason: str) -> int:
         """End the unfinished rows of the mask `rows` `(R,)`: store their responses, return how many there are."""
         ended = (self.unfinished & rows).nonzero().squeeze(-1)
         for row in ended.tolist():
-            responses[int(self.places[row])] = self.written[row].cpu()
+            responses.put(int(self.places[row]), self.written[row].cpu(), reason)
         self.unfinished[ended] = False
         return len(ended)
 

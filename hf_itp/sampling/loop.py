@@ -110,7 +110,7 @@ def decode_rows(
             # End rows that did not end by themselves: the time is over, or a review rejects them.
             if time_is_over is not None and time_is_over():
                 for cohort in cohorts:
-                    ended = cohort.end(torch.ones_like(cohort.unfinished), responses)
+                    ended = cohort.end(torch.ones_like(cohort.unfinished), responses, "time")
                     on_finished(ended)
                     cut += ended
             if review is not None and cohorts[0].step % review.interval == 0 and bool(cohorts[0].unfinished.any()):
@@ -189,6 +189,6 @@ def _end_rejected(review: Review, cohort: Cohort, responses: Responses, on_finis
         shown[place] = cohort.written[row].cpu()
     rejected = review.reject(shown, places)
     for place in rejected:
-        responses[place] = shown[place]
+        responses.put(place, shown[place], "rejected")
     cohort.unfinished &= ~torch.isin(cohort.places, torch.tensor(rejected, dtype=torch.long, device=growing.device))
     on_finished(len(rejected))

@@ -52,6 +52,8 @@ class CandidateSampler:
 
     def __post_init__(self) -> None:
         self.decoder = make_decoder(self.call)
+        self.finish_reasons: dict[Pair, str] = {}
+        """Why each response drawn so far has ended ([`~sampling.cohort.Responses`])."""
         self._calls: RowCalls | None = None
         self._any_unfinished: Callable[[bool], bool] | None = None
         if forwards_are_synchronized(self.call.model):
@@ -109,7 +111,7 @@ class CandidateSampler:
 
     def _draw_freely(self, candidates: list[Pair], on_finished: Any, on_batch: Any) -> list[torch.Tensor]:
         """Draw as many rows at once as there is room for, then others as a new batch or in place of finished rows."""
-        responses: Responses = [None] * len(candidates)
+        responses = Responses(len(candidates))
         waiting, size, rows = list(range(len(candidates))), self.call.batch_size or len(candidates), 0
         flows = self.decoder.rows_can_join and self._any_unfinished is None and not self._in_one_batch
         unseen = set(waiting) if on_batch is not None else set()
@@ -133,7 +135,7 @@ class CandidateSampler:
             size = size if enough else rows // 2
             waiting = [place for place in waiting if responses[place] is None]
         show(at_least=1)
-        return _complete(responses)
+        return self._completed(candidates, responses)
 
     def _draw_under_review(self, candidates: list[Pair], on_finished: Any, review: Any) -> list[torch.Tensor]:
         """Draw all candidates of a prompt in one batch, since a review compares them."""
@@ -143,11 +145,11 @@ class CandidateSampler:
         while len(responses) < len(candidates):
             rows = len(candidates) if self._in_one_batch else max(unit, self._affordable(size) // unit * unit)
             chunk = candidates[len(responses) : len(responses) + rows]
-            drawn: Responses = [None] * len(chunk)
+            drawn = Responses(len(chunk))
             if self._decode(
                 chunk, drawn, on_finished, review=review(chunk), fewest=rows if self._in_one_batch else unit
             ):
-                responses += _complete(drawn)
+                responses += self._completed(chunk, drawn)
             else:
                 size = len(chunk) // 2
         return responses
@@ -167,10 +169,10 @@ class CandidateSampler:
                 waiting = [index for index in indices if (pairs[0][0], index) not in drawn]
                 count = max(1, self._affordable(size) // len(self.call))
                 chunk = [pair for pair in pairs if pair[1] in waiting[:count]]
-            responses: Responses = [None] * len(chunk)
+            responses = Responses(len(chunk))
             fewest = len(chunk) if calls.needs_one_batch else len(self.call)
             if self._decode(chunk, responses, on_finished, fewest=fewest, calls=calls):
-                drawn.update(zip(chunk, _complete(responses), strict=True))
+                drawn.update(zip(chunk, self._completed(chunk, responses), strict=True))
             else:
                 size = len(chunk) // 2
         return [drawn[pair] for pair in candidates]
@@ -238,6 +240,12 @@ class CandidateSampler:
         clear_device_cache(garbage_collection=True)
         return False
 
+    def _completed(self, candidates: list[Pair], responses: Responses) -> list[torch.Tensor]:
+        """Return the responses of candidates, and keep why they have ended."""
+        reasons = responses.finish_reasons
+        self.finish_reasons |= {pair: reason for pair, reason in zip(candidates, reasons, strict=True) if reason}
+        return [response for response in responses if response is not None]
+
     @property
     def _in_one_batch(self) -> bool:
         """Whether all rows must share a batch: only then does the clock end them at the same token."""
@@ -267,10 +275,6 @@ def _bar(total: int, progress: bool | None) -> Any:
         delay=0.0 if progress else _SECONDS_BEFORE_A_BAR,
         disable=None if progress is None else not progress,
     )
-
-
-def _complete(responses: Responses) -> list[torch.Tensor]:
-    return [response for response in responses if response is not None]
 
 
 def forwards_are_synchronized(model: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from hf_itp.checks import as_number, check_finite, check_law, check_num_return_sequences, check_rewards
+from hf_itp.checks import as_floats, as_number, check_finite, check_law, check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
 
 # Rewards a CPU works on at once. Intermediate results then stay in its cache: 2 to 4 times as fast as all of
@@ -77,13 +77,13 @@ class Strategy(ABC):
         Returns:
             `torch.LongTensor` of shape `(..., num_return_sequences)`.
         """
-        check_finite(rewards)
+        rewards = check_finite(rewards)
         num_return_sequences = check_num_return_sequences(num_return_sequences, rewards.shape[-1])
         size = rewards.shape[-1]
         pools = rewards.reshape(-1, size)
         # Prompts are independent, so they can be processed in portions of any size.
         block = max(1, _BLOCK // size if rewards.device.type == "cpu" else len(pools))
-        laws = None if law is None else law.reshape(-1, size).split(block)
+        laws = None if law is None else as_floats(law, "law").reshape(-1, size).split(block)
         indices: list[Tensor] = []
         for part in map(check_rewards, pools.split(block)):
             if laws is None:
@@ -133,6 +133,7 @@ class Strategy(ABC):
 
     def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
         """Return diagnostics of each pool `(..., N)`: tensors of shape `(...)`, by name. `law` is as in [`select`]."""
+        rewards = check_finite(rewards)
         law = check_law(self.probabilities(rewards), rewards, self.name) if law is None else law
         return {"effective_sample_size": effective_sample_size(law)}
 

@@ -332,6 +332,7 @@ class _FreshPool(_SharedPool):
         return indices if len(indices) == num_return_sequences else None
 
     def diagnostics(self, rewards: Tensor, law: Tensor | None = None) -> dict[str, Tensor]:
+        rewards = check_rewards(rewards)
         found = super().diagnostics(rewards, law)
         none = no_acceptance_probability(found["acceptance_rate"], rewards.shape[-1])
         return {**found, "no_acceptance_probability": none}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from hf_itp import CalibratedReward, RewardCalibrator
 from hf_itp.calibration.fingerprints import weights_fingerprint
-from hf_itp.errors import ArgumentError, ItpWarning, LoadError, RewardError
+from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning, LoadError, RewardError
 from hf_itp.functional import calibrate_rewards
 from hf_itp.rewards import RewardModel
 from tests.rewards.classifiers import tiny_classifier
@@ -31,6 +33,17 @@ def test_quantiles_are_those_among_the_prompts_own_references():
     rewards = torch.tensor([[2.0, 0.0], [2.0, 8.5]])
     assert torch.equal(calibrator.calibrate(["a", "b"], rewards), calibrate_rewards(rewards, references))
     assert calibrator.calibrate(["b", "a"], torch.tensor([7.5, 2.0])).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series], ids=str)
+def test_rewards_may_be_numbers_of_every_kind(kind):
+    references = [[0.0, 1.0, 1.0, 2.0], [5.0, 6.0, 7.0, 8.0]]
+    calibrator = RewardCalibrator(["how", "what"], pd.DataFrame(references) if kind is pd.Series else kind(references))
+    assert calibrator.calibrate(["how", "what"], kind([1.0, 6.5])).tolist() == [0.5, 0.5]
+    with pytest.raises(ArgumentTypeError, match=r"`rewards` must be real numbers.* got None at \[1\]"):
+        calibrator.calibrate(["how", "what"], [1.0, None])
+    with pytest.raises(ArgumentTypeError, match=r"`reference_rewards` must be real numbers.* rows of different"):
+        RewardCalibrator(["how", "what"], [[0.0, 1.0], [2.0]])
 
 
 def test_counts_tell_ties_from_what_is_below():

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_itp import Policy
 from hf_itp.rewards import RewardModel
+from tests.cli.test_app import unwrapped
 from tests.tiny import saved_policy, tiny_tokenizer
 
 PROMPT = "how do i bake bread"
@@ -47,6 +48,11 @@ def test_json_holds_what_the_library_returns(generate, policy, reward_model):
     assert record["prompt"] == CHAT
     assert record["responses"] == [texts[index] for index in output.selected[0]]
     assert record["rewards"] == pytest.approx(output.rewards[0].tolist())
+    assert record["num_tokens"] == [len(output.candidates[0][index]) for index in output.selected[0]]
+    assert record["finish_reasons"] == [
+        "stop" if output.candidates[0][index][-1] == tokenizer.eos_token_id else "length"
+        for index in output.selected[0]
+    ]
     assert record["probabilities"] == pytest.approx(output.probabilities[0, output.selected[0]].tolist())
     assert record["diagnostics"]["normalizer"] == pytest.approx(output.diagnostics["normalizer"].item())
     assert [candidate["response"] for candidate in record["candidates"]] == texts
@@ -57,7 +63,9 @@ def test_json_holds_what_the_library_returns(generate, policy, reward_model):
 
 def test_candidates_are_left_out_unless_asked_for(generate):
     [record] = records(generate("--json", PROMPT))
-    assert set(record) == {"prompt", "responses", "rewards", "probabilities", "diagnostics"}
+    assert set(record) == {
+        "prompt", "responses", "rewards", "probabilities", "finish_reasons", "num_tokens", "diagnostics"
+    }  # fmt: skip
     assert len(record["responses"]) == 1
 
 
@@ -280,3 +288,32 @@ def test_early_rejection_returns_a_candidate_and_says_what_was_rejected(generate
 def test_early_rejection_of_another_strategy_is_refused_with_the_remedy(generate):
     ended = generate("--early-rejection", 0.5, "-s", "pessimism", PROMPT)
     assert ended.code == 1 and "best_of_n" in ended.err
+
+
+def check_temperature_of_the_embedded_policy(run):
+    """What is drawn without a word is what --temperature 0.7 draws, and only the first is said."""
+    spoken, told, warm, quiet = (
+        run(*options) for options in ((), ("--temperature", 0.7), ("--temperature", 1.0), ("--quiet",))
+    )
+    [first], [same], [other], _ = map(records, (spoken, told, warm, quiet))
+    assert first["candidates"] == same["candidates"] != other["candidates"]
+    assert "temperature 0.7, which suits the embedded policy" in unwrapped(spoken.err)
+    assert not any("temperature" in ended.err for ended in (told, warm, quiet))
+
+
+def test_embedded_policy_draws_at_its_own_temperature_and_says_so(generate, policy, monkeypatch):
+    monkeypatch.setattr("hf_itp.cli.generate.EMBEDDED", str(policy))
+    best = ("--json", "--all-candidates", "-s", "best_of_n", "-n", 8)
+    check_temperature_of_the_embedded_policy(lambda *options: generate(*best, *options, PROMPT))
+
+
+@pytest.mark.slow
+def test_default_command_draws_at_the_embedded_policy_s_temperature(run, reward_model):
+    best = ("--json", "--all-candidates", "-s", "best_of_n", "-n", 4, "--max-new-tokens", 12, "-r", reward_model)
+    check_temperature_of_the_embedded_policy(lambda *options: run("generate", *best, *options, PROMPT))
+
+
+def test_temperature_of_another_policy_is_its_checkpoint_s(generate):
+    best = ("--json", "--all-candidates", "-s", "best_of_n", "-n", 8)
+    [usual], [one] = (records(generate(*best, *options, PROMPT)) for options in ((), ("--temperature", 1.0)))
+    assert usual["candidates"] == one["candidates"]

@@ -61,6 +61,10 @@ GENERATE = {
 }
 # Other options, and what shows their use.
 GENERATE_ELSEWHERE = {
+    "--prompt-field": "test_prompts_may_be_in_another_column",
+    "--prompts-per-call": "test_results_do_not_depend_on_the_prompts_of_a_call",
+    "--output": "test_file_holds_a_row_per_prompt_with_the_columns_of_the_input",
+    "--overwrite": "test_results_of_other_settings_are_refused_by_name_unless_replaced",
     "--file": "test_file_and_stdin_give_what_arguments_give",
     "--model": "test_recommendation_of_the_policy_is_followed_and_said",
     "--reward-model": "test_several_reward_models_are_an_ensemble",
@@ -100,6 +104,10 @@ def test_option_of_generate_shows_in_the_record(generate, option):
     [
         (("--system", "be kind", "--plain"), 2, "Leave --plain out"),
         (("--all-candidates",), 2, "Add --json"),
+        (("--overwrite",), 2, "Add --output"),
+        (("--output", "answers.jsonl.gz"), 2, "Name e.g. answers.jsonl"),
+        (("--prompt-field", "question"), 1, "Give a .jsonl file"),
+        (("--prompts-per-call", 0), 2, "prompts-per-call"),
         (("-s", "best_of_n", "--beta", 0.1), 1, "has no field `beta`"),
         (("-s", "best_of_n", "--set", "temperature=0.5"), 1, "has no field `temperature`"),
         (("-s", "pessimism", "--set", "top_k=5"), 1, "has no field `top_k`"),

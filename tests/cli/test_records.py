@@ -21,6 +21,7 @@ OUTPUT = StrategyOutput(
         "normalizer": torch.tensor([0.1, float("nan")], dtype=torch.float64),
         "seconds": {"sampling": 0.5},
     },
+    finish_reasons=[["length", "stop"], ["stop", "stop"]],
 )
 
 
@@ -35,6 +36,8 @@ def test_record_holds_the_row_of_its_prompt_in_the_order_selected():
         "responses": ["6 7", "5"],
         "rewards": [2.0, 0.5],
         "probabilities": [0.75, 0.25],
+        "finish_reasons": ["stop", "length"],
+        "num_tokens": [2, 1],
         "diagnostics": {
             "path": "expanded",
             "num_tokens": [1, 2],
@@ -46,7 +49,13 @@ def test_record_holds_the_row_of_its_prompt_in_the_order_selected():
 
 def test_all_candidates_come_in_the_order_drawn():
     candidates = record_of(OUTPUT, 1, "how", as_words, all_candidates=True)["candidates"]
-    assert candidates[0] == {"response": "8", "reward": 1.0, "probability": 1.0, "num_tokens": 1}
+    assert candidates[0] == {
+        "response": "8",
+        "reward": 1.0,
+        "probability": 1.0,
+        "num_tokens": 1,
+        "finish_reason": "stop",
+    }
     assert [candidate["response"] for candidate in candidates] == ["8", "9"]
 
 

@@ -84,7 +84,10 @@ def generated(
 
 def plain(output: StrategyOutput) -> dict[str, Any]:
     """Return what two runs of a call must have in common, in a form that can be saved in a file."""
-    names = ("sequences", "rewards", "candidates", "candidate_rewards", "probabilities", "selected")
+    names = (
+        "sequences", "rewards", "candidates", "candidate_rewards", "probabilities", "selected", "finish_reasons",
+        "texts", "prompt_ids",
+    )  # fmt: skip
     found = ("num_tokens", "no_reward", "reward_log")
     return {name: getattr(output, name) for name in names} | {
         name: output.diagnostics[name] for name in found if name in output.diagnostics

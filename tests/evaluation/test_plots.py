@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from hf_itp.errors import ArgumentError, MissingDependencyError
+from hf_itp.errors import ArgumentError, ArgumentTypeError, MissingDependencyError
 from hf_itp.evaluation import plot_pool
 from hf_itp.functional import in_reward_units
 from hf_itp.strategies import Pessimism
@@ -141,3 +142,19 @@ def test_dollar_signs_in_a_prompt_begin_no_formula(tmp_path):
     figure = plot_pool(REWARDS[:1], PROBABILITIES[:1], labels=[r"Is $\frac of it worth $2?"])
     figure.savefig(tmp_path / "pool.png")
     assert figure.axes[0].get_title(loc="left") == r"Is \$\frac of it worth \$2?"
+
+
+def test_arrays_and_lists_are_drawn_as_tensors_are():
+    rewards, law, index = [[1.0, 0.5], [0.2, 0.8]], [[0.75, 0.25], [0.0, 1.0]], [0, 1]
+    tensors = plot_pool(
+        torch.tensor(rewards),
+        torch.tensor(law),
+        normalizer=torch.tensor([0.1, 0.2]),
+        winners={"a": torch.tensor(index)},
+    )
+    others = plot_pool(np.array(rewards), law, normalizer=(0.1, 0.2), winners={"a": np.array(index)})
+    for panels in zip(others.axes, tensors.axes, strict=True):
+        drawn, expected = (np.concatenate([part.get_offsets() for part in panel.collections]) for panel in panels)
+        np.testing.assert_allclose(drawn, expected, rtol=1e-6)
+    with pytest.raises(ArgumentTypeError, match=r"`winners\['a'\]` must be real numbers"):
+        plot_pool(rewards, law, winners={"a": [None, 1]})

@@ -64,7 +64,7 @@ def test_no_table_of_all_pairs_is_built():
         (torch.zeros(2, 3), torch.zeros(2, 0), ArgumentError, "`reference_rewards`.*Score at least one"),
         (torch.zeros(3), torch.tensor([0.0, math.nan]), RewardError, "`reference_rewards` must be finite, got nan"),
         (torch.tensor([math.nan]), torch.zeros(2), RewardError, "`rewards` must be finite, got nan"),
-        (torch.zeros(3), [0.0], ArgumentTypeError, "`reference_rewards`.*Wrap it in torch.tensor"),
+        (torch.zeros(3), ["0"], ArgumentTypeError, "`reference_rewards`.*Give every candidate its number"),
     ],
 )
 def test_bad_input_is_refused_with_a_remedy(rewards, references, error, remedy):

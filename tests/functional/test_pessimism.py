@@ -233,7 +233,7 @@ def test_beta_for_a_size_is_batched():
 @pytest.mark.parametrize(
     ("rewards", "beta", "error", "remedy"),
     [
-        ([1.0], 0.1, ArgumentTypeError, r"Wrap it in torch\.tensor"),
+        ([1.0, None], 0.1, ArgumentTypeError, r"got None at \[1\]. Give every candidate its number"),
         (torch.tensor(1.0), 0.1, ArgumentError, "Score at least one candidate per prompt"),
         (torch.empty(2, 0), 0.1, ArgumentError, "Score at least one candidate per prompt"),
         (torch.tensor([True]), 0.1, ArgumentTypeError, "Convert it first"),

@@ -127,7 +127,7 @@ def test_empty_batch_gives_an_empty_batch():
 @pytest.mark.parametrize(
     ("probabilities", "k", "error", "remedy"),
     [
-        ([0.5, 0.5], 1, ArgumentTypeError, "Wrap it in torch.tensor"),
+        ([0.5, None], 1, ArgumentTypeError, "Give every candidate its number"),
         (torch.tensor(1.0), 1, ArgumentError, "Ask for fewer indices"),
         (torch.tensor([1.0]), 0, ArgumentError, "Ask for fewer indices"),
         (torch.tensor([1.0]), 2, ArgumentError, "Ask for fewer indices"),

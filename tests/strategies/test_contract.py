@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -35,6 +37,20 @@ def test_law_is_a_law_of_the_pools_shape(strategy: Strategy, shape, tied):
     assert law.shape == shape and law.dtype == torch.float64
     assert (law >= 0).all()
     torch.testing.assert_close(law.sum(dim=-1), torch.ones(shape[:-1], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@every_strategy
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series], ids=str)
+def test_rewards_may_be_numbers_of_every_kind(strategy: Strategy, kind):
+    given, rewards = kind(POOL), torch.tensor(POOL, dtype=torch.float64)
+    assert torch.equal(strategy.probabilities(given), strategy.probabilities(rewards))
+    assert torch.equal(strategy.select(given, 2, seeded()), strategy.select(rewards, 2, seeded()))
+    found, expected = strategy.diagnostics(given), strategy.diagnostics(rewards)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert strategy.advice(given) == strategy.advice(rewards)
+    for call in (strategy.probabilities, strategy.select, strategy.diagnostics):
+        with pytest.raises(ArgumentTypeError, match="`rewards` must be real numbers in a tensor, an array or a list"):
+            call([0.5, None])
 
 
 @every_strategy
@@ -143,7 +159,7 @@ def test_pools_may_be_selected_from_in_any_portions(strategy: Strategy):
 @pytest.mark.parametrize(
     ("rewards", "k", "error", "remedy"),
     [
-        (POOL, 1, ArgumentTypeError, "Wrap it in torch.tensor"),
+        ([0.5, None], 1, ArgumentTypeError, "Give every candidate its number"),
         (torch.tensor(0.5), 1, ArgumentError, "Score at least one candidate"),
         (torch.tensor([0.5, float("nan")]), 1, RewardError, "Return a finite float"),
         (torch.tensor([0.5, 0.6]), 0, ArgumentError, "Draw more candidates or return fewer sequences"),

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import check_count, check_positive
+from hf_itp.checks import as_floats, check_count, check_positive
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.unit_grid import unit_grid
 
@@ -95,7 +95,7 @@ class Transform(ABC):
 
     def _moment(self, u: torch.Tensor, num_reference: int, power: int) -> torch.Tensor:
         self.check_num_reference(num_reference)
-        u = torch.as_tensor(u, dtype=torch.float64)
+        u = as_floats(u, "u").to(torch.float64)
         # torch's own Binomial refuses u = 0 and 1.
         counts = torch.arange(num_reference + 1, dtype=torch.float64)
         choose = _log_choose(num_reference, counts)
@@ -132,8 +132,8 @@ def _log_choose(total: int, chosen: torch.Tensor) -> torch.Tensor:
 def _checked_counts(
     counts: torch.Tensor, ties: torch.Tensor | None, num_reference: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    counts = torch.as_tensor(counts, dtype=torch.float64)
-    equal = torch.zeros_like(counts) if ties is None else torch.as_tensor(ties, dtype=torch.float64)
+    counts = as_floats(counts, "counts").to(torch.float64)
+    equal = torch.zeros_like(counts) if ties is None else as_floats(ties, "ties").to(torch.float64)
     whole = bool((counts == counts.round()).all() and (equal == equal.round()).all())
     in_range = bool((counts >= 0).all() and (equal >= 0).all() and (counts + equal <= num_reference).all())
     if not whole or not in_range:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import check_count, check_number
+from hf_itp.checks import as_floats, check_count, check_number
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms.base import Transform, check_beta
 
@@ -22,7 +22,7 @@ class Identity(Transform):
     name: ClassVar[str] = "identity"
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        return u
+        return as_floats(u, "u")
 
     def log_partition(self, beta: float) -> float:
         beta = check_beta(beta)
@@ -41,7 +41,7 @@ class Log(Transform):
     name: ClassVar[str] = "log"
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        return torch.log(u)
+        return torch.log(as_floats(u, "u"))
 
     def estimate(self, counts: torch.Tensor, num_reference: int, ties: torch.Tensor | None = None) -> torch.Tensor:
         u = Identity().estimate(counts, num_reference, ties)
@@ -84,7 +84,7 @@ class Exponential(Transform):
         object.__setattr__(self, "t", t)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        return math.copysign(1.0, self.t) * torch.exp(self.t * u)
+        return math.copysign(1.0, self.t) * torch.exp(self.t * as_floats(u, "u"))
 
     def check_num_reference(self, num_reference: int) -> None:
         # From fewer the bias may exceed a thousandth.
@@ -134,7 +134,7 @@ class Function(Transform):
             )
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        return self.function(u)
+        return self.function(as_floats(u, "u"))
 
     def estimate(self, counts: torch.Tensor, num_reference: int, ties: torch.Tensor | None = None) -> torch.Tensor:
         return self.function(Identity().estimate(counts, num_reference, ties))

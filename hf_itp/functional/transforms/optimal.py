@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import check_count
+from hf_itp.checks import as_floats, check_count
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms.base import Transform, check_beta
 from hf_itp.functional.unit_grid import unit_grid
@@ -42,8 +42,8 @@ class _OptimalTransform(Transform):
         return dataclasses.replace(self, beta=beta)
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        values = unit_grid().interpolate(self._values(), u)
-        return values.to(u.dtype) if u.is_floating_point() else values
+        u = as_floats(u, "u")
+        return unit_grid().interpolate(self._values(), u).to(u.dtype)
 
     @abstractmethod
     def _values(self) -> torch.Tensor:
