@@ -177,10 +177,3 @@ def test_prompt_with_too_few_is_named_and_nothing_drawn_is_lost(batch_size):
     assert [[ids.tolist() for ids in pool] for pool in e.value.candidates] == [
         [ids.tolist() for ids in pool] for pool in full.candidates
     ]
-
-
-def test_advice_is_on_the_pools_without_them():
-    rewards = torch.tensor([[1.0, 2.0, math.nan, 3.0], [4.0, math.nan, 6.0, 5.0], [1.0, 2.0, 3.0, 4.0]])
-    rule = get_strategy("pessimism", beta=1e-6)
-    expected = rule.advice(torch.tensor([[1.0, 2.0, 3.0], [4.0, 6.0, 5.0]]))
-    assert expected is not None and OnRewarded(rule).advice(rewards) == expected
