@@ -109,5 +109,5 @@ def test_what_is_no_tensor_is_named_with_its_place(values, found):
 
 
 def test_missing_number_of_a_series_is_a_reward_that_is_nan():
-    with pytest.raises(RewardError, match="candidate 1 is nan"):
+    with pytest.raises(RewardError, match="`rewards` must be finite, got nan for candidate 1"):
         check_rewards(pd.Series([0.5, None]))
