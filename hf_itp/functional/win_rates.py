@@ -11,7 +11,7 @@ import torch
 
 from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.best_of_n import best_of_n_subsample_law
+from hf_itp.functional.subsamples import best_of_n_subsample_law
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,19 @@ class Strategy(ABC):
             indices.append(sample_without_replacement(own, num_return_sequences, generator, self.preference(part)))
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
 
+    def subsample_probabilities(self, rewards: Tensor, num_candidates: int) -> Tensor | None:
+        """
+        Return the law when the candidates are a random subset of a pool, `None` if it has no closed form.
+
+        Args:
+            rewards (`torch.Tensor` of shape `(..., P)`): Finite rewards of the pool.
+            num_candidates (`int`): Size of the subset, from 1 to `P`.
+
+        Returns:
+            `torch.Tensor` of shape `(..., P)`, float64: Probabilities that sum to 1.
+        """
+        return None
+
     def preference(self, rewards: Tensor) -> Tensor:
         """Return the order `(..., N)`, highest first, in which candidates of probability 0 are returned."""
         return rewards
