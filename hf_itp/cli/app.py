@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hf_itp._version import __version__
+from hf_itp.cli import options
 from hf_itp.cli import train as training
 from hf_itp.cli.calibrate import calibrate
 from hf_itp.cli.demo import demo
@@ -40,12 +41,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command()(demo)
-app.command()(generate)
-app.command()(strategies)
-app.command()(calibrate)
+app.command(context_settings=options.CONTEXT)(demo)
+app.command(context_settings=options.CONTEXT)(generate)
+app.command(context_settings=options.CONTEXT)(strategies)
+app.command(context_settings=options.CONTEXT)(calibrate)
 app.command(context_settings=training.CONTEXT)(training.train)
-app.command()(push)
+app.command(context_settings=options.CONTEXT)(push)
 
 
 def _show_version(wanted: bool) -> None:

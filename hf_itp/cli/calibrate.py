@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_itp.cli import options
+from hf_itp.cli import options, sources
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
-from hf_itp.cli.prompts import read_columns, read_prompts
 from hf_itp.errors import ArgumentError
 
 _NUM_REFERENCE_HELP = (
@@ -21,24 +20,32 @@ _CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"ena
 
 
 def calibrate(
+    context: typer.Context,
     output_dir: Annotated[
         Path, typer.Argument(help="Folder for the calibration and its reference responses; a run left there resumes.")
     ],
     file: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--file",
             "-f",
             help="Prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns go to "
             "the reward; any other file one prompt per line; - is stdin.",
         ),
-    ],
+    ] = None,
+    dataset_name: sources.DatasetName = None,
+    dataset_config: sources.DatasetConfig = None,
+    dataset_train_split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    prompt_column: sources.PromptColumn = "prompt",
     plain: options.Plain = False,
     predict: Annotated[
         bool, typer.Option("--predict", help="Also fit a predictor of quantiles for prompts without references.")
     ] = False,
     model: options.Model = EMBEDDED,
+    model_name_or_path: sources.TrlModel = None,
     reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
+    reward_funcs: sources.TrlRewards = None,
+    reward_model_name_or_path: sources.TrlReward = None,
     device: options.Device = None,
     num_reference: Annotated[int, options.drawing("--num-reference", "-k", min=2, help=_NUM_REFERENCE_HELP)] = 100,
     max_new_tokens: options.MaxNewTokens = 256,
@@ -60,9 +67,14 @@ def calibrate(
 
       hf-itp calibrate outputs/calibration -f prompts.txt
       hf-itp calibrate outputs/calibration -f chats.jsonl -m org/policy -r org/reward-model -k 100
+      hf-itp calibrate outputs/calibration --dataset-name org/prompts -m org/policy -r org/reward-model
       accelerate launch -m hf_itp.cli calibrate /shared/calibration -f prompts.jsonl -m org/policy
     """
-    given = read_prompts([], file)
+    model = sources.agreed(context, "model", model, model_name_or_path=model_name_or_path)
+    reward_model = sources.rewards_agreed(context, reward_model, reward_funcs, reward_model_name_or_path)
+    given, columns = sources.read_source(
+        file, dataset_name, dataset_config, dataset_train_split, prompt_column, context
+    )
     from hf_itp import Policy, RewardCalibrator
     from hf_itp.policies.policy import as_conversations
 
@@ -80,7 +92,7 @@ def calibrate(
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
         chat_template_kwargs=_template_arguments(chat_template_kwargs),
-        reward_kwargs=read_columns(file, len(given)),
+        reward_kwargs=columns,
         predict=predict,
         batch_size=batch_size,
         progress=False if quiet else None,

@@ -49,8 +49,8 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise LoadError(
-            f"`dataset_name` {name!r} could not be loaded (configuration {config!r}, split {split!r}): {reason}. Check "
-            "the id or path, `dataset_config` and the name of the split."
+            f"`dataset_name` {name!r} could not be loaded (configuration {config!r}, split {split!r}): {reason}. "
+            "Check the id or path, `dataset_config` and the name of the split."
         ) from error
 
 

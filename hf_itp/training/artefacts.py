@@ -18,6 +18,7 @@ from hf_itp.hub.artefacts import files_put_at_once, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.reward_reference import published_reward
 from hf_itp.rewards import RewardFunction
+from hf_itp.training.described import described_objective, described_training
 from hf_itp.training.objective import CTRLObjective, ObjectiveArguments
 
 _KL = ("kl_sequence", "kl")
@@ -37,6 +38,7 @@ class CarriesCalibration(_Base):
     calibrator: RewardCalibrator | None
     reward: RewardFunction
     reference_identity: dict[str, Any]
+    responses_are_given: bool = False
 
     def decoding_entry(self) -> dict[str, Any]:
         """Return the entry of `generation_config.json` that `generate(strategy="auto")` follows."""
@@ -80,13 +82,12 @@ class CarriesCalibration(_Base):
             base_model=base if is_hub_id(base) else None,
             training={
                 "method": f"CTRL, {type(self).__name__}",
-                "transform of the calibrated reward": str(self.objective.transform),
-                "beta": f"{self.objective.beta:.6g}",
+                **described_objective(args, self.objective),
                 "KL aimed at": f"{expected.kl:.3f} nats",
                 "KL when this was written": f"{last[kl]:.3f} nats" if (kl := _first(last, _KL)) else "not measured",
                 "reward model": self.reward.name,
                 "steps": str(steps),
-                "effective batch": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
+                **described_training(args, responses_given=self.responses_are_given),
                 "compute": f"{last.get('train_runtime', 0.0):.0f} s on {args.world_size} process(es)"
                 if "train_runtime" in last
                 else "not finished",

@@ -108,6 +108,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         check_pictures(rows)
         reward.check(self._prompts or [], **self._reward_columns)
         self._pool = None if pool is None else pool_file(pool)
+        self.responses_are_given = pool is not None
         self.calibrator = None
         self._read_pool = None if self._pool is None else read_pool(self._pool)
         count = args.num_reference if self._read_pool is None else len(self._read_pool[0]["rewards"])

@@ -118,7 +118,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
-        self._transformed.reader = self._reader
+        self._transformed.reader, self._transformed.mode = self._reader, self._mode
         policy = self.accelerator.unwrap_model(self.model)
         self.reference_identity = model_identity(policy)
         self._check_reference()
@@ -172,7 +172,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add win rates against the reference policy and the KL over sequences."""
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         prefix = "" if mode == "train" else "eval_"
         logs.update({f"{prefix}{name}": value for name, value in self._win_rates().items()})
         per_token, lengths = self._metrics[mode].get("kl", []), self._metrics[mode].get("completions/mean_length", [])
@@ -180,6 +180,10 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             pairs = zip(per_token, lengths, strict=True)
             logs[f"{prefix}kl_sequence"] = sum(kl * length for kl, length in pairs) / len(per_token)
         super().log(logs, start_time)
+
+    def _mode(self) -> str:
+        # As TRL tells rollouts of training and of evaluation apart.
+        return "train" if self.model.training else "eval"
 
     def _win_rates(self) -> dict[str, float]:
         measured = self._transformed.take_measured()
