@@ -17,12 +17,8 @@ from hf_itp._version import __version__
 from hf_itp.calibration import storage
 from hf_itp.calibration.belonging import check_draw, check_identity
 from hf_itp.calibration.columns import check_columns, distinct_prompts
-from hf_itp.calibration.fingerprints import (
-    model_identity,
-    policy_identity,
-    prompt_fingerprint,
-    reward_identity,
-)
+from hf_itp.calibration.draw_record import pool_settings, recorded_identities
+from hf_itp.calibration.fingerprints import prompt_fingerprint, reward_identity
 from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
@@ -34,7 +30,6 @@ from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.description import DrawDescription, with_length
-from hf_itp.sampling.recorded import fingerprint
 
 _UNKNOWN = {"name": "", "revision": None, "dtype": None, "weights": None}
 
@@ -178,20 +173,8 @@ class RewardCalibrator:
         reward.check(prompts, **columns)
         if predict:
             QuantilePredictor.check(reward, prompts)
-        recorded: dict[str, Any] = {
-            "policy": model_identity(policy),
-            "reward_model": reward_identity(reward),
-            "sampling": asked,
-            "draw": description.entries(policy_identity(policy), prompts),
-        }
-        settings = {
-            **recorded,
-            "num_reference": num_reference,
-            "seed": seed,
-            "prompts": [prompt_fingerprint(prompt) for prompt in prompts],
-            "prompt_ids": fingerprint([description.prompt_ids(prompt) for prompt in prompts]),
-            "reward_columns": {name: fingerprint(column) for name, column in columns.items() if reward.takes(name)},
-        }
+        recorded = recorded_identities(policy, reward, description, prompts, asked)
+        settings = pool_settings(recorded, reward, description, prompts, columns, num_reference, seed)
         rows = draw_references(
             policy, description, reward, prompts, num_reference, seed=seed, settings=settings, columns=columns,
             output_dir=output_dir, batch_size=batch_size, progress=progress,

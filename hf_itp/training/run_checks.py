@@ -75,6 +75,7 @@ def evaluates(args: Any) -> bool:
 
 def _unused_of_libraries(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:
     regression = isinstance(args, QuantileRegressionArguments)
+    unused: tuple[str, ...]
     if regression:
         unused, reason = _EVALUATION, _NO_ROLLOUTS
     elif run.eval_file is None and run.dataset_name is None:
