@@ -63,5 +63,5 @@ def _parquet_rows(path: Path) -> list[Row]:
 
 
 def shortened(value: object) -> str:
-    """Show a value in an error, cut where it is long."""
+    """Return a value as text for an error, cut if it is long."""
     return f"{value!r:.100}"
