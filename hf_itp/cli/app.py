@@ -18,6 +18,7 @@ from hf_itp.cli import options
 from hf_itp.cli import train as training
 from hf_itp.cli.calibrate import calibrate
 from hf_itp.cli.demo import demo
+from hf_itp.cli.evaluate import evaluate
 from hf_itp.cli.generate import generate
 from hf_itp.cli.launches import launch_left
 from hf_itp.cli.push import push
@@ -46,6 +47,7 @@ app.command(context_settings=options.CONTEXT)(generate)
 app.command(context_settings=options.CONTEXT)(strategies)
 app.command(context_settings=options.CONTEXT)(calibrate)
 app.command(context_settings=training.CONTEXT)(training.train)
+app.command(context_settings=options.CONTEXT)(evaluate)
 app.command(context_settings=options.CONTEXT)(push)
 
 
@@ -70,7 +72,7 @@ def _root(
       hf-itp demo                                  see it work, offline
       hf-itp generate "Why is the moon bright?"    one better response
       hf-itp strategies                            what can select, and how
-      hf-itp calibrate, train, push                a policy trained for its strategy
+      hf-itp calibrate, train, evaluate, push      a policy trained for its strategy
 
     Results go to stdout, everything else to stderr. Exit codes: 0 success,
     1 an error, 2 a command that does not parse, 130 interrupted.

@@ -16,7 +16,7 @@ _NUM_REFERENCE_HELP = (
     "Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) needs at least "
     "3 |t| + 2."
 )
-_CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
+CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
 
 
 def calibrate(
@@ -52,7 +52,7 @@ def calibrate(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     temperature: options.Temperature = None,
-    chat_template_kwargs: Annotated[str | None, options.drawing(help=_CHAT_TEMPLATE_HELP)] = None,
+    chat_template_kwargs: Annotated[str | None, options.drawing(help=CHAT_TEMPLATE_HELP)] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -91,7 +91,7 @@ def calibrate(
         seed=seed,
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
-        chat_template_kwargs=_template_arguments(chat_template_kwargs),
+        chat_template_kwargs=template_arguments(chat_template_kwargs),
         reward_kwargs=columns,
         predict=predict,
         batch_size=batch_size,
@@ -107,7 +107,8 @@ def calibrate(
         )
 
 
-def _template_arguments(given: str | None) -> dict[str, Any]:
+def template_arguments(given: str | None) -> dict[str, Any]:
+    """Return the arguments of a chat template from JSON; raise `ArgumentError` if it is no JSON object."""
     try:
         arguments = {} if given is None else json.loads(given)
     except ValueError as error:

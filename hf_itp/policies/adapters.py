@@ -32,8 +32,12 @@ def reference_of(policy: Any, reference: Any) -> Iterator[Any]:
         with policy.disable_adapter():
             yield policy
     else:
-        policy.disable_adapters()
+        # transformers' own `disable_adapters` refuses releases of peft that load and run; its layers can do it.
+        switched = [module for module in policy.modules() if getattr(module, "disable_adapters", None) is False]
         try:
+            for module in switched:
+                module.enable_adapters(False)
             yield policy
         finally:
-            policy.enable_adapters()
+            for module in switched:
+                module.enable_adapters(True)
