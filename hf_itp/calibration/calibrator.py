@@ -4,6 +4,7 @@ Calibrated rewards: the quantile of each among the rewards of reference response
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from hf_itp.calibration.fingerprints import prompt_fingerprint, reward_identity
 from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.models.public_names import public_name, public_policy
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.pools.draw import check_lengths, draw_references
 from hf_itp.pools.file import read_pool
@@ -348,6 +350,17 @@ class RewardCalibrator:
             calibrator.check_belongs(reward_model=reward_identity(reward))
         return calibrator
 
+    def published(self) -> Self:
+        """Return the same calibration for others to read: no folder of this machine is named, weights still are."""
+        policy, reward, draw = dict(self.policy), dict(self.reward_model), copy.deepcopy(self.draw)
+        policy["name"], reward["name"] = public_policy(policy["name"]), public_name(reward["name"])
+        if draw is not None:
+            for part in (draw["policy"], draw["tokenizer"]):
+                part["name"] = public_policy(part["name"])
+        twin = copy.copy(self)
+        twin.policy, twin.reward_model, twin.draw = policy, reward, draw
+        return twin
+
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
         """Upload both files in one commit, creating the repository if needed; return the commit's URL."""
         from tempfile import TemporaryDirectory
@@ -355,7 +368,7 @@ class RewardCalibrator:
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.published().save_pretrained(folder)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Calibration")
         return str(commit.commit_url)
 

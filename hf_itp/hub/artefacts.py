@@ -6,6 +6,7 @@ Every push writes them here: a trainer's final push, its pushes during training,
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.calibration import RewardCalibrator
+from hf_itp.errors import ArgumentError
 from hf_itp.generation.recommendation import with_entry
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.custom_generate import write_custom_generate
@@ -28,6 +30,7 @@ def write_artefacts(
     entry: dict[str, Any],
     calibrator: RewardCalibrator | None = None,
     facts: CardFacts | None = None,
+    published: bool = False,
 ) -> None:
     """
     Write everything a pushed policy carries beside its weights and tokenizer.
@@ -38,9 +41,11 @@ def write_artefacts(
         entry (`dict`): From [`~generation.recommendation.decoding_entry`]. If empty, no `custom_generate/` is written.
         calibrator ([`RewardCalibrator`], *optional*): Its calibration.
         facts ([`CardFacts`], *optional*): For the card, `README.md`. By default no card is written.
+        published (`bool`, *optional*, defaults to `False`): Whether others will read it, so that the calibration may
+            name no folder of this machine. A card never does.
     """
     with files_put_at_once(Path(folder)) as made:
-        _write(made, generation_config, entry, calibrator, facts)
+        _write(made, generation_config, entry, calibrator, facts, published)
 
 
 @contextmanager
@@ -60,18 +65,46 @@ def files_put_at_once(folder: Path) -> Iterator[Path]:
             file.replace(target)
 
 
+def publish_adapter(folder: str | Path, base: str | None) -> None:
+    """
+    Name the base model of an adapter in `adapter_config.json` by its Hub id. Without an adapter, do nothing.
+
+    Raises:
+        `ArgumentError`: If there is no such id, so that nobody else could load the adapter.
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if base is None:
+        raise base_is_missing(str(config.get("base_model_name_or_path")))
+    if config.get("base_model_name_or_path") != base:
+        # A commit belongs to the name that is replaced.
+        config |= {"base_model_name_or_path": base, "revision": None}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def base_is_missing(base: str) -> ArgumentError:
+    """Return the error over an adapter whose base model others cannot load."""
+    return ArgumentError(
+        f"`policy` is an adapter, whose base model must be on the Hub, got {base!r}. Push the base model first and "
+        "name its id (`--base-model`, or facts=CardFacts(..., base_model=...)), or push policy.merge_and_unload()."
+    )
+
+
 def _write(
     folder: Path,
     generation_config: GenerationConfig,
     entry: dict[str, Any],
     calibrator: RewardCalibrator | None,
     facts: CardFacts | None,
+    published: bool,
 ) -> None:
     with_entry(generation_config, entry).save_pretrained(folder)
     if entry:
         write_custom_generate(folder)
     if calibrator is not None:
-        calibrator.save_pretrained(folder)
+        (calibrator.published() if published else calibrator).save_pretrained(folder)
     if facts is not None:
         if facts.picture is not None and Path(facts.picture).is_file():
             shutil.copyfile(facts.picture, folder / Path(facts.picture).name)

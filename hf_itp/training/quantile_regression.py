@@ -135,6 +135,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         self._log_ratios: list[float] = []
         self.reference_logprobs = None if reference_logprobs is None else list(reference_logprobs)
         self.add_callback(ArtefactsBeforePush(self))
+        if args.push_to_hub:
+            self.check_publishable()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Draw the references unless given, compute the targets, and train."""

@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
+from hf_itp.generation.recommendation import is_hub_id
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.policies.policy import as_conversations
 from hf_itp.pools.datasets import check_column, load_rows
@@ -154,6 +155,10 @@ class TrainingRun:
         if self.finished(resume):
             return None
         trainer = self._trainer()
+        if self.run.dataset_name is not None and is_hub_id(self.run.dataset_name):
+            trainer.datasets.append(self.run.dataset_name)
+        if self.run.license is not None:
+            trainer.stated["license"] = self.run.license
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         if trainer.is_world_process_zero():

@@ -32,6 +32,7 @@ class RunArguments:
             folder, and without data trains on all its prompts.
         lora_r, lora_alpha, lora_target_modules: LoRA adapters; `lora_r=0` trains the whole model.
         dtype (`str`): Data type of the policy.
+        license (`str`, *optional*): Licence id for the card. Defaults to that of the policy's own card.
     """
 
     model: str = field(
@@ -71,3 +72,6 @@ class RunArguments:
         default=None, metadata={"help": "Modules with adapters. Default: peft's choice."}
     )
     dtype: str = field(default="auto", metadata={"help": "Data type of the policy: auto, float32 or bfloat16."})
+    license: str | None = field(
+        default=None, metadata={"help": "Licence id for the card, e.g. apache-2.0. Default: the policy's."}
+    )

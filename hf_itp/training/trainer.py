@@ -38,7 +38,7 @@ from hf_itp.training.rollouts import check_pictures, draws_itself, evaluating, r
 _SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-class CTRLTrainer(CarriesCalibration, RLOOTrainer):
+class CTRLTrainer(CarriesCalibration, RLOOTrainer):  # type: ignore[misc]  # their cards have other arguments
     r"""
     Train a policy for the strategy it will be decoded with.
 
@@ -110,7 +110,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         self._transformed = TransformedReward(reward, self.objective, calibrator)
         super().__init__(
             model,
-            self._transformed,  # type: ignore[arg-type]  # called with keywords, as TRL says
+            self._transformed,  # called with keywords, as TRL says
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -134,6 +134,8 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             calibrator.check_belongs(policy=self.reference_identity, draw=drawn)
             calibrator.check_prompts(prompts)
         self.add_callback(ArtefactsBeforePush(self))
+        if args.push_to_hub:
+            self.check_publishable()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Draw the references unless a calibrator was given, and train."""
