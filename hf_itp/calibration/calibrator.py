@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -16,14 +17,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp._version import __version__
 from hf_itp.calibration import storage
-from hf_itp.calibration.belonging import check_draw, check_identity
+from hf_itp.calibration.belonging import (
+    check_draw,
+    check_identity,
+    left_out,
+    models_without_a_name,
+    published_identities,
+)
 from hf_itp.calibration.columns import check_columns, distinct_prompts
 from hf_itp.calibration.draw_record import pool_settings, recorded_identities
 from hf_itp.calibration.fingerprints import prompt_fingerprint, reward_identity
 from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
-from hf_itp.models.public_names import public_name, public_policy
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.pools.draw import check_lengths, draw_references
 from hf_itp.pools.file import read_pool
@@ -352,19 +358,14 @@ class RewardCalibrator:
 
     def published(self) -> Self:
         """Return the same calibration for others to read: no folder of this machine is named, weights still are."""
-        policy, reward, draw = dict(self.policy), dict(self.reward_model), copy.deepcopy(self.draw)
-        policy["name"], reward["name"] = public_policy(policy["name"]), public_name(reward["name"])
-        if draw is not None:
-            for part in (draw["policy"], draw["tokenizer"]):
-                part["name"] = public_policy(part["name"])
         twin = copy.copy(self)
-        twin.policy, twin.reward_model, twin.draw = policy, reward, draw
+        twin.policy, twin.reward_model, twin.draw = published_identities(self.policy, self.reward_model, self.draw)
         return twin
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
         """Upload both files in one commit, creating the repository if needed; return the commit's URL."""
-        from tempfile import TemporaryDirectory
-
+        if nameless := models_without_a_name(self.policy, self.reward_model):
+            warnings.warn(left_out(f"the {' and the '.join(nameless)}"), ItpWarning, stacklevel=2)
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ Every push writes them here: a trainer's final push, its pushes during training,
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.errors import ArgumentError
 from hf_itp.generation.recommendation import with_entry
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.custom_generate import write_custom_generate
@@ -63,33 +61,6 @@ def files_put_at_once(folder: Path) -> Iterator[Path]:
             target = folder / file.relative_to(made)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
-
-
-def publish_adapter(folder: str | Path, base: str | None) -> None:
-    """
-    Name the base model of an adapter in `adapter_config.json` by its Hub id. Without an adapter, do nothing.
-
-    Raises:
-        `ArgumentError`: If there is no such id, so that nobody else could load the adapter.
-    """
-    file = Path(folder) / "adapter_config.json"
-    if not file.is_file():
-        return
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if base is None:
-        raise base_is_missing(str(config.get("base_model_name_or_path")))
-    if config.get("base_model_name_or_path") != base:
-        # A commit belongs to the name that is replaced.
-        config |= {"base_model_name_or_path": base, "revision": None}
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def base_is_missing(base: str) -> ArgumentError:
-    """Return the error over an adapter whose base model others cannot load."""
-    return ArgumentError(
-        f"`policy` is an adapter, whose base model must be on the Hub, got {base!r}. Push the base model first and "
-        "name its id (`--base-model`, or facts=CardFacts(..., base_model=...)), or push policy.merge_and_unload()."
-    )
 
 
 def _write(

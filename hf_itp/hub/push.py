@@ -14,10 +14,12 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedTokenizerBase
 
 from hf_itp.calibration import RewardCalibrator
+from hf_itp.calibration.belonging import left_out, models_without_a_name
 from hf_itp.embedded.names import POLICY_ID, names_policy
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning
 from hf_itp.generation.recommendation import at_commit, decoding_entry, is_hub_id, is_repo_id
-from hf_itp.hub.artefacts import base_is_missing, publish_adapter, write_artefacts
+from hf_itp.hub.adapters import base_is_missing, publish_adapter, save_policy
+from hf_itp.hub.artefacts import write_artefacts
 from hf_itp.hub.cards import CardFacts
 from hf_itp.hub.licences import licence_of
 from hf_itp.hub.reward_reference import current_commit, reward_reference
@@ -109,7 +111,7 @@ def push_to_hub(
     repo_id = prepare_repository(api, repo_id, private=private, gated=gated, revision=revision)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        policy.save_pretrained(folder)
+        save_policy(policy, folder)
         tokenizer.save_pretrained(folder)
         write_artefacts(
             folder,
@@ -155,17 +157,11 @@ def warn_of_left_out(
     if facts.base_model is None and public_policy(loaded_from) == LOCAL:
         nameless["the base model"] = "pass its Hub id (`--base-model`)"
     if calibrator is not None:
-        for what, name in (("policy", calibrator.policy["name"]), ("reward model", calibrator.reward_model["name"])):
-            if LOCAL in public_policy(name):
-                nameless[f"the {what} of the calibration"] = "push that model, and calibrate with its Hub id"
+        for what in models_without_a_name(calibrator.policy, calibrator.reward_model):
+            nameless[f"the {what} of the calibration"] = "push that model, and calibrate with its Hub id"
     if nameless:
-        remedies = "; ".join(dict.fromkeys(nameless.values()))
-        warnings.warn(
-            f"Folders of this machine are not named to others, so what is pushed leaves out {' and '.join(nameless)}. "
-            f"To name them: {remedies}.",
-            ItpWarning,
-            stacklevel=3,
-        )
+        remedy = f"To name them: {'; '.join(dict.fromkeys(nameless.values()))}."
+        warnings.warn(left_out(" and ".join(nameless), remedy), ItpWarning, stacklevel=3)
     if adapter and names_policy(loaded_from):
         warnings.warn(
             f"The adapter was trained on the embedded policy, a 4-bit rounding of {POLICY_ID}. Others will load it on "

@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
 from hf_itp.generation.recommendation import decoding_entry, is_hub_id
-from hf_itp.hub.artefacts import base_is_missing, files_put_at_once, publish_adapter, write_artefacts
+from hf_itp.hub.adapters import base_is_missing, publish_adapter
+from hf_itp.hub.artefacts import files_put_at_once, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.licences import licence_of
 from hf_itp.hub.push import warn_of_left_out
