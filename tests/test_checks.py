@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hf_itp.checks import as_tensor, check_choice, check_count, check_number, check_positive, check_rewards
+from hf_itp.arrays import as_tensor
+from hf_itp.checks import check_choice, check_count, check_number, check_positive, check_rewards
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardError
 
 REMEDY = "Pass e.g. beta=0.1."

@@ -4,10 +4,12 @@ Check that a calibration fits its use: the same policy, reward, and way of drawi
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from hf_itp.calibration.fingerprints import are_different
 from hf_itp.errors import ArgumentError
+from hf_itp.models.public_names import LOCAL, public_name, public_policy
 from hf_itp.sampling.description import differences
 
 
@@ -45,3 +47,28 @@ def check_draw(given: dict[str, Any] | None, own: dict[str, Any] | None) -> None
             f"`calibrator` must hold references drawn as responses are to be drawn now, got another draw: {listed}. "
             "Pass the same to RewardCalibrator.fit, or leave `calibrator` out to have it fitted."
         )
+
+
+def models_without_a_name(policy: dict[str, Any], reward_model: dict[str, Any]) -> list[str]:
+    """Return which of the two models others cannot be told the name of, since it is a folder of this machine."""
+    names = {"policy": public_policy(policy["name"]), "reward model": public_name(reward_model["name"])}
+    return [what for what, name in names.items() if LOCAL in name]
+
+
+def left_out(what: str, remedy: str = "Push these models first, and calibrate with their Hub ids.") -> str:
+    """Return the warning over what is published without the name of a folder."""
+    return f"Folders of this machine are not named to others, so what is pushed leaves out {what}. {remedy}"
+
+
+def published_identities(
+    policy: dict[str, Any], reward_model: dict[str, Any], draw: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+    """Return copies of what a calibration records that name no folder of this machine."""
+    draw = copy.deepcopy(draw)
+    for part in () if draw is None else (draw["policy"], draw["tokenizer"]):
+        part["name"] = public_policy(part["name"])
+    return (
+        {**policy, "name": public_policy(policy["name"])},
+        {**reward_model, "name": public_name(reward_model["name"])},
+        draw,
+    )

@@ -4,8 +4,11 @@ Calibrated rewards: the quantile of each among the rewards of reference response
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -14,18 +17,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_itp._version import __version__
 from hf_itp.calibration import storage
-from hf_itp.calibration.belonging import check_draw, check_identity
-from hf_itp.calibration.columns import check_columns, distinct_prompts
-from hf_itp.calibration.fingerprints import (
-    model_identity,
-    policy_identity,
-    prompt_fingerprint,
-    reward_identity,
+from hf_itp.calibration.belonging import (
+    check_draw,
+    check_identity,
+    left_out,
+    models_without_a_name,
+    published_identities,
 )
+from hf_itp.calibration.columns import check_columns, distinct_prompts
+from hf_itp.calibration.draw_record import pool_settings, recorded_identities
+from hf_itp.calibration.fingerprints import prompt_fingerprint, reward_identity
 from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.calibration.references import counts_among, num_scored, sorted_references
 from hf_itp.checks import check_count, check_rewards
-from hf_itp.errors import ArgumentError
+from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.pools.draw import check_lengths, draw_references
 from hf_itp.pools.file import read_pool, reward_table
@@ -35,7 +40,6 @@ from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.description import DrawDescription, with_length
-from hf_itp.sampling.recorded import fingerprint
 
 _UNKNOWN = {"name": "", "revision": None, "dtype": None, "weights": None}
 
@@ -186,20 +190,8 @@ class RewardCalibrator:
         reward.check(prompts, **columns, **DROPPED)
         if predict:
             QuantilePredictor.check(reward, prompts)
-        recorded: dict[str, Any] = {
-            "policy": model_identity(policy),
-            "reward_model": reward_identity(reward),
-            "sampling": asked,
-            "draw": description.entries(policy_identity(policy), prompts),
-        }
-        settings = {
-            **recorded,
-            "num_reference": num_reference,
-            "seed": seed,
-            "prompts": [prompt_fingerprint(prompt) for prompt in prompts],
-            "prompt_ids": fingerprint([description.prompt_ids(prompt) for prompt in prompts]),
-            "reward_columns": {name: fingerprint(column) for name, column in columns.items() if reward.takes(name)},
-        }
+        recorded = recorded_identities(policy, reward, description, prompts, asked)
+        settings = pool_settings(recorded, reward, description, prompts, columns, num_reference, seed)
         rows = draw_references(
             policy, description, reward, prompts, num_reference, seed=seed, settings=settings, columns=columns,
             output_dir=output_dir, batch_size=batch_size, progress=progress,
@@ -375,14 +367,20 @@ class RewardCalibrator:
             calibrator.check_belongs(reward_model=reward_identity(reward))
         return calibrator
 
+    def published(self) -> Self:
+        """Return the same calibration for others to read: no folder of this machine is named, weights still are."""
+        twin = copy.copy(self)
+        twin.policy, twin.reward_model, twin.draw = published_identities(self.policy, self.reward_model, self.draw)
+        return twin
+
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
         """Upload both files in one commit, creating the repository if needed; return the commit's URL."""
-        from tempfile import TemporaryDirectory
-
+        if nameless := models_without_a_name(self.policy, self.reward_model):
+            warnings.warn(left_out(f"the {' and the '.join(nameless)}"), ItpWarning, stacklevel=2)
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.published().save_pretrained(folder)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Calibration")
         return str(commit.commit_url)
 

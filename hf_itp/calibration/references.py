@@ -9,7 +9,8 @@ import warnings
 
 import torch
 
-from hf_itp.checks import as_floats, check_rewards
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
 
 

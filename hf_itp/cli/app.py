@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from hf_itp._version import __version__
+from hf_itp.cli import options
 from hf_itp.cli import train as training
 from hf_itp.cli.calibrate import calibrate
 from hf_itp.cli.demo import demo
+from hf_itp.cli.evaluate import evaluate
 from hf_itp.cli.generate import generate
 from hf_itp.cli.launches import launch_left
 from hf_itp.cli.push import push
@@ -40,12 +42,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command()(demo)
-app.command()(generate)
-app.command()(strategies)
-app.command()(calibrate)
+app.command(context_settings=options.CONTEXT)(demo)
+app.command(context_settings=options.CONTEXT)(generate)
+app.command(context_settings=options.CONTEXT)(strategies)
+app.command(context_settings=options.CONTEXT)(calibrate)
 app.command(context_settings=training.CONTEXT)(training.train)
-app.command()(push)
+app.command(context_settings=options.CONTEXT)(evaluate)
+app.command(context_settings=options.CONTEXT)(push)
 
 
 def _show_version(wanted: bool) -> None:
@@ -69,7 +72,7 @@ def _root(
       hf-itp demo                                  see it work, offline
       hf-itp generate "Why is the moon bright?"    one better response
       hf-itp strategies                            what can select, and how
-      hf-itp calibrate, train, push                a policy trained for its strategy
+      hf-itp calibrate, train, evaluate, push      a policy trained for its strategy
 
     Results go to stdout, everything else to stderr. Exit codes: 0 success,
     1 an error, 2 a command that does not parse, 130 interrupted.

@@ -8,44 +8,52 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_itp.cli import options
+from hf_itp.cli import options, sources
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
-from hf_itp.cli.prompts import read_rows, reward_columns
+from hf_itp.cli.prompts import reward_columns
 from hf_itp.errors import ArgumentError
 
 _NUM_REFERENCE_HELP = (
     "Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) needs at least "
     "3 |t| + 2."
 )
-_CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
+CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
 
 
 def calibrate(
+    context: typer.Context,
     output_dir: Annotated[
         Path, typer.Argument(help="Folder for the calibration and its reference responses; a run left there resumes.")
     ],
     file: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--file",
             "-f",
             help="Prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns go to "
             "the reward; any other file one prompt per line; - is stdin.",
         ),
-    ],
+    ] = None,
+    dataset_name: sources.DatasetName = None,
+    dataset_config: sources.DatasetConfig = None,
+    dataset_train_split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    prompt_column: sources.PromptColumn = "prompt",
     plain: options.Plain = False,
     predict: Annotated[
         bool, typer.Option("--predict", help="Also fit a predictor of quantiles for prompts without references.")
     ] = False,
     model: options.Model = EMBEDDED,
+    model_name_or_path: sources.TrlModel = None,
     reward_model: options.RewardModels = [EMBEDDED],  # noqa: B006  typer copies it
+    reward_funcs: sources.TrlRewards = None,
+    reward_model_name_or_path: sources.TrlReward = None,
     device: options.Device = None,
     num_reference: Annotated[int, options.drawing("--num-reference", "-k", min=2, help=_NUM_REFERENCE_HELP)] = 100,
     max_new_tokens: options.MaxNewTokens = 256,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     temperature: options.Temperature = None,
-    chat_template_kwargs: Annotated[str | None, options.drawing(help=_CHAT_TEMPLATE_HELP)] = None,
+    chat_template_kwargs: Annotated[str | None, options.drawing(help=CHAT_TEMPLATE_HELP)] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -61,9 +69,14 @@ def calibrate(
       hf-itp calibrate outputs/calibration -f prompts.txt
       hf-itp calibrate outputs/calibration -f chats.jsonl -m org/policy -r org/reward-model -k 100
       hf-itp calibrate outputs/calibration -f sums.jsonl -m org/policy -r verify.py:check
+      hf-itp calibrate outputs/calibration --dataset-name org/prompts -m org/policy -r org/reward-model
       accelerate launch -m hf_itp.cli calibrate /shared/calibration -f prompts.jsonl -m org/policy
     """
-    given, columns = read_rows([], file)
+    model = sources.agreed(context, "model", model, model_name_or_path=model_name_or_path)
+    reward_model = sources.rewards_agreed(context, reward_model, reward_funcs, reward_model_name_or_path)
+    given, columns = sources.read_source(
+        file, dataset_name, dataset_config, dataset_train_split, prompt_column, context
+    )
     from hf_itp import Policy, RewardCalibrator
     from hf_itp.policies.policy import as_conversations
 
@@ -80,7 +93,7 @@ def calibrate(
         seed=seed,
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
-        chat_template_kwargs=_template_arguments(chat_template_kwargs),
+        chat_template_kwargs=template_arguments(chat_template_kwargs),
         reward_kwargs=reward_columns(columns),
         predict=predict,
         batch_size=batch_size,
@@ -101,7 +114,8 @@ def calibrate(
         )
 
 
-def _template_arguments(given: str | None) -> dict[str, Any]:
+def template_arguments(given: str | None) -> dict[str, Any]:
+    """Return the arguments of a chat template from JSON; raise `ArgumentError` if it is no JSON object."""
     try:
         arguments = {} if given is None else json.loads(given)
     except ValueError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_itp.generation.keywords import KEYWORDS
+
+# For every command: --max_new_tokens is --max-new-tokens.
+CONTEXT: dict[str, Any] = {"token_normalize_func": lambda word: word.replace("_", "-")}
 
 # One per panel of the help.
 models = partial(typer.Option, rich_help_panel="Models")

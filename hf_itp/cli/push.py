@@ -51,7 +51,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; created if it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str, typer.Option(help="Commit message.")] = "Policy with its decoding recommendation",
-    license_: Annotated[str | None, card("--license", help="License id on the Hub, e.g. apache-2.0.")] = None,
+    license_: Annotated[
+        str | None, card("--license", help="License id on the Hub, e.g. apache-2.0. Default: the base model's.")
+    ] = None,
     base_model: Annotated[str | None, card(help="Hub id of the model it was trained from.")] = None,
     dataset: Annotated[list[str] | None, card(help="Hub id of a data set it was trained on; repeat for more.")] = None,
     language: Annotated[str | None, card(help="Its language, e.g. en.")] = None,
@@ -63,6 +65,7 @@ def push(
     Push a policy in one commit: weights, tokenizer, calibration, how to decode it, and a card.
 
     Anyone can then decode as recommended with generate(strategy="auto").
+    The card keeps what training wrote into the policy's README.md.
     Pushing the same content again makes no commit. The token is that of
     hf auth login, or HF_TOKEN.
 
@@ -92,8 +95,8 @@ def push(
         "datasets": dataset,
         "language": language,
         "picture": None if picture is None else str(picture),
-        "limits": limit,
     }
+    known = known_facts(policy.model, repo_id)
     commit = push_to_hub(
         policy.model,
         repo_id,
@@ -106,7 +109,9 @@ def push(
         create_pr=create_pr,
         commit_message=message,
         facts=replace(
-            known_facts(policy.model, repo_id), **{name: value for name, value in facts.items() if value is not None}
+            known,
+            limits=list(dict.fromkeys([*known.limits, *(limit or [])])),
+            **{name: value for name, value in facts.items() if value is not None},
         ),
         **recommended,
     )

@@ -10,7 +10,7 @@ import typer
 from hf_itp.cli import options
 from hf_itp.errors import MissingDependencyError
 
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+CONTEXT = {**options.CONTEXT, "allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def train(
@@ -34,6 +34,8 @@ def train(
     transformed for the strategy, and maximized at a KL divergence you choose.
 
     The file and the command take any option of the run and of the trainer; the command wins.
+    TRL's names work too: --model_name_or_path, --reward_funcs, --dataset_train_split.
+    A run that is finished is not continued by --resume.
 
     [bold]The options that matter[/bold]
 
@@ -42,6 +44,7 @@ def train(
                        MODULE:NAME, whose code is run; several are averaged
       --train_file     JSON lines with a `prompt`, whose other columns go to
                        the reward; or --dataset_name
+      --eval_file      prompts to evaluate on, with --eval_strategy
       --plain          text prompts as plain text, not as a user's message
       --strategy       what the policy will be decoded with (best_of_n)
       --num_candidates its N (4)
@@ -72,10 +75,14 @@ def train(
         return
     run = TrainingRun.from_command_line(arguments, dry=dry_run)
     summary = run.summary()
-    if (checkpoint := run.checkpoint(resume)) is not None:
+    finished = run.finished(resume)
+    if (checkpoint := run.checkpoint(resume)) is not None and not finished:
         summary["continues from"] = checkpoint
-    for name, value in summary.items():
-        # Not click's echo, which writes UTF-8 to an ASCII console.
-        print(f"{name:>16}  {value}", file=sys.stdout if dry_run else sys.stderr)
+    if finished is not None:
+        summary["finished"] = f"nothing to do: all steps are made already, says {finished}"
+    if run.args.process_index == 0:
+        for name, value in summary.items():
+            # Not click's echo, which writes UTF-8 to an ASCII console.
+            print(f"{name:>16}  {value}", file=sys.stdout if dry_run else sys.stderr)
     if not dry_run:
         run.train(resume=resume)

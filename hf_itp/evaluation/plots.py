@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_itp.checks import as_floats, as_tensor
+from hf_itp.arrays import as_floats, as_tensor
 from hf_itp.errors import ArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ Arrays, lists, tuples and pandas objects go in as tensors do; Python's floats co
 
 from hf_itp.functional.best_of_n import (
     best_of_n_law,
-    best_of_n_subsample_law,
     best_of_poisson_law,
     soft_best_of_n_law,
     top_quantile_law,
@@ -27,6 +26,12 @@ from hf_itp.functional.rejection import (
     rejection_law,
 )
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
+from hf_itp.functional.subsamples import (
+    best_of_n_subsample_law,
+    mean_subsample_law,
+    top_ranks_subsample_law,
+    worst_of_n_subsample_law,
+)
 from hf_itp.functional.tradeoff import AlignmentTradeoff, alignment_tradeoff, beta_for_kl
 from hf_itp.functional.transforms import get_transform, list_transforms
 from hf_itp.functional.win_rates import Estimate, best_of_n_win_rate, win_rate, worst_of_n_win_rate
@@ -46,10 +51,14 @@ __all__ = [
     # best-of-n and its relatives
     "best_of_n_law",
     "worst_of_n_law",
-    "best_of_n_subsample_law",
     "soft_best_of_n_law",
     "top_quantile_law",
     "best_of_poisson_law",
+    # when the candidates are a random subset of a pool
+    "best_of_n_subsample_law",
+    "worst_of_n_subsample_law",
+    "top_ranks_subsample_law",
+    "mean_subsample_law",
     # scales
     "calibrate_rewards",
     "in_reward_units",

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from hf_itp.checks import check_count, check_number, check_positive, check_rewards
+from hf_itp.checks import check_number, check_positive, check_rewards
 
 
 def best_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
@@ -55,55 +55,6 @@ def worst_of_n_law(rewards: torch.Tensor) -> torch.Tensor:
     ```
     """
     return best_of_n_law(-check_rewards(rewards))
-
-
-def best_of_n_subsample_law(rewards: torch.Tensor, n: int) -> torch.Tensor:
-    r"""
-    Return the law of best-of-n when the `n` candidates are a random subset of a pool of `P`.
-
-    The `i`-th smallest of the pool is the best of the subset with probability
-    \\( \binom{i-1}{n-1} / \binom{P}{n} \\): one pool gives the whole curve of best-of-n over `n`, without replicates.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(..., P)`): Finite rewards of the pool.
-        n (`int`): Size of the subset, from 1 to `P`.
-
-    Returns:
-        `torch.Tensor` of shape `(..., P)`, float64: Probabilities that sum to 1.
-
-    Raises:
-        `ValueError`: If `n` is not an integer from 1 to `P`.
-
-    Examples:
-
-    ```python
-    >>> import torch
-    >>> best_of_n_subsample_law(torch.tensor([3.0, 1.0, 2.0]), n=2)
-    tensor([0.6667, 0.0000, 0.3333], dtype=torch.float64)
-
-    ```
-    """
-    rewards = check_rewards(rewards)
-    size = rewards.shape[-1]
-    n = check_count("n", n, 1, "Draw a larger pool or compare smaller subsets.", size, "the pool")
-    # From the top rank down by ratios, which neither overflow nor cancel as binomial coefficients do.
-    rank = torch.arange(size, 1, -1, dtype=torch.float64, device=rewards.device)
-    ratios = ((rank - n) / (rank - 1)).clamp_min(0)
-    first = torch.full((1,), n / size, dtype=torch.float64, device=rewards.device)
-    mass = torch.cat([first, ratios]).cumprod(dim=0).flip(0)  # of the ranks, lowest reward first
-    return _shared_among_ties(rewards, mass)
-
-
-def _shared_among_ties(rewards: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Spread the `mass (N,)` of the ranks, lowest reward first, over the candidates, ties sharing theirs equally."""
-    ascending = rewards.sort(dim=-1).values
-    rewards = rewards.contiguous()  # searchsorted warns otherwise
-    first = torch.searchsorted(ascending, rewards)
-    last = torch.searchsorted(ascending, rewards, right=True)
-    below = torch.cat([mass.new_zeros(1), mass.cumsum(dim=0)])
-    shared = (below[last] - below[first]) / (last - first)
-    # Without a tie the mass itself: a difference of sums has lost digits.
-    return torch.where(last - first == 1, mass[first], shared)
 
 
 def soft_best_of_n_law(rewards: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -167,15 +118,19 @@ def top_quantile_law(rewards: torch.Tensor, multiplier: float) -> torch.Tensor:
     ```
     """
     rewards = check_rewards(rewards)
-    multiplier = check_multiplier(multiplier)
     size = rewards.shape[-1]
-    # A quotient such as 10 / (10 / 3) is slightly above the whole number that was meant.
-    count = max(1, math.ceil(size / multiplier * (1 - 1e-12)))
+    count = top_count(size, multiplier)
     edge = rewards.kthvalue(size - count + 1, dim=-1, keepdim=True).values
     above, at_edge = rewards > edge, rewards == edge
     places_left = count - above.sum(dim=-1, keepdim=True)
     share = places_left / at_edge.sum(dim=-1, keepdim=True).to(torch.float64)
     return torch.where(at_edge, share, above.to(torch.float64)) / count
+
+
+def top_count(num_candidates: int, multiplier: float) -> int:
+    """Return how many of the candidates are the best `1 / multiplier`: at least one."""
+    # A quotient such as 10 / (10 / 3) is slightly above the whole number that was meant.
+    return max(1, math.ceil(num_candidates / check_multiplier(multiplier) * (1 - 1e-12)))
 
 
 def check_multiplier(multiplier: float) -> int | float:

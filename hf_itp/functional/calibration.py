@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import as_tensor, check_rewards, check_same_prompts
+from hf_itp.arrays import as_tensor
+from hf_itp.checks import check_rewards, check_same_prompts
 
 
 def calibrate_rewards(rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import as_floats, as_tensor
+from hf_itp.arrays import as_floats, as_tensor
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate
 

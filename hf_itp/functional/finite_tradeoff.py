@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import as_floats, check_rewards
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms import Transform, get_transform
 from hf_itp.functional.transforms.base import check_beta

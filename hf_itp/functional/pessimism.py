@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import as_floats, check_positive, check_rewards
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_positive, check_rewards
 from hf_itp.errors import ArgumentError
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_itp.checks import as_floats, check_rewards
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.quadrature import gauss_legendre
 

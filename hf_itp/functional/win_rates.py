@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_itp.checks import as_floats, check_count, check_rewards
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError
-from hf_itp.functional.best_of_n import best_of_n_subsample_law
+from hf_itp.functional.subsamples import best_of_n_subsample_law
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,36 @@ def prompt_win_rates(rewards: torch.Tensor, reference_rewards: torch.Tensor, n: 
     fewest = min(ours.shape[1], theirs.shape[1])
     n = check_count("n", n, 1, "Draw more responses or compare a smaller n.", fewest, "responses per prompt")
     # The law over subsamples depends only on the order, so the n-subsets of both samples need no enumeration.
-    mine = best_of_n_subsample_law(ours, n)
-    theirs = theirs.sort(dim=-1).values
-    law = best_of_n_subsample_law(theirs, n)
-    cumulative = torch.cat([torch.zeros_like(law[:, :1]), law.cumsum(dim=-1)], dim=-1)
-    below = cumulative.gather(1, torch.searchsorted(theirs, ours.contiguous()))
-    not_above = cumulative.gather(1, torch.searchsorted(theirs, ours.contiguous(), right=True))
-    return (mine * (below + not_above) / 2).sum(dim=-1)
+    return law_win_rates(ours, best_of_n_subsample_law(ours, n), theirs, best_of_n_subsample_law(theirs, n))
+
+
+def law_win_rates(
+    rewards: torch.Tensor, law: torch.Tensor, reference_rewards: torch.Tensor, reference_law: torch.Tensor
+) -> torch.Tensor:
+    r"""
+    Return the chance that a response drawn by one law beats one drawn by another, a tie counting one half:
+    \\( \sum_{ij} p_i q_j w(r_i, s_j) \\).
+
+    Args:
+        rewards, law (`torch.Tensor` of shape `(P, G)`): Responses to each prompt, and a law over them.
+        reference_rewards, reference_law (`torch.Tensor` of shape `(P, K)`): The same of the other side.
+
+    Returns:
+        `torch.Tensor` of shape `(P,)`, float64.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> half = torch.full((1, 2), 0.5)
+    >>> law_win_rates(torch.tensor([[1.0, 3.0]]), half, torch.tensor([[1.0, 2.0]]), half)
+    tensor([0.6250], dtype=torch.float64)
+
+    ```
+    """
+    ours, order = rewards.double().contiguous(), reference_rewards.double().sort(dim=-1)
+    theirs, mass = order.values, reference_law.double().gather(-1, order.indices)
+    cumulative = torch.cat([torch.zeros_like(mass[:, :1]), mass.cumsum(dim=-1)], dim=-1)
+    below = cumulative.gather(1, torch.searchsorted(theirs, ours))
+    not_above = cumulative.gather(1, torch.searchsorted(theirs, ours, right=True))
+    return (law.double() * (below + not_above) / 2).sum(dim=-1)

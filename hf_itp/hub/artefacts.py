@@ -28,6 +28,7 @@ def write_artefacts(
     entry: dict[str, Any],
     calibrator: RewardCalibrator | None = None,
     facts: CardFacts | None = None,
+    published: bool = False,
 ) -> None:
     """
     Write everything a pushed policy carries beside its weights and tokenizer.
@@ -38,9 +39,11 @@ def write_artefacts(
         entry (`dict`): From [`~generation.recommendation.decoding_entry`]. If empty, no `custom_generate/` is written.
         calibrator ([`RewardCalibrator`], *optional*): Its calibration.
         facts ([`CardFacts`], *optional*): For the card, `README.md`. By default no card is written.
+        published (`bool`, *optional*, defaults to `False`): Whether others will read it, so that the calibration may
+            name no folder of this machine. A card never does.
     """
     with files_put_at_once(Path(folder)) as made:
-        _write(made, generation_config, entry, calibrator, facts)
+        _write(made, generation_config, entry, calibrator, facts, published)
 
 
 @contextmanager
@@ -66,12 +69,13 @@ def _write(
     entry: dict[str, Any],
     calibrator: RewardCalibrator | None,
     facts: CardFacts | None,
+    published: bool,
 ) -> None:
     with_entry(generation_config, entry).save_pretrained(folder)
     if entry:
         write_custom_generate(folder)
     if calibrator is not None:
-        calibrator.save_pretrained(folder)
+        (calibrator.published() if published else calibrator).save_pretrained(folder)
     if facts is not None:
         if facts.picture is not None and Path(facts.picture).is_file():
             shutil.copyfile(facts.picture, folder / Path(facts.picture).name)

@@ -4,6 +4,7 @@ Build model cards from the templates in `model_cards/`: what a reader must know 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_itp._version import __version__
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import LoadError
+from hf_itp.models.public_names import LOCAL, public_name, public_policy, without_paths
 
 _UNKNOWN = "not recorded"
+STANDARD_LIMITS = (
+    "A strategy ranks what the policy draws, by the reward model. Where the reward model is wrong, so is the choice.",
+    "Win rates are by the reward model, not by people.",
+)
+"""Limits that hold for every policy."""
 
 
 @dataclass
@@ -36,6 +43,8 @@ class CardFacts:
         adapter (`bool`): Whether the repository holds a PEFT adapter, which takes one extra line to load.
         limits (`list[str]`): Sentences on what it is not for.
         extra_tags (`list[str]`): Tags beside those of every card.
+        data_licenses (`dict[str, str]`): Licences of the data sets, by id.
+        sections (`dict[str, str]`): Further sections of the card: their text by heading.
     """
 
     repo_id: str
@@ -51,6 +60,17 @@ class CardFacts:
     adapter: bool = False
     limits: list[str] = field(default_factory=list)
     extra_tags: list[str] = field(default_factory=list)
+    data_licenses: dict[str, str] = field(default_factory=dict)
+    sections: dict[str, str] = field(default_factory=dict)
+
+    def filled_from(self, other: CardFacts) -> CardFacts:
+        """Return these facts, with what they leave open, tags, limits and sections from those of another card."""
+        mine = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+        theirs = {part.name: getattr(other, part.name) for part in dataclasses.fields(self)}
+        merged = {name: value or theirs[name] for name, value in mine.items()}
+        for name in ("extra_tags", "limits"):
+            merged[name] = list(dict.fromkeys([*theirs[name], *mine[name]]))
+        return CardFacts(**(merged | {"sections": {**other.sections, **self.sections}}))
 
 
 def policy_card(facts: CardFacts, entry: dict[str, Any], calibrator: RewardCalibrator | None = None) -> ModelCard:
@@ -70,16 +90,19 @@ def policy_card(facts: CardFacts, entry: dict[str, Any], calibrator: RewardCalib
         repo_id=facts.repo_id,
         entry=entry,
         entry_json=json.dumps(entry, indent=2),
-        training=facts.training,
+        training={name: without_paths(str(value)) for name, value in facts.training.items()},
         results=facts.results,
-        results_on=facts.results_on or _UNKNOWN,
+        results_on=without_paths(facts.results_on or _UNKNOWN),
         picture=None if facts.picture is None else Path(facts.picture).name,
         auto_class=facts.auto_class,
         adapter=facts.adapter,
-        limits=facts.limits,
+        limits=[*map(without_paths, facts.limits), *STANDARD_LIMITS],
+        sections=facts.sections,
         calibration=None if calibrator is None else _described(calibrator),
-        base_model=facts.base_model or _UNKNOWN,
-        datasets=facts.datasets,
+        base_model=_public_base(facts) or _UNKNOWN,
+        datasets=[
+            f"{name} ({facts.data_licenses[name]})" if name in facts.data_licenses else name for name in facts.datasets
+        ],
         license=facts.license or _UNKNOWN,
         version=__version__,
     )
@@ -140,16 +163,15 @@ def _metadata(facts: CardFacts, tags: Sequence[str], pipeline_tag: str | None) -
         EvalResult(
             task_type="text-generation",
             dataset_type="prompts",
-            dataset_name=facts.results_on or _UNKNOWN,
+            dataset_name=without_paths(facts.results_on or _UNKNOWN),
             metric_type="win_rate",
             metric_name=row["name"],
             metric_value=round(float(row["value"]), 4),
         )
         for row in facts.results
     ]
-    base = None if facts.base_model is None or Path(facts.base_model).is_dir() else facts.base_model
     return ModelCardData(
-        base_model=base,
+        base_model=_public_base(facts),
         license=facts.license,
         language=facts.language,
         datasets=facts.datasets or None,
@@ -161,15 +183,20 @@ def _metadata(facts: CardFacts, tags: Sequence[str], pipeline_tag: str | None) -
     )
 
 
+def _public_base(facts: CardFacts) -> str | None:
+    base = None if facts.base_model is None else public_policy(facts.base_model)
+    return None if base is None or LOCAL in base or Path(base).is_dir() else base
+
+
 def _described(calibrator: RewardCalibrator) -> dict[str, Any]:
     reward, policy = calibrator.reward_model, calibrator.policy
     return {
         "prompts": len(calibrator.fingerprints),
         "num_reference": calibrator.num_reference,
-        "reward_model": reward["name"] or _UNKNOWN,
+        "reward_model": public_name(reward["name"]) or _UNKNOWN,
         "reward_revision": reward["revision"] or _UNKNOWN,
         "reward_dtype": reward["dtype"] or _UNKNOWN,
-        "policy": policy["name"] or _UNKNOWN,
+        "policy": public_policy(policy["name"]) or _UNKNOWN,
         "policy_revision": policy["revision"] or _UNKNOWN,
         "sampling": ", ".join(f"{name}={value}" for name, value in calibrator.sampling.items()) or _UNKNOWN,
         "seed": _UNKNOWN if calibrator.seed is None else calibrator.seed,

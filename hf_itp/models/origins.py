@@ -88,7 +88,7 @@ def adapter_origins(model: Any) -> list[Origin | None]:
         return []
     noted = getattr(model, _ADAPTERS, {})
     found: list[Origin | None] = []
-    for name in _active_adapters(model):
+    for name in active_adapters(model):
         config, origin = noted.get(name, (None, None))
         # Another adapter may have taken over the name.
         found.append(origin if config is configs.get(name) else None)
@@ -130,7 +130,8 @@ def _name_of(model: Any) -> str:
     return str(getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "") or "")
 
 
-def _active_adapters(model: Any) -> list[str]:
+def active_adapters(model: Any) -> list[str]:
+    """Return the names of a model's active adapters, whether peft or transformers holds them."""
     # Ask the layers: transformers' own `active_adapters` refuses releases of peft that load and run nevertheless.
     from peft.tuners.tuners_utils import BaseTunerLayer
 

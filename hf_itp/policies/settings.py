@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from hf_itp.checks import as_number
+from hf_itp.arrays import as_number
 from hf_itp.errors import ArgumentError
 
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from hf_itp.checks import as_list, as_number, must_be
+from hf_itp.arrays import as_number
+from hf_itp.checks import as_list, must_be
 from hf_itp.errors import ArgumentError, NumberError
 
 Pair = tuple[int, int]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_itp.checks import as_number
+from hf_itp.arrays import as_number
 from hf_itp.errors import ArgumentError, ArgumentTypeError, RewardModelError
 from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 from hf_itp.rewards.checkpoints.layouts import reward_layout

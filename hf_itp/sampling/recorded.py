@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from hf_itp.checks import as_number, check_number
+from hf_itp.arrays import as_number
+from hf_itp.checks import check_number
 from hf_itp.errors import ArgumentError
 
 # Attributes of a processor or criterion that follow from others, or change no draw.

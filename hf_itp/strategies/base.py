@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from hf_itp.checks import as_floats, as_number, check_finite, check_law, check_num_return_sequences, check_rewards
+from hf_itp.arrays import as_floats, as_number
+from hf_itp.checks import check_finite, check_law, check_num_return_sequences, check_rewards
 from hf_itp.functional.selection import effective_sample_size, sample_without_replacement
 
 # Rewards a CPU works on at once. Intermediate results then stay in its cache: 2 to 4 times as fast as all of
@@ -93,6 +94,19 @@ class Strategy(ABC):
                 own = laws[len(indices)]
             indices.append(sample_without_replacement(own, num_return_sequences, generator, self.preference(part)))
         return torch.cat(indices).reshape(*rewards.shape[:-1], num_return_sequences)
+
+    def subsample_probabilities(self, rewards: Tensor, num_candidates: int) -> Tensor | None:
+        """
+        Return the law when the candidates are a random subset of a pool, `None` if it has no closed form.
+
+        Args:
+            rewards (`torch.Tensor` of shape `(..., P)`): Finite rewards of the pool.
+            num_candidates (`int`): Size of the subset, from 1 to `P`.
+
+        Returns:
+            `torch.Tensor` of shape `(..., P)`, float64: Probabilities that sum to 1.
+        """
+        return None
 
     def preference(self, rewards: Tensor) -> Tensor:
         """Return the order `(..., N)`, highest first, in which candidates of probability 0 are returned."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import best_of_n_law
+from hf_itp.functional.subsamples import best_of_n_subsample_law
 from hf_itp.strategies.base import Strategy
 
 
@@ -41,3 +42,6 @@ class BestOfN(Strategy):
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return best_of_n_law(rewards)
+
+    def subsample_probabilities(self, rewards: torch.Tensor, num_candidates: int) -> torch.Tensor:
+        return best_of_n_subsample_law(rewards, num_candidates)

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.functional.best_of_n import check_multiplier, top_quantile_law
+from hf_itp.functional.best_of_n import check_multiplier, top_count, top_quantile_law
+from hf_itp.functional.subsamples import top_ranks_subsample_law
 from hf_itp.strategies.base import Strategy, checked
 
 
@@ -45,3 +46,6 @@ class TopQuantile(Strategy):
 
     def probabilities(self, rewards: torch.Tensor) -> torch.Tensor:
         return top_quantile_law(rewards, self.multiplier)
+
+    def subsample_probabilities(self, rewards: torch.Tensor, num_candidates: int) -> torch.Tensor:
+        return top_ranks_subsample_law(rewards, num_candidates, top_count(num_candidates, self.multiplier))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from hf_itp.functional.best_of_n import worst_of_n_law
+from hf_itp.functional.subsamples import worst_of_n_subsample_law
 from hf_itp.strategies.base import Strategy
 
 
@@ -42,3 +43,6 @@ class WorstOfN(Strategy):
 
     def preference(self, rewards: torch.Tensor) -> torch.Tensor:
         return -rewards
+
+    def subsample_probabilities(self, rewards: torch.Tensor, num_candidates: int) -> torch.Tensor:
+        return worst_of_n_subsample_law(rewards, num_candidates)

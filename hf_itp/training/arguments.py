@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from accelerate.state import PartialState
@@ -14,14 +15,16 @@ from hf_itp.checks import check_choice
 from hf_itp.training.objective import ObjectiveArguments
 
 
-class TokensStayHere:
+class SecretsStayHere:
     """
-    Arguments that are pickled without their tokens: transformers pickles them into every checkpoint, as
-    `training_args.bin`, and pushes it. Copies in memory keep the tokens.
+    Arguments that are pickled without their tokens and without folders of this machine: transformers pickles them into
+    every checkpoint, as `training_args.bin`, and pushes it. Copies in memory keep both.
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+        return {
+            name: None if name.endswith("_token") else _without_folders(value) for name, value in vars(self).items()
+        }
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
@@ -35,7 +38,7 @@ class TokensStayHere:
 
 
 @dataclass
-class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
+class CTRLArguments(SecretsStayHere, ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
     """
     Configure [`CTRLTrainer`]: arguments of [`~hf_itp.training.objective.ObjectiveArguments`], whose `beta` replaces
     TRL's, and of TRL's `RLOOConfig`. vLLM, DeepSpeed and FSDP settings pass through.
@@ -64,7 +67,7 @@ class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ig
 
 
 @dataclass
-class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingArguments):
+class QuantileRegressionArguments(SecretsStayHere, ObjectiveArguments, TrainingArguments):
     """
     Configure [`QuantileRegressionTrainer`]: arguments of [`~hf_itp.training.objective.ObjectiveArguments`] and of
     `transformers.TrainingArguments`.
@@ -108,6 +111,17 @@ class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingAr
         super().__post_init__()
         self.remove_unused_columns = False  # the trainer makes the columns itself
         check_choice("partition", self.partition, ("exact", "empirical"), "Choose empirical if rewards tie.")
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a value in which the last part stands for a path from the root."""
+    if isinstance(value, (str, Path)) and Path(value).is_absolute():
+        return type(value)(Path(value).name)
+    if type(value) in (list, tuple):
+        return type(value)(map(_without_folders, value))
+    if type(value) is dict:
+        return {key: _without_folders(item) for key, item in value.items()}
+    return value
 
 
 def _settle_precision(args: CTRLArguments) -> None:

@@ -18,6 +18,7 @@ from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.logprobs import batch_logprobs, padded
 from hf_itp.pools.file import Row, fewest_rewards, read_pool, reward_table
 from hf_itp.pools.journal import POOL
 from hf_itp.rewards import as_reward_function
@@ -110,6 +111,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         check_pictures(rows)
         reward.check(self._prompts or [], **self._reward_columns, **DROPPED, trainer_state=None)
         self._pool = None if pool is None else pool_file(pool)
+        self.responses_are_given = pool is not None
         self.calibrator = None
         self._read_pool = None if self._pool is None else read_pool(self._pool)
         count = args.num_reference if self._read_pool is None else fewest_rewards(self._read_pool)
@@ -135,6 +137,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         self._log_ratios: list[float] = []
         self.reference_logprobs = None if reference_logprobs is None else list(reference_logprobs)
         self.add_callback(ArtefactsBeforePush(self))
+        if args.push_to_hub:
+            self.check_publishable()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Draw the references unless given, compute the targets, and train."""
@@ -154,7 +158,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        log_ratios = _response_logprobs(model, inputs) - inputs["ref_logprob"]
+        log_ratios = batch_logprobs(model, inputs) - inputs["ref_logprob"]
         loss = (inputs["target"] - log_ratios).square().mean()
         self._log_ratios += log_ratios.detach().float().tolist()
         return (loss, log_ratios) if return_outputs else loss
@@ -251,32 +255,16 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             batch = examples[start : start + size]
             inputs = self._prepare_inputs(self._collate([{**example, "ref_logprob": 0.0} for example in batch]))
             with self.compute_loss_context_manager():
-                found += _response_logprobs(model, inputs).tolist()
+                found += batch_logprobs(model, inputs).tolist()
         return found
 
     def _collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = [[*example["prompt_ids"], *example["response_ids"]] for example in examples]
-        width = max(map(len, rows))
-        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-        attention_mask, response_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-        for position, (example, row) in enumerate(zip(examples, rows, strict=True)):
-            input_ids[position, : len(row)] = torch.tensor(row, dtype=torch.long)
-            attention_mask[position, : len(row)] = 1
-            response_mask[position, len(example["prompt_ids"]) : len(row)] = 1
+        inputs = padded([e["prompt_ids"] for e in examples], [e["response_ids"] for e in examples])
         numbers = {
             name: torch.tensor([float(e[name]) for e in examples], dtype=torch.float32)
             for name in ("target", "ref_logprob")
         }
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask, **numbers}
-
-
-def _response_logprobs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the log-probability of each response `(B,)`, float32."""
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-    rows, places = inputs["response_mask"][:, 1:].nonzero(as_tuple=True)
-    tokens = inputs["input_ids"][:, 1:][rows, places]
-    logprobs = -nn.functional.cross_entropy(logits[rows, places].float(), tokens, reduction="none")
-    return torch.zeros(len(logits), dtype=torch.float32, device=logprobs.device).index_add(0, rows, logprobs)
+        return inputs | numbers
 
 
 def pool_file(pool: str | Path) -> Path:

@@ -47,7 +47,8 @@ class TransformedReward:
         reader: Callable[[Prompt], ResponseReader] | None = None,
     ):
         self.reward, self.objective, self.calibrator, self.reader = reward, objective, calibrator, reader
-        self._measured: list[tuple[str, float]] = []
+        self.mode: Callable[[], str] = lambda: "train"
+        self._measured: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
         self._prompts: dict[str, Prompt] = {}
 
     def __call__(
@@ -83,7 +84,7 @@ class TransformedReward:
         for place, prompt, value, reward in zip(places, own, known.tolist(), transformed.tolist(), strict=True):
             fingerprint = prompt_fingerprint(prompt)
             self._prompts[fingerprint] = prompt
-            self._measured.append((fingerprint, value))
+            self._measured[self.mode()].append((fingerprint, value))
             found[place] = reward
         return found
 
@@ -105,9 +106,8 @@ class TransformedReward:
         return written
 
     def take_measured(self) -> list[tuple[str, float]]:
-        """Return prompt fingerprint and raw reward of every completion since the last call."""
-        measured, self._measured = self._measured, []
-        return measured
+        """Return prompt fingerprint and raw reward of every completion in this mode since the last call in it."""
+        return self._measured.pop(self.mode(), [])
 
     def win_rates(self, measured: Sequence[tuple[str, float]], n: int, worst: bool = False) -> Estimate | None:
         """

@@ -4,6 +4,7 @@ One training run from a configuration: parse and check it without a model, then 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +14,29 @@ from typing import Any
 import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
+from hf_itp.generation.recommendation import is_hub_id
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.policies.policy import as_conversations
+from hf_itp.pools.datasets import check_column, load_rows
 from hf_itp.pools.file import fewest_rewards, read_pool
 from hf_itp.rewards.from_code import with_code_loaded
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy
+from hf_itp.training.described import described_objective, described_training
 from hf_itp.training.objective import CTRLObjective
 from hf_itp.training.quantile_regression import QuantileRegressionTrainer, pool_file
 from hf_itp.training.run_arguments import RunArguments
-from hf_itp.training.run_checks import check_all_used
+from hf_itp.training.run_checks import check_all_used, evaluates
 from hf_itp.training.run_parser import RunParser, read_config, take_option
 from hf_itp.training.trainer import CTRLTrainer
+
+# The trainer's last state, in the `output_dir` of a run that came to its end.
+_FINISHED = "_finished.json"
 
 
 @dataclass
@@ -88,36 +96,77 @@ class TrainingRun:
                 f"holds {count} references per prompt. Leave it out, or calibrate again."
             )
         objective = CTRLObjective.from_arguments(args, fewest)
-        _check_file(run.train_file)
+        _check_file("train_file", run.train_file)
+        _check_file("eval_file", run.eval_file)
         return cls(run, args, objective, count)
 
     def summary(self) -> dict[str, str]:
-        """Return in words what the run trains for, and the KL and win rates of its optimum."""
+        """Return in words what the run trains, on what and how, and the KL and win rates of its optimum."""
         expected, n = self.objective.expected(), self.args.num_candidates
         worst = self.args.strategy == "worst_of_n"
         rate = expected.worst_of_n_win_rate(n) if worst else expected.best_of_n_win_rate(n)
         return {
-            "policy": self.run.model,
+            "policy": f"{self.run.model} ({self.run.dtype})",
             "reward model": ", ".join(self.run.reward_model),
-            "decoded with": f"{self.args.strategy}, N = {n}",
-            "transform": str(self.objective.transform),
-            "beta": f"{self.objective.beta:.6g}",
+            **described_objective(self.args, self.objective),
             "optimum's KL": f"{expected.kl:.3f} nats",
             "its win rate": f"{expected.win_rate:.3f} against the reference policy",
             f"with {'worst' if worst else 'best'}-of-{n}": f"{rate:.3f} against the same of it",
-            "prompts": self.run.train_file or self.run.dataset_name or f"those of {self.run.calibration}",
+            "prompts": self._prompts_in_words(),
             "references": f"{self.num_reference} per prompt, "
             + ("drawn at the start" if self.run.calibration is None else f"of {self.run.calibration}"),
             "solver": "quantile regression" if isinstance(self.args, QuantileRegressionArguments) else "RLOO",
+            "trained": self._adapters_in_words(),
+            **described_training(self.args, responses_given=self.run.calibration is not None),
+            "evaluation": self._evaluation_in_words(),
             "output": str(self.args.output_dir),
         }
 
+    def _prompts_in_words(self) -> str:
+        if self.run.train_file is None and self.run.dataset_name is None:
+            return f"those of {self.run.calibration}"
+        column = f", column {self.run.prompt_column!r}"
+        form = ", as plain text" if self.run.plain else ", texts as messages if the policy has a chat template"
+        return f"{_source(self.run.train_file, self.run, self.run.dataset_train_split)}{column}{form}"
+
+    def _adapters_in_words(self) -> str:
+        if self.run.lora_r == 0:
+            return "the whole model"
+        modules = ", ".join(self.run.lora_target_modules or ()) or "the modules that peft chooses"
+        return f"LoRA of rank {self.run.lora_r}, alpha {self.run.lora_alpha}, on {modules}"
+
+    def _evaluation_in_words(self) -> str:
+        if not self._evaluates():
+            return "none during training"
+        args, count = self.args, self.args.num_generations_eval or self.args.num_generations
+        when = f"every {args.eval_steps:g} steps" if args.eval_strategy == "steps" else "every epoch"
+        when = "at the start only" if args.eval_strategy == "no" else when
+        n = args.num_candidates
+        missing = f", too few for the win rate with N = {n}" if args.strategy != "none" and count < n else ""
+        where = _source(self.run.eval_file, self.run, self.run.dataset_test_split)
+        return f"{where}, {when}, {count} responses per prompt{missing}"
+
+    def _evaluates(self) -> bool:
+        return not isinstance(self.args, QuantileRegressionArguments) and evaluates(self.args)
+
     def train(self, resume: bool = False) -> Any:
-        """Load, train, save and, if the arguments say so, push; return the trainer."""
+        """
+        Load, train, save and, if the arguments say so, push; return the trainer. Does nothing and returns `None` if
+        the run to continue is [`finished`].
+        """
         checkpoint = self.checkpoint(resume)
+        if self.finished(resume):
+            return None
         trainer = self._trainer()
+        if self.run.dataset_name is not None and is_hub_id(self.run.dataset_name):
+            trainer.datasets.append(self.run.dataset_name)
+        if self.run.license is not None:
+            trainer.stated["license"] = self.run.license
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
+        if trainer.is_world_process_zero():
+            # Not pushed, since its name starts with an underscore.
+            trainer.state.save_to_json(str(Path(self.args.output_dir) / _FINISHED))
         if self.args.push_to_hub:
             trainer.push_to_hub()
         return trainer
@@ -125,10 +174,10 @@ class TrainingRun:
     def checkpoint(self, resume: bool) -> str | None:
         """
         Return the checkpoint to continue from: `args.resume_from_checkpoint`, or with `resume` the last in
-        `output_dir`.
+        `output_dir`. The former may also be the `output_dir` of a run, whose last checkpoint counts.
 
         Raises:
-            `ArgumentError`: If both are given, or the named one does not exist.
+            `ArgumentError`: If both are given, or the named one does not exist or holds no checkpoint.
         """
         named = self.args.resume_from_checkpoint
         if named is None:
@@ -140,7 +189,32 @@ class TrainingRun:
             )
         if not Path(named).is_dir():
             raise ArgumentError(f"`resume_from_checkpoint` must be a folder, got none at {named!r}. Check the path.")
-        return str(named)
+        if (Path(named) / TRAINER_STATE_NAME).is_file():
+            return str(named)
+        found = get_last_checkpoint(named)
+        if found is None and not (Path(named) / _FINISHED).is_file():
+            raise ArgumentError(
+                f"`resume_from_checkpoint` must hold a checkpoint, got none in {named!r}. Name a checkpoint-N folder, "
+                "or the output_dir of a run that wrote one."
+            )
+        return found
+
+    def finished(self, resume: bool) -> str | None:
+        """Return the file that says that the run to continue has made all its steps; `None` if it has not."""
+        checkpoint, named = self.checkpoint(resume), self.args.resume_from_checkpoint
+        if not resume and named is None:
+            return None
+        places = [Path(named or self.args.output_dir) / _FINISHED]
+        if checkpoint is not None:
+            places.append(Path(checkpoint) / TRAINER_STATE_NAME)
+        return next((str(place) for place in places if place.is_file() and self._is_complete(place)), None)
+
+    def _is_complete(self, state: Path) -> bool:
+        reached = json.loads(state.read_text(encoding="utf-8"))
+        if self.args.max_steps > 0:
+            return int(reached["global_step"]) >= self.args.max_steps
+        # The steps of an epoch depend on the data; a whole number of epochs does not.
+        return float(reached["epoch"] or 0) >= self.args.num_train_epochs - 1e-6
 
     def _trainer(self) -> Any:
         model, tokenizer, _ = load_policy_checkpoint(
@@ -158,21 +232,23 @@ class TrainingRun:
         }
         if isinstance(self.args, CTRLArguments):
             calibrator = None if calibrated is None else RewardCalibrator.from_pretrained(calibrated)
-            return CTRLTrainer(**common, train_dataset=self._dataset(tokenizer), calibrator=calibrator)
-        data = None if self.run.train_file is None and self.run.dataset_name is None else self._dataset(tokenizer)
+            train = self._dataset(tokenizer, self.run.train_file, self.run.dataset_train_split)
+            held_out = None
+            if self._evaluates():
+                held_out = self._dataset(tokenizer, self.run.eval_file, self.run.dataset_test_split)
+            return CTRLTrainer(**common, train_dataset=train, eval_dataset=held_out, calibrator=calibrator)
+        data = None
+        if self.run.train_file is not None or self.run.dataset_name is not None:
+            data = self._dataset(tokenizer, self.run.train_file, self.run.dataset_train_split)
         return QuantileRegressionTrainer(**common, train_dataset=data, pool=calibrated)
 
-    def _dataset(self, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        if self.run.train_file is not None:
-            dataset = load_dataset("json", data_files=self.run.train_file, split="train")
+    def _dataset(self, tokenizer: PreTrainedTokenizerBase, file: str | None, split: str) -> Dataset:
+        if file is None:
+            dataset = load_rows(str(self.run.dataset_name), self.run.dataset_config, split)
         else:
-            dataset = load_dataset(self.run.dataset_name, self.run.dataset_config, split=self.run.dataset_train_split)
+            dataset = load_dataset("json", data_files=file, split="train")
         column = self.run.prompt_column
-        if column not in dataset.column_names:
-            raise ArgumentError(
-                f"`prompt_column` must be a column of the data, got {column!r}. Choose one of "
-                f"{', '.join(dataset.column_names)}."
-            )
+        check_column(column, dataset)
         if column != "prompt":
             # All other columns stay, since a reward may take them.
             dataset = dataset.remove_columns([name for name in dataset.column_names if name == "prompt"])
@@ -215,10 +291,17 @@ def _references_held(run: RunArguments, args: Any) -> tuple[int, int]:
     return calibrator.num_reference, calibrator.fewest_references
 
 
-def _check_file(file: str | None) -> None:
+def _source(file: str | None, run: RunArguments, split: str) -> str:
+    """Return where prompts come from, in words."""
+    if file is not None:
+        return file
+    return f"{run.dataset_name}{'' if run.dataset_config is None else f', {run.dataset_config}'}, split {split!r}"
+
+
+def _check_file(name: str, file: str | None) -> None:
     # `datasets` resolves patterns and URLs.
     if file is not None and not any(sign in file for sign in "*?[") and "://" not in file and not Path(file).is_file():
-        raise ArgumentError(f"`train_file` must be a file, got none at {file!r}. Check the path.")
+        raise ArgumentError(f"`{name}` must be a file, got none at {file!r}. Check the path.")
 
 
 def print_all_options(arguments: Sequence[str] = ()) -> None:

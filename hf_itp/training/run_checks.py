@@ -10,12 +10,13 @@ from hf_itp.errors import ArgumentError
 from hf_itp.training.arguments import QuantileRegressionArguments
 from hf_itp.training.run_arguments import RunArguments
 
+_METRICS = ("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics", "label_names")
 _EVALUATION = (
-    "batch_eval_metrics", "bf16_full_eval", "do_eval", "eval_accumulation_steps", "eval_delay",
-    "eval_do_concat_batches", "eval_on_start", "eval_steps", "eval_strategy", "eval_use_gather_object",
-    "fp16_full_eval", "greater_is_better", "include_for_metrics", "label_names", "load_best_model_at_end",
-    "metric_for_best_model", "num_generations_eval", "prediction_loss_only",
+    *_METRICS, "bf16_full_eval", "do_eval", "eval_accumulation_steps", "eval_delay", "eval_on_start", "eval_steps",
+    "eval_strategy", "eval_use_gather_object", "fp16_full_eval", "greater_is_better", "load_best_model_at_end",
+    "metric_for_best_model", "num_generations_eval", "per_device_eval_batch_size", "prediction_loss_only",
 )  # fmt: skip
+_NO_ROLLOUTS = "a quantile regression has no rollouts to evaluate. Run `hf-itp evaluate` afterwards"
 
 
 def check_all_used(run: RunArguments, args: Any, given: dict[str, Any]) -> None:
@@ -32,15 +33,23 @@ def check_all_used(run: RunArguments, args: Any, given: dict[str, Any]) -> None:
         if name in given:
             raise ArgumentError(f"`{name}` must have an effect, got {given[name]!r}, which has none: {reason}.")
     # Arguments of the libraries may be given as their defaults.
-    for name, reason in _unused_of_libraries(args):
+    for name, reason in _unused_of_libraries(run, args):
         if name in given and given[name] != _without(args, name):
             raise ArgumentError(f"`{name}` must have an effect, got {given[name]!r}, which has none: {reason}.")
 
 
 def _unused(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:
     if run.dataset_name is None:
-        for name in ("dataset_config", "dataset_train_split"):
+        for name in ("dataset_config", "dataset_train_split", "dataset_test_split"):
             yield name, "it needs `dataset_name`, which is not given. Leave it out"
+    elif run.eval_file is not None:
+        yield "dataset_test_split", "the run evaluates on `eval_file`. Leave one of them out"
+    if isinstance(args, QuantileRegressionArguments):
+        for name in ("eval_file", "dataset_test_split"):
+            yield name, f"{_NO_ROLLOUTS}, or leave it out"
+    elif not evaluates(args):
+        for name in ("eval_file", "dataset_test_split"):
+            yield name, "`eval_strategy` is 'no'. Pass e.g. --eval_strategy steps --eval_steps 50, or leave it out"
     if run.dataset_name is None and run.train_file is None:
         for name in ("prompt_column", "plain"):
             yield name, "the prompts are those of `calibration`. Leave it out"
@@ -59,15 +68,31 @@ def _unused(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:
         yield "do_train", "a run always trains. Leave it out, or add --dry-run to only check"
 
 
-def _unused_of_libraries(args: Any) -> Iterator[tuple[str, str]]:
-    for name in _EVALUATION:
-        yield name, "a run has no data to evaluate on. Leave it out"
+def evaluates(args: Any) -> bool:
+    """Return whether the trainer's arguments ask for evaluation during training."""
+    return args.eval_strategy != "no" or bool(args.eval_on_start)
+
+
+def _unused_of_libraries(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:
+    regression = isinstance(args, QuantileRegressionArguments)
+    unused: tuple[str, ...]
+    if regression:
+        unused, reason = _EVALUATION, _NO_ROLLOUTS
+    elif run.eval_file is None and run.dataset_name is None:
+        unused, reason = _EVALUATION, "there are no prompts to evaluate on. Pass `eval_file` too"
+    elif not evaluates(args):
+        unused, reason = _EVALUATION, "`eval_strategy` is 'no'. Pass e.g. eval_strategy='steps' too"
+    else:
+        unused, reason = _METRICS, "rollouts have no labels to compute metrics from"
+        if args.eval_strategy != "steps":
+            yield "eval_steps", f"`eval_strategy` is {str(args.eval_strategy.value)!r}. Pass eval_strategy='steps'"
+    for name in unused:
+        yield name, f"{reason}, or leave it out"
     yield "do_predict", "a run only trains. Leave it out"
     yield "label_smoothing_factor", "the loss has no labels. Leave it out"
     if isinstance(args, QuantileRegressionArguments):
         yield "remove_unused_columns", "the trainer makes the columns itself. Leave it out"
         return
-    yield "per_device_eval_batch_size", "a run has no data to evaluate on. Leave it out"
     yield "reward_weights", "the weight of the one reward follows from `target_kl` or `beta`. Use these"
     for name in ("model_init_kwargs", "trust_remote_code"):
         yield name, "a run loads the policy itself, without code of its repository. Use CTRLTrainer in Python"

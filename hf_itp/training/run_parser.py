@@ -64,9 +64,8 @@ class RunParser(TrlParser):
         """
         words = list(words)
         actions = {action.dest: action for action in self._actions}
-        for name in config:
-            if name not in actions:
-                self._refuse(str(name), "a key of the file")
+        config = self._by_own_names(config)
+        self._check_spellings_agree(words)
         numbers = (int, float)
         self.set_defaults_with_config(
             # Parse a number as an option's word, so that 4.5 is refused for an integer.
@@ -93,6 +92,39 @@ class RunParser(TrlParser):
             raise ArgumentError(f"The configuration must be valid, got: {error}") from error
         return run, args, {name: getattr(read, name) for name in named}
 
+    def _by_own_names(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of the file with TRL's names replaced by ours."""
+        named: dict[str, Any] = {}
+        spelled: dict[str, str] = {}
+        for name, value in config.items():
+            action = self._option_string_actions.get(f"--{name}")
+            if action is None or str(name).startswith("-"):
+                self._refuse(str(name), "a key of the file")
+            value = [value] if action.nargs == "+" and isinstance(value, str) else value
+            if action.dest in named and named[action.dest] != value:
+                raise _disagreeing(spelled[action.dest], named[action.dest], str(name), value)
+            named[action.dest], spelled[action.dest] = value, str(name)
+        return named
+
+    def _check_spellings_agree(self, words: Sequence[str]) -> None:
+        """Refuse two names of one option with different values. One name given twice overrides itself, as usual."""
+        given: dict[str, dict[str, list[str]]] = {}
+        values: list[str] = []
+        for word in words:
+            if self._is_option(word):
+                option, equals, value = word.partition("=")
+                values = [value] if equals else []
+                name = option.lstrip("-").replace("-", "_")
+                given.setdefault(self._option_string_actions[option].dest, {})[name] = values
+            else:
+                values.append(word)
+        for spelled in given.values():
+            (first, values), *others = spelled.items()
+            for name, other in others:
+                # A switch and its `no_` form are no two names of one value.
+                if other != values and not name.startswith("no_") and not first.startswith("no_"):
+                    raise _disagreeing(f"--{first}", " ".join(values), f"--{name}", " ".join(other))
+
     def _is_option(self, word: str) -> bool:
         return word.split("=", 1)[0] in self._option_string_actions
 
@@ -104,13 +136,21 @@ class RunParser(TrlParser):
                     f"`{name}` must come with solver={solver!r}, got solver={self.solver!r}, which would not use it. "
                     "Leave it out, or choose the other solver."
                 )
-        names = [action.dest for action in self._actions if action.dest != "help"]
-        known = {option.replace("-", "_"): option for option in (*names, *_COMMAND)}
+        names = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+        own = {option.replace("-", "_"): option.replace("-", "_") for option in names if option != "help"}
+        known = own | {option.replace("-", "_"): option for option in _COMMAND}
         close = sorted((option for option in known if option.startswith(plain)), key=len) if plain else []
         close = close or difflib.get_close_matches(plain, list(known), n=1)
         dashes = "--" if name.startswith("-") else ""
         hint = f" Did you mean `{dashes}{known[close[0]]}`?" if close else ""
         raise ArgumentError(f"`{name}` must be {kind} of a run, got no such name.{hint} Correct it. {_LIST}")
+
+
+def _disagreeing(one: str, value: Any, other: str, other_value: Any) -> ArgumentError:
+    return ArgumentError(
+        f"`{one}` and `{other}` are two names of one option and must agree, got {value!r} and {other_value!r}. Leave "
+        "one of them out."
+    )
 
 
 def take_option(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:

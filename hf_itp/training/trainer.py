@@ -38,7 +38,7 @@ from hf_itp.training.rollouts import check_pictures, draws_itself, evaluating, r
 _SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-class CTRLTrainer(CarriesCalibration, RLOOTrainer):
+class CTRLTrainer(CarriesCalibration, RLOOTrainer):  # type: ignore[misc]  # their cards have other arguments
     r"""
     Train a policy for the strategy it will be decoded with.
 
@@ -110,7 +110,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
         self._transformed = TransformedReward(reward, self.objective, calibrator)
         super().__init__(
             model,
-            self._transformed,
+            self._transformed,  # called with keywords, as TRL says
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -118,7 +118,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
-        self._transformed.reader = self._reader
+        self._transformed.reader, self._transformed.mode = self._reader, self._mode
         policy = self.accelerator.unwrap_model(self.model)
         self.reference_identity = model_identity(policy)
         self._check_reference()
@@ -134,6 +134,8 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             calibrator.check_belongs(policy=self.reference_identity, draw=drawn)
             calibrator.check_prompts(prompts)
         self.add_callback(ArtefactsBeforePush(self))
+        if args.push_to_hub:
+            self.check_publishable()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Draw the references unless a calibrator was given, and train."""
@@ -173,7 +175,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add win rates against the reference policy and the KL over sequences."""
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         prefix = "" if mode == "train" else "eval_"
         logs.update({f"{prefix}{name}": value for name, value in self._win_rates().items()})
         per_token, lengths = self._metrics[mode].get("kl", []), self._metrics[mode].get("completions/mean_length", [])
@@ -181,6 +183,10 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
             pairs = zip(per_token, lengths, strict=True)
             logs[f"{prefix}kl_sequence"] = sum(kl * length for kl, length in pairs) / len(per_token)
         super().log(logs, start_time)
+
+    def _mode(self) -> str:
+        # As TRL tells rollouts of training and of evaluation apart.
+        return "train" if self.model.training else "eval"
 
     def _win_rates(self) -> dict[str, float]:
         measured = self._transformed.take_measured()

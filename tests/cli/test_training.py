@@ -69,6 +69,43 @@ def test_calibrate_then_train_by_regression(run, models, prompts, tmp_path, plai
     assert (output / "calibration.json").is_file() and (output / "README.md").is_file()
 
 
+def test_calibrate_takes_the_names_of_trl_and_a_data_set(run, models, prompts, tmp_path):
+    assert calibrate(run, models, prompts, tmp_path / "own").code == 0
+    shown = run(
+        "calibrate", str(tmp_path / "trl"), "--dataset_name", prompts, "--model_name_or_path", models[0],
+        "--reward_funcs", models[1], "--num_reference", "32", "--max_new_tokens", "4", "-q",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    for name in ("calibration.safetensors", "calibration.json", "reference_pool.jsonl"):
+        assert (tmp_path / "trl" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--model-name-or-path", "org/other"), "`--model` and `--model-name-or-path` are two names of one option"),
+        (("--reward_funcs", "org/other"), "`--reward-model` and `--reward-funcs` are two names of one option"),
+        (("--dataset-name", "org/data"), "One of `--file` and `--dataset-name` must be given, got both"),
+        (("--dataset_train_split", "dev"), "`--dataset-train-split` must come with `--dataset-name`"),
+        (("--prompt-column", "question"), "`--prompt-column` must come with `--dataset-name`"),
+        (("--num-referenc", "8"), "--num-reference"),
+        (("--num_ref", "8"), "No such option"),
+    ],
+)
+def test_calibrate_refuses_two_values_of_one_option_and_half_a_name(run, models, prompts, tmp_path, more, told):
+    shown = calibrate(run, models, prompts, tmp_path / "calibration", *more)
+    assert shown.code in (1, 2) and told in shown.err
+    assert not (tmp_path / "calibration").exists()
+
+
+def test_finished_run_does_nothing_and_says_so(run, models, prompts, tmp_path):
+    arguments = [*settings(models, prompts, tmp_path / "trained"), "--solver", "quantile_regression"]
+    assert run("train", *arguments).code == 0
+    shown = run("train", *arguments, "--resume")
+    assert shown.code == 0 and "nothing to do: all steps are made already" in shown.err
+    assert "nothing to do" in run("train", *arguments, "--resume", "--dry_run").out
+
+
 @pytest.mark.slow
 def test_calibrate_then_train_by_reinforcement(run, models, prompts, tmp_path):
     assert calibrate(run, models, prompts, tmp_path / "calibration").code == 0

@@ -22,6 +22,7 @@ from transformers import (
 
 import hf_itp
 from hf_itp.embedded.cache import build_once
+from hf_itp.embedded.names import names_policy, names_reward_model
 from hf_itp.embedded.pooling import pool
 from hf_itp.embedded.reward_model import ENCODER_LAYERS, SHIPPED, encoder_folder
 from hf_itp.embedded.wheels import find_wheel_file
@@ -99,6 +100,8 @@ def reward_model(reward_folder: Path) -> RewardModel:
 def test_second_call_builds_nothing_and_says_nothing(home: Path, policy_folder: Path, reward_folder: Path) -> None:
     assert home in policy_folder.parents
     assert home in reward_folder.parents
+    assert names_policy(str(policy_folder)) and names_reward_model(str(reward_folder))
+    assert not names_policy(str(reward_folder)) and not names_reward_model(str(policy_folder))
     before = files_of(policy_folder), files_of(reward_folder)
     done = python(PATHS + "print(policy_path()); print(reward_model_path())", home)
     assert done.stdout.split() == [str(policy_folder), str(reward_folder)]

@@ -15,10 +15,11 @@ import torch
 
 import hf_itp
 from hf_itp import EarlyRejection, ItpError, RewardModel, StrategyDecoding, get_strategy
+from hf_itp.arrays import as_number
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.checks import as_list, as_number
+from hf_itp.checks import as_list
 from hf_itp.functional import tradeoff
-from hf_itp.functional.best_of_n import best_of_n_subsample_law
+from hf_itp.functional.subsamples import best_of_n_subsample_law
 from hf_itp.functional.transforms import get_transform
 from hf_itp.generation.recommendation import decoding_entry
 from tests.rewards.classifiers import tiny_classifier

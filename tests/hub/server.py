@@ -347,5 +347,5 @@ _ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", rf"{_MODELS}/paths-info/{_REVISION}", _Handler.paths),
     ("PUT", rf"{_MODELS}/settings", _Handler.settings),
     ("GET", rf"{_MODELS}/revision/{_REVISION}", _Handler.info),
-    ("GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
+    ("GET", rf"/(?:datasets/)?{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
 ]

@@ -135,7 +135,7 @@ def test_other_columns_stay_beside_the_prompts(models, tmp_path):
     file = file_of(tmp_path / "rows.jsonl", rows)
     for plain, expected in (((), CHATS), (("--plain",), PROMPTS)):
         run = read(models, tmp_path, "--train_file", file, "--prompt_column", "question", *plain)
-        data = run._dataset(tiny_tokenizer())
+        data = run._dataset(tiny_tokenizer(), file, "train")
         assert isinstance(data, Dataset)
         assert data["prompt"][:] == expected and data["solution"][:] == ["0", "1", "2"]
 

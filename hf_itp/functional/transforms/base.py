@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import as_floats, check_count, check_positive
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_count, check_positive
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.unit_grid import unit_grid
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import as_floats, check_count, check_number
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_count, check_number
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms.base import Transform, check_beta
 

@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_itp.checks import as_floats, check_count
+from hf_itp.arrays import as_floats
+from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.transforms.base import Transform, check_beta
 from hf_itp.functional.unit_grid import unit_grid
