@@ -114,7 +114,7 @@ def test_error_of_another_library_says_its_kind_and_how_to_see_more(run, monkeyp
     def broken(*arguments):
         raise RuntimeError("the [disk] is full")
 
-    monkeypatch.setattr("hf_itp.cli.generate.read_prompts", broken)
+    monkeypatch.setattr("hf_itp.cli.generate.read_rows", broken)
     ended = run("generate", "how")
     assert ended.code == 1
     assert ended.err == "Error: RuntimeError: the [disk] is full\nRun again with --debug to see where.\n"
