@@ -193,14 +193,6 @@ def generate(
 
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
-    if temperature is None and model == EMBEDDED:
-        temperature = EMBEDDED_TEMPERATURE
-        if not quiet:
-            print(
-                f"Drawing at temperature {temperature}, which suits the embedded policy. Choose another with "
-                "--temperature.",
-                file=sys.stderr,
-            )
     if strategy not in (None, "auto"):
         get_strategy(str(strategy), **fields)
     with loading_bars(shown=not quiet):
@@ -222,6 +214,14 @@ def generate(
         if reward_model:
             chosen["reward_model"] = load_reward_models(
                 reward_model, device=policy.model.device, label=reward_label, trust_remote_code=trust_remote_code
+            )
+    if temperature is None and model == EMBEDDED:
+        temperature = EMBEDDED_TEMPERATURE
+        if not quiet:
+            print(
+                f"Drawing at temperature {temperature}, which suits the embedded policy. Choose another with "
+                "--temperature.",
+                file=sys.stderr,
             )
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     chosen |= {name: value for name, value in sampling.items() if value is not None}
