@@ -1,5 +1,5 @@
 """
-Checks shared by the whole package: an argument that breaks its rule is an error, never a silent number.
+Checks shared by the whole package: an argument that breaks its rule raises an error.
 
 Every message has one form, made by [`must_be`]: "`beta` must be positive, got -1. Pass e.g. beta=0.1."
 """
@@ -15,7 +15,7 @@ import torch
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError, NumberError, RewardError, StrategyError
 
-# A generous bound on the float32 rounding of a law; what else makes a law miss 1 is larger.
+# A generous bound on the float32 rounding of a law; any other error is larger.
 _ROUNDING = 1e-4
 
 
@@ -77,10 +77,9 @@ def check_finite(rewards: torch.Tensor, name: str = "rewards") -> None:
         where = f"prompt {index[:-1] if len(index) > 2 else index[0]}, candidate {index[-1]}"
         if len(index) == 1:
             where = f"candidate {index[0]}"
-        subject = "Reward" if name == "rewards" else f"`{name}`"
         raise RewardError(
-            f"{subject} of {where} is {rewards[index].item()}, so no candidate can be ranked. Return a finite float "
-            "for every response."
+            f"`{name}` must be finite, got {rewards[index].item()} for {where}, so no candidate can be ranked. Return "
+            "a finite float for every response."
         )
 
 
@@ -95,9 +94,9 @@ def check_same_prompts(rewards: torch.Tensor, name: str, reference: torch.Tensor
 
 def as_number(value: Any) -> int | float | None:
     """
-    Return one real number as a plain Python one, `None` for anything else.
+    Return a real number as a plain Python number, `None` for anything else.
 
-    Accepts Python's and numpy's numbers, and tensors and arrays without dimensions. No bool counts as a number.
+    Accepts Python's and numpy's numbers, and tensors and arrays without dimensions. A bool is not a number.
 
     Examples:
 
@@ -181,7 +180,7 @@ def check_number(
     name: str, value: Any, remedy: str, rule: str = "finite", holds: Callable[[float], bool] = math.isfinite
 ) -> int | float:
     """
-    Return a finite number for which `holds` is true as a plain Python one.
+    Return the number as a plain Python one if it is finite and `holds` is true for it.
 
     Args:
         name (`str`): The argument's name, for the message.
@@ -213,7 +212,7 @@ def check_number(
 
 
 def check_positive(name: str, value: Any, remedy: str) -> int | float:
-    """Return a finite number above 0 as a plain Python one; see [`check_number`]."""
+    """Return the number as a plain Python one if it is finite and above 0; see [`check_number`]."""
     return check_number(name, value, remedy, "positive", lambda number: number > 0)
 
 
@@ -256,9 +255,9 @@ def check_law(law: Any, rewards: torch.Tensor, strategy: str, first_row: int | N
         row = int((~good).flatten().nonzero()[0])
         where = "" if first_row is None or law.dim() == 1 else f" for prompt {first_row + row}"
         raise StrategyError(
-            f"`probabilities` of strategy {strategy!r} must be nonnegative and sum to 1, but{where} they sum to "
-            f"{total.flatten()[row].item():.6g}, the smallest being "
-            f"{law.reshape(-1, law.shape[-1])[row].min().item():.6g}. {remedy}"
+            f"`probabilities` of strategy {strategy!r} must be nonnegative and sum to 1, got a sum of "
+            f"{total.flatten()[row].item():.6g} and a smallest of "
+            f"{law.reshape(-1, law.shape[-1])[row].min().item():.6g}{where}. {remedy}"
         )
     return law.clamp_min(0)
 
@@ -285,8 +284,8 @@ def check_indices(
     ):
         raise StrategyError(
             f"Strategy {strategy!r} must select {num_return_sequences} different indices from 0 to "
-            f"{num_candidates - 1} as a LongTensor, but for prompt {row} selected {found!r:.80}. Correct its `select` "
-            "or `decide`."
+            f"{num_candidates - 1} as a LongTensor, got {found!r:.80} for prompt {row}. Correct its `select` or "
+            "`decide`."
         )
     return indices.to(device="cpu", dtype=torch.int64)
 

@@ -1,7 +1,7 @@
 """
 A linear head over attention-pooled hidden states, written as one BERT layer of `BertForSequenceClassification`.
 
-That class scores the first token only. The layer carries there what the head needs: one attention head averages over
+That class scores only the first token. The layer brings to it what the head needs: one attention head averages over
 the response, one looks at its end token, and both pass on only their projection on the head's weights.
 """
 

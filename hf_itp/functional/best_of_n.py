@@ -144,8 +144,8 @@ def best_of_poisson_law(rewards: torch.Tensor, rate: float) -> torch.Tensor:
     Return the law of best-of-n over the first \\( \min(N, 1 + \mathrm{Poisson}(\mu)) \\) candidates of the pool.
 
     Best-of-Poisson of [2506.19248](https://huggingface.co/papers/2506.19248), truncated at the pool. The sum over the
-    number of candidates is exact, in O(N log N): each number has one record reward, and a candidate wins for exactly
-    those numbers for which its reward is the record.
+    number of candidates is exact, in O(N log N): a candidate wins for exactly those numbers at which its reward is the
+    record.
 
     Args:
         rewards (`torch.Tensor` of shape `(..., N)`): Finite rewards of the candidates, in the order drawn.

@@ -21,7 +21,7 @@ def num_rejected(num_racing: int, share: float, keep: int = 1) -> int:
 
     ```
     """
-    # 0.29 * 100 is 28.999...96.
+    # Without the margin 0.29 * 100, which is 28.999...96, would round down to 28.
     return max(0, min(math.floor(share * num_racing + 1e-9), num_racing - keep))
 
 

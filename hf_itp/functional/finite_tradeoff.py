@@ -17,7 +17,7 @@ from hf_itp.functional.transforms.base import check_beta
 @dataclass(frozen=True)
 class FiniteTradeoff:
     """
-    A policy and a reference policy over the same finitely many responses.
+    Compare a policy with the reference policy over the same finitely many responses.
 
     Args:
         reference (`torch.Tensor` of shape `(R,)`): Probability of each response under the reference policy.

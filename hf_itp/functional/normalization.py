@@ -1,5 +1,5 @@
 """
-Rewards of different prompts and reward models on one scale, from the pool itself.
+Put rewards of different prompts and reward models on one scale, computed from the pool itself.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def beta_for_effective_sample_size(rewards: torch.Tensor, size: float | torch.Te
     entries = sums - counts * gaps  # N beta at which the k-th best enters the support
     tied = entries <= 0  # in the support from the start
     sizes = torch.where(tied, counts, (1 / counts + variations / entries.square()).reciprocal())
-    # The margin decides, not rounding, at the size of the ties for the best, which a range of beta gives.
+    # A range of beta gives the size of the ties for the best; there the margin decides, not rounding.
     in_reach = tied | (sizes <= size * (1 + 1e-12))
     applies = torch.where(in_reach, counts, 1).amax(dim=-1, keepdim=True)  # the k that applies
     variation = variations.gather(-1, applies.long() - 1)

@@ -1,5 +1,5 @@
 """
-Gauss-Legendre quadrature, exact for polynomials such as the integrals over acceptance orders.
+Gauss-Legendre quadrature, exact for polynomials such as those integrated over acceptance orders.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def acceptance_probabilities(weights: torch.Tensor, bound: torch.Tensor | None =
 
 def rejection_law(weights: torch.Tensor, bound: torch.Tensor | None = None) -> torch.Tensor:
     r"""
-    Return the law of the accepted candidate when proposals are drawn from the pool with replacement until one is.
+    Return the law of the first accepted candidate when proposals are drawn from the pool with replacement.
 
     \\( p_i = \min(w_i, M) / \sum_j \min(w_j, M) \\): exactly `weights / N` unless the bound clips a weight.
 

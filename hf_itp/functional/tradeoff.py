@@ -24,7 +24,7 @@ _KL_TOLERANCE = 1e-12
 @dataclass(frozen=True)
 class AlignmentTradeoff:
     """
-    A policy tilted by a transform, and the reference policy.
+    Compare a policy tilted by a transform with the reference policy.
 
     Args:
         log_density (`torch.Tensor`): Log-density of calibrated rewards under the policy, at the grid's nodes.
@@ -74,7 +74,7 @@ def alignment_tradeoff(transform: str | Transform, beta: float, **fields: float)
 
     Calibrated rewards are uniform under the reference policy, so under the optimum they have density
     \\( f(u) = e^{\Phi(u) / \beta} / Z \\) whatever the task. From [InfAlign](https://huggingface.co/papers/2412.19792),
-    theorem on calibrated rewards; the integrals are derived.
+    theorem on calibrated rewards; the integrals are derived from it.
 
     Args:
         transform (`str` or [`~functional.transforms.Transform`]): What [`~functional.transforms.get_transform`] takes.

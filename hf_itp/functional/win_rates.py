@@ -17,7 +17,7 @@ from hf_itp.functional.subsamples import best_of_n_subsample_law
 @dataclass(frozen=True)
 class Estimate:
     """
-    A mean over prompts.
+    Hold a mean over prompts and its standard error.
 
     Args:
         mean (`float`): The estimate.
@@ -44,7 +44,7 @@ class Estimate:
 
 def student_quantile(degrees: int) -> float:
     """
-    Return the number that a Student variable of so many degrees of freedom exceeds in absolute value 5 % of the time.
+    Return the 97.5 % quantile of Student's law with so many degrees of freedom.
 
     Examples:
 

@@ -61,7 +61,7 @@ def why_rows_cannot_be_copied(cache: Cache) -> str | None:
 
 
 def own_cache(cache: Cache) -> Cache:
-    """Return a copy to write to. The stream of an offloaded cache is shared: it cannot be copied and is no state."""
+    """Return a copy to write to. It shares the stream of an offloaded cache, which cannot be copied."""
     streams = [value for part in _parts(cache) for value in vars(part).values() if isinstance(value, torch.Stream)]
     return copy.deepcopy(cache, {id(stream): stream for stream in streams})
 

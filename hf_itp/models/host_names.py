@@ -32,7 +32,7 @@ def cache_entry(arguments: Mapping[str, Any]) -> tuple[str, Cache] | None:
     """
     Return the name under which keyword arguments or a model's outputs hold a cache, and the cache; `None` if none.
 
-    Looks at the type of the values, so it also finds a cache under a name of the future.
+    Looks at the type of the values, so it also finds a cache under a future name.
     """
     return next(((name, value) for name, value in arguments.items() if isinstance(value, Cache)), None)
 

@@ -1,5 +1,5 @@
 """
-What a policy and its settings must be before a strategy can decode with it.
+Check a policy and its settings before a strategy decodes with it.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def check_cache_implementation(model: Any, config: GenerationConfig) -> None:
     """
     Raise `ArgumentError` for a cache, by its name, that [`check_model_kwargs`] would refuse.
 
-    Before transformers makes it, which without the backend or device fails with another message.
+    Comes before transformers makes the cache, which fails with another message without the backend or device.
     """
     if config.cache_implementation == "quantized":
         raise _quantised("QuantizedCache")
@@ -145,7 +145,7 @@ def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
     if mask is not None and not model.config.is_encoder_decoder and bool((mask[:, -1] == 0).any()):
         row = int((mask[:, -1] == 0).nonzero()[0])
         raise ArgumentError(
-            f"`attention_mask` must end in 1 in every row, but row {row} ends in 0: a response would continue "
+            f"`attention_mask` must end in 1 in every row, got 0 in row {row}: a response would continue "
             "padding. Tokenize with padding_side='left'."
         )
 
@@ -153,7 +153,7 @@ def check_model_kwargs(model: Any, model_kwargs: dict[str, Any]) -> None:
 def _check_cache(name: str, cache: Cache, device: torch.device) -> None:
     if is_filled(cache):
         raise ArgumentError(
-            f"`{name}` must be absent or empty with `strategy`, but it holds tokens, which copying rows would "
+            f"`{name}` must be absent or empty with `strategy`, got one that holds tokens, which copying rows would "
             "overwrite. Pass the whole prompt instead."
         )
     if is_quantized(cache):

@@ -1,5 +1,5 @@
 """
-Loading a policy's checkpoint safely: no pickle, no code unasked, no random weights, no more memory than its files.
+Load a policy's checkpoint safely: no pickle, no code unasked, no random weights, no more memory than its files.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, MemoryError, Re
 @dataclass(frozen=True)
 class Policy:
     """
-    A model with its tokenizer, ready to continue prompts in batches.
+    Continue prompts in batches with a model and its tokenizer.
 
     Args:
         model (`PreTrainedModel`): The model, in eval mode, on the device it runs on.

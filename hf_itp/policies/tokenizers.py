@@ -46,7 +46,7 @@ def policy_tokenizer(model: Any) -> PreTrainedTokenizerBase:
 
 def tokenizer_origin(model: Any, rule: str, remedy: str) -> Origin:
     """
-    Return where the tokenizer of a loaded model lies: with the active adapter if that brings one, else the weights.
+    Return where a loaded model's tokenizer lies: with the active adapter if that brings one, else with the weights.
 
     Args:
         model (`PreTrainedModel`): Policy or reward model.

@@ -28,7 +28,7 @@ NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric"})
 
 class RewardFunction(ABC):
     """
-    Scores responses to prompts. A subclass defines [`score`]; a call also checks the rewards it returns.
+    Score responses to prompts. A subclass defines [`score`]; a call also checks the rewards it returns.
 
     TRL's trainers accept one as a reward function: called with `completions=` it returns a list of floats.
 
@@ -101,7 +101,7 @@ class RewardFunction(ABC):
     def rewards_of(
         self, prompts: Any, responses: Any, response_ids: Any = None, columns: Mapping[str, Any] | None = None
     ) -> torch.Tensor:
-        """Call the reward with the columns in one argument, so that their names may be any."""
+        """Call the reward with the columns in one argument, so that any names are allowed."""
         columns = columns or {}
         _check_pairs(prompts, responses, "responses")
         check_columns(columns, len(responses), "response")
@@ -236,20 +236,20 @@ def _checked(rewards: object, count: int, name: str) -> torch.Tensor:
         ) from None
     if rewards.dim() == 1 and len(rewards) != count:
         raise RewardError(
-            f"Reward function `{name}` returned {len(rewards)} rewards for {count} responses. Return one float per "
-            "response, in order."
+            f"Reward function `{name}` must return one reward per response ({count}), got {len(rewards)}. Return one "
+            "float per response, in order."
         )
     if rewards.shape != (count,) or rewards.is_complex():
         raise RewardError(
-            f"Reward function `{name}` returned rewards of shape {tuple(rewards.shape)} and dtype {rewards.dtype} for "
-            f"{count} responses. Return one float per response, in order."
+            f"Reward function `{name}` must return real rewards of shape ({count},), got shape "
+            f"{tuple(rewards.shape)} and dtype {rewards.dtype}. Return one float per response, in order."
         )
     rewards = rewards.to(device="cpu", dtype=torch.float32)
     if not torch.isfinite(rewards).all():
         position = int((~torch.isfinite(rewards)).nonzero()[0])
         raise RewardError(
-            f"Reward function `{name}` returned {rewards[position].item()} for response {position} of {count}, so no "
-            "candidate can be ranked. Return a finite float for every response."
+            f"Reward function `{name}` must return finite rewards, got {rewards[position].item()} for response "
+            f"{position} of {count}, so no candidate can be ranked. Return a finite float for every response."
         )
     return rewards
 
@@ -261,7 +261,7 @@ def _numbers(rewards: Sequence[object], name: str) -> list[float]:
             numbers.append(float(reward))  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError):
             raise RewardError(
-                f"Reward function `{name}` returned {reward!r} for response {position} of {len(rewards)}, so no "
-                "candidate can be ranked. Return a finite float for every response."
+                f"Reward function `{name}` must return floats, got {reward!r} for response {position} of "
+                f"{len(rewards)}, so no candidate can be ranked. Return a finite float for every response."
             ) from None
     return numbers

@@ -20,7 +20,7 @@ from hf_itp.rewards.text.rendering import copied
 
 class CallableReward(RewardFunction):
     """
-    Scores with `function(prompts=..., completions=..., completion_ids=..., **kwargs) -> list[float]`, called as TRL
+    Score with `function(prompts=..., completions=..., completion_ids=..., **kwargs) -> list[float]`, called as TRL
     does: with text completions for text prompts, else with completions `[{"role": "assistant", "content": ...}]`.
 
     `completion_ids`, one list of token ids per response, and the columns of the data, one entry per response, are

@@ -17,7 +17,7 @@ from hf_itp.rewards.base import Prompt, ResponseIds, RewardFunction
 
 class RewardEnsemble(RewardFunction):
     r"""
-    Combines the rewards of its members, response by response.
+    Combine the rewards of its members, response by response.
 
     `"mean"` averages, `"minimum"` takes the least favourable member, and `"mean_minus_std"` is \\( \mu - c \sigma \\)
     with the standard deviation over the members, which penalizes disagreement. Members must be on one scale, which is
@@ -35,7 +35,7 @@ class RewardEnsemble(RewardFunction):
 
     Raises:
         `ArgumentError`: If there is no member, or an option breaks its rule.
-        `ArgumentTypeError`: If a member is no [`RewardFunction`].
+        `ArgumentTypeError`: If a member is not a [`RewardFunction`].
 
     Examples:
 

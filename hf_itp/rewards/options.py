@@ -40,8 +40,10 @@ class ScoringOptions:
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> Self:
         """
+        Return the options that keywords state.
+
         Raises:
-            `ArgumentError`: If a keyword is no option; names it.
+            `ArgumentError`: If a keyword is not an option; names it.
         """
         own, others = cls.split(keywords)
         if others:

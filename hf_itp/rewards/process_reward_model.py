@@ -27,7 +27,7 @@ from hf_itp.rewards.text.rendering import distinct
 
 class ProcessRewardModel(RewardFunction):
     r"""
-    Scores responses by the probability that each of their steps is good.
+    Score responses by the probability that each of their steps is good.
 
     A response is split into steps at `separator`, and the model is read after each, the way it was trained:
 
@@ -57,7 +57,7 @@ class ProcessRewardModel(RewardFunction):
             As in [`RewardModel`].
 
     Raises:
-        `RewardModelError`: If a token classifier has not two labels, or an answer is not one token.
+        `RewardModelError`: If a token classifier does not have two labels, or an answer is not one token.
         `ArgumentError`: If an option breaks its rule, or `step_token` is missing.
 
     Examples:

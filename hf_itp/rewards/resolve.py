@@ -66,7 +66,7 @@ def as_reward_function(
     Raises:
         `ArgumentTypeError`: If `reward_model` is none of these.
         `ArgumentError`: If an option would not be used.
-        `LoadError`, `RewardModelError`: If the model cannot be loaded, or is no reward model.
+        `LoadError`, `RewardModelError`: If the model cannot be loaded, or is not a reward model.
 
     Examples:
 
@@ -91,7 +91,7 @@ def as_reward_function(
     if tokenizer is not None or options:
         given = ["tokenizer"] * (tokenizer is not None) + list(options)
         raise ArgumentError(
-            f"`{given[0]}` must belong to a reward model, got `reward_model` a {type(reward_model).__name__}, "
+            f"`{given[0]}` must belong to a reward model, got it beside a {type(reward_model).__name__}, "
             "which would ignore it. Drop it or build the RewardFunction with it."
         )
     if isinstance(reward_model, RewardFunction):

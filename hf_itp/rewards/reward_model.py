@@ -27,7 +27,7 @@ from hf_itp.rewards.text.rendering import conversation
 
 class RewardModel(RewardFunction):
     """
-    Scores responses with a `...ForSequenceClassification` model: the reward is the raw logit of one label.
+    Score responses with a `...ForSequenceClassification` model: the reward is the raw logit of one label.
 
     Prompt and response are rendered with the reward model's own chat template. Without a template an encoder reads
     them as a text pair and a decoder as one text. The reward of a response does not depend on what else is scored with
@@ -56,7 +56,7 @@ class RewardModel(RewardFunction):
             Whether to show a progress bar.
 
     Raises:
-        `RewardModelError`: If the model is no sequence classifier.
+        `RewardModelError`: If the model is not a sequence classifier.
         `ArgumentError`: If an option breaks its rule or does not fit the model.
 
     Examples:
@@ -115,8 +115,8 @@ class RewardModel(RewardFunction):
 
         Raises:
             `LoadError`: If checkpoint or tokenizer cannot be found or read.
-            `RewardModelError`: If the checkpoint is no reward model (such as a language model without a trained head),
-                is a pickle, or needs code that is not allowed to run.
+            `RewardModelError`: If the checkpoint is not a reward model (such as a language model without a trained
+                head), is a pickle, or needs code that is not allowed to run.
             `ArgumentError`: If code from the Hub would run without a fixed commit.
         """
         return load_as(
@@ -171,7 +171,7 @@ class RewardModel(RewardFunction):
 
 
 def _normalization(model: PreTrainedModel) -> tuple[float, float | None]:
-    """Return the mean and standard deviation that OpenRLHF writes into config.json, `None` for the latter without."""
+    """Return the mean and standard deviation that OpenRLHF writes into config.json; `(0.0, None)` without them."""
     mean, std = as_number(getattr(model.config, "mean", None)), as_number(getattr(model.config, "std", None))
     if mean is None or std is None:
         return 0.0, None

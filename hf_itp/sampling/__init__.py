@@ -1,4 +1,4 @@
-"""N candidates per prompt from a policy. Knows nothing of rewards or strategies."""
+"""Draw N candidates per prompt from a policy. Knows nothing of rewards or strategies."""
 
 from hf_itp.sampling.drawing import draw_responses
 from hf_itp.sampling.sampler import CandidateSampler

@@ -1,5 +1,5 @@
 """
-One value for all that `generate` hands to a decoding method, passed from the call to the decoder.
+Bundle what `generate` hands to a decoding method into one value for the decoder.
 """
 
 from __future__ import annotations

@@ -212,8 +212,7 @@ class DrawDescription:
 
     def prompt_ids(self, prompt: str | list[dict]) -> list[int]:
         """
-        Return the tokens of one prompt: of a chat by the chat template with the assistant's turn opened, of a text as
-        it is.
+        Return the tokens of one prompt: a text as it is, a chat by its template with the assistant's turn opened.
 
         Raises:
             `ArgumentError`: If a chat has no chat template that takes it, or the prompt has no tokens.
@@ -307,8 +306,8 @@ def _resolved(policy: Any, arguments: Mapping[str, Any], given: GenerationConfig
     unknown = {**config.update(**by_keyword), **{name: None for name in arguments if not hasattr(config, name)}}
     if unknown:
         raise ArgumentError(
-            f"`{next(iter(unknown))}` is not a setting of transformers.GenerationConfig, so nothing can be drawn with "
-            "it. Correct or remove the name."
+            f"`{next(iter(unknown))}` must be a setting of transformers.GenerationConfig, got an unknown name. "
+            "Correct or remove it."
         )
     if (arguments.get("num_return_sequences") or 1) != 1:
         raise ArgumentError(

@@ -89,7 +89,7 @@ def draw_continuations(
     progress: bool | None = None,
 ) -> list[list[torch.Tensor]]:
     """
-    Draw responses as described, to prompts that are tokens already, with a number of responses for each.
+    Draw responses as described to prompts given as tokens, with a number of responses for each.
     """
     if description.reads_padding and len({len(row) for row in token_prompts}) > 1:
         return _draw_by_length(

@@ -37,7 +37,7 @@ def held(thing: Any) -> Iterator[Any]:
 
 
 def holds_one_per(thing: Any, count: int) -> bool:
-    """Return whether something it holds has `count` entries, so that it was made for that many rows."""
+    """Return whether something it holds has `count` entries, a sign that it was made for that many rows."""
     for value in held(thing):
         parts = [value]
         if isinstance(value, dict):
@@ -73,5 +73,5 @@ def _heavy(thing: Any, depth: int) -> Iterator[Any]:
 
 
 def name_of(thing: Any) -> str:
-    """Return the name of its class, or of itself if it is a function, in backticks."""
+    """Return in backticks the name of a function, or of an object's class."""
     return f"`{getattr(thing, '__qualname__', type(thing).__name__)}`"

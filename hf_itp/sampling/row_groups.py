@@ -75,9 +75,8 @@ class CriterionOfAllRows(StoppingCriteria):
             return self._by_candidate(input_ids, scores, **kwargs)
         if bool(answer):
             raise ArgumentError(
-                f"{name_of(self._criterion)} answered True for {len(input_ids)} rows at once and cannot be copied to "
-                "be asked about each, so it would end candidates it knows nothing of. Return one bool per row: a "
-                "tensor of shape (len(input_ids),)."
+                f"{name_of(self._criterion)} must answer with one bool per row, got True for {len(input_ids)} rows at "
+                "once, and it cannot be copied to ask about each. Return a tensor of shape (len(input_ids),)."
             )
         return answer.expand(len(input_ids))
 

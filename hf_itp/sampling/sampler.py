@@ -41,7 +41,7 @@ _SECONDS_BEFORE_A_BAR = 5.0
 @dataclass
 class CandidateSampler:
     """
-    Sampler of candidates for the prompts of one call of `generate`.
+    Draw candidates for the prompts of one call of `generate`.
 
     Args:
         call ([`DecodingCall`]): The prompts, and what their responses are drawn with.
@@ -66,7 +66,7 @@ class CandidateSampler:
 
     @property
     def path_reason(self) -> str:
-        """Reason for this way, in a short sentence."""
+        """Reason for the path, in a short sentence."""
         return self.decoder.path_reason
 
     def draw(

@@ -79,8 +79,7 @@ def _local_decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """
     Return the kinds of a tokenizer's decoders, or an empty set if one may look back beyond the last whole letter.
 
-    What the others do to a first token, to half characters and to the space before a punctuation mark does not reach
-    across a letter.
+    The others change a first token, half characters and the space before a punctuation mark, never across a letter.
     """
     kind: Any = type(tokenizer)
     own = ("decode", "_decode", "clean_up_tokenization")

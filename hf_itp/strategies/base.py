@@ -1,5 +1,5 @@
 """
-The contract of a selection strategy: the rewards of a pool in, the indices of the responses to return out.
+Contract of a selection strategy: it takes the rewards of a pool and gives the indices of the responses to return.
 
 Knows nothing of models, tokenizers or text; no strategy knows another.
 """
@@ -113,7 +113,7 @@ class Strategy(ABC):
 
     @property
     def takes_law(self) -> bool:
-        """Whether [`decide`], [`select`] and [`diagnostics`] take known [`probabilities`] as `law`: these here do."""
+        """Whether [`decide`], [`select`] and [`diagnostics`] take known [`probabilities`] as `law`, as these do."""
         names = ("decide", "select", "diagnostics")
         return all(getattr(type(self), name) is getattr(Strategy, name) for name in names)
 

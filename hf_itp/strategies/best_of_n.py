@@ -17,7 +17,7 @@ from hf_itp.strategies.base import Strategy
 @dataclass(frozen=True)
 class BestOfN(Strategy):
     """
-    Returns the candidate of highest reward, ties broken at random; further sequences are the next highest.
+    Return the candidate of highest reward, ties broken at random; further sequences are the next highest.
 
     *When to use*: The reward can be trusted where it is highest (a verifier, unit tests), or N is small. With a
     learned reward and a large N, the highest reward is often one of its errors: see [`Pessimism`].

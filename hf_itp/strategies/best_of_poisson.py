@@ -16,7 +16,7 @@ from hf_itp.strategies.base import Strategy, checked
 @dataclass(frozen=True)
 class BestOfPoisson(Strategy):
     """
-    Returns the best of the first `min(N, 1 + Poisson(rate))` candidates, in the order drawn.
+    Return the best of the first `min(N, 1 + Poisson(rate))` candidates, in the order drawn.
 
     *When to use*: To stay close to the optimal trade-off between reward and KL with a continuous setting in place of
     the integer n, for example when `rate` is tuned against gold rewards.
@@ -33,7 +33,7 @@ class BestOfPoisson(Strategy):
 
     ```python
     >>> import torch
-    >>> rewards = torch.tensor([0.2, 0.9])  # only the first one is looked at with probability exp(-1)
+    >>> rewards = torch.tensor([0.2, 0.9])  # with probability exp(-1) only the first is looked at
     >>> BestOfPoisson(rate=1.0).probabilities(rewards)
     tensor([0.3679, 0.6321], dtype=torch.float64)
 

@@ -38,7 +38,7 @@ _NEARLY_ALL = 0.95
 @dataclass(frozen=True)
 class Pessimism(Strategy):
     r"""
-    Returns a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
+    Return a candidate with probability proportional to \\( \max(r - \lambda, 0) \\): linear in the reward above a
     normalizer \\( \lambda \\), zero below it. This law maximises the mean reward minus `beta` times the chi-squared
     divergence from the policy.
 
@@ -190,7 +190,7 @@ class Pessimism(Strategy):
 
 @dataclass(frozen=True)
 class _SharedPool(Strategy):
-    """Proposes from the one pool, with replacement, until a candidate is accepted."""
+    """Propose from the one pool, with replacement, until a candidate is accepted."""
 
     name: ClassVar[str] = Pessimism.name
 
@@ -224,7 +224,7 @@ class _SharedPool(Strategy):
 
 @dataclass(frozen=True)
 class _FreshPool(_SharedPool):
-    """Solves the weights on a first pool, then looks at each fresh proposal once, in order: Algorithm 1."""
+    """Solve the weights on a first pool, then look at each fresh proposal once, in order: Algorithm 1."""
 
     def acceptance(self, first: Tensor, proposals: Tensor) -> Tensor:
         """Return acceptance probabilities of the proposals `(..., M)` under the first pool's weights: step 4."""

@@ -16,7 +16,7 @@ from hf_itp.strategies.base import Strategy, checked
 @dataclass(frozen=True)
 class SoftBestOfN(Strategy):
     """
-    Returns a candidate with probability proportional to `exp(reward / temperature)`.
+    Return a candidate with probability proportional to `exp(reward / temperature)`.
 
     *When to use*: To approach, without training, the policy that KL-regularised RL reaches with `beta = temperature`,
     or to keep variety among good responses. Every candidate keeps some probability, bad ones too; [`Pessimism`] cuts

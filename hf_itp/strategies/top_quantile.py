@@ -17,7 +17,7 @@ from hf_itp.strategies.base import Strategy, checked
 @dataclass(frozen=True)
 class TopQuantile(Strategy):
     """
-    Returns a uniform pick among the best `ceil(N / multiplier)` candidates, ties at the edge broken at random.
+    Return a uniform pick among the best `ceil(N / multiplier)` candidates, ties at the edge broken at random.
 
     *When to use*: The order of the rewards is meaningful but their size is not, for example across prompts or reward
     models. Like pessimism it does not degrade as N grows, and its one setting has no units.

@@ -17,7 +17,7 @@ from hf_itp.strategies.base import Strategy
 @dataclass(frozen=True)
 class WorstOfN(Strategy):
     """
-    Returns the candidate of lowest reward, ties broken at random; further sequences are the next lowest.
+    Return the candidate of lowest reward, ties broken at random; further sequences are the next lowest.
 
     *When to use*: To measure how a policy fares against an attacker who tries N times and keeps the worst response
     (best-of-n jailbreaking), or to see what a reward model dislikes. Never to serve users.

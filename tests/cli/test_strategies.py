@@ -14,7 +14,7 @@ def test_json_lists_every_strategy_with_its_fields(run):
     assert list(listed) == list_strategies()
     for name, row in listed.items():
         assert list(row["fields"]) == [field.name for field in dataclasses.fields(strategy_class(name))]
-        assert row["returns"].startswith("Returns ") and row["when_to_use"]
+        assert row["returns"].startswith("Return ") and row["when_to_use"]
         assert not set("\\`*") & set(row["returns"] + row["when_to_use"])
     assert listed["pessimism"]["fields"]["pool"] == "shared"
     assert listed["soft_best_of_n"]["fields"]["temperature"] == "required"

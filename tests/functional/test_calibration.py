@@ -62,8 +62,8 @@ def test_no_table_of_all_pairs_is_built():
         (torch.zeros(2, 3), torch.zeros(3, 4), ArgumentError, "Give each prompt its row"),
         (torch.zeros(3), torch.zeros(1, 4), ArgumentError, "Give each prompt its row"),
         (torch.zeros(2, 3), torch.zeros(2, 0), ArgumentError, "`reference_rewards`.*Score at least one"),
-        (torch.zeros(3), torch.tensor([0.0, math.nan]), RewardError, "`reference_rewards` of candidate 1 is nan"),
-        (torch.tensor([math.nan]), torch.zeros(2), RewardError, "Reward of candidate 0 is nan"),
+        (torch.zeros(3), torch.tensor([0.0, math.nan]), RewardError, "`reference_rewards` must be finite, got nan"),
+        (torch.tensor([math.nan]), torch.zeros(2), RewardError, "`rewards` must be finite, got nan"),
         (torch.zeros(3), [0.0], ArgumentTypeError, "`reference_rewards`.*Wrap it in torch.tensor"),
     ],
 )

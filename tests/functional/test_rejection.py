@@ -61,7 +61,7 @@ def test_acceptance_is_weight_over_bound_cut_at_one():
 
 @pytest.mark.parametrize("reward_bound", [None, 0.4, 3.0])
 def test_drawing_with_replacement_until_acceptance_follows_its_law(reward_bound, seed=0):
-    """Fails wrongly with odds below 1e-6."""
+    """Gives a false alarm with odds below 1e-6."""
     rewards = doubles([1.0, 0.6, 0.5, 0.1, -0.3])
     weights, _ = pessimism(rewards, 0.5)
     bound = rejection_bound(rewards, weights, 0.5, reward_bound)
@@ -141,5 +141,5 @@ def test_acceptance_outside_the_unit_interval_is_refused(law, acceptance):
 
 
 def test_nan_acceptance_is_refused_by_name():
-    with pytest.raises(ValueError, match="`acceptance` of candidate 0 is nan"):
+    with pytest.raises(ValueError, match="`acceptance` must be finite, got nan for candidate 0"):
         first_accept_law(doubles([math.nan]))

@@ -31,14 +31,14 @@ def successive_law(law: list[float], k: int) -> dict[tuple[int, ...], float]:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_ordered_draws_follow_successive_sampling(k, seed=0):
-    """Fails wrongly with odds below 1e-6."""
+    """Gives a false alarm with odds below 1e-6."""
     law = [0.5, 0.3, 0.15, 0.05]
     picks = sample_without_replacement(torch.tensor(law).expand(60_000, 4), k, seeded(seed))
     assert_follows(map(tuple, picks.tolist()), successive_law(law, k))
 
 
 def test_weights_need_not_sum_to_one(seed=0):
-    """Fails wrongly with odds below 1e-6."""
+    """Gives a false alarm with odds below 1e-6."""
     weights = torch.tensor([30.0, 10.0]).expand(20_000, 2)
     assert_follows(sample_without_replacement(weights, 1, seeded(seed))[:, 0].tolist(), {0: 0.75, 1: 0.25})
 
@@ -62,7 +62,7 @@ def test_rows_with_and_without_enough_support_are_each_served():
 
 @pytest.mark.parametrize("then_by", [None, torch.zeros(30_000, 4)])
 def test_ties_in_preference_come_in_random_order(then_by, seed=0):
-    """Fails wrongly with odds below 1e-6."""
+    """Gives a false alarm with odds below 1e-6."""
     law = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(30_000, 4)
     picks = sample_without_replacement(law, 3, seeded(seed), then_by=then_by)
     assert (picks[:, 0] == 0).all()
@@ -71,7 +71,7 @@ def test_ties_in_preference_come_in_random_order(then_by, seed=0):
 
 
 def test_tie_at_the_edge_of_what_is_returned_is_broken_at_random(seed=0):
-    """Fails wrongly with odds below 1e-6."""
+    """Gives a false alarm with odds below 1e-6."""
     law = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).expand(30_000, 6)
     then_by = torch.tensor([0.0, 5.0, 2.0, 2.0, 2.0, 2.0]).expand(30_000, 6)
     picks = sample_without_replacement(law, 3, seeded(seed), then_by=then_by)

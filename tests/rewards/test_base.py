@@ -39,19 +39,19 @@ def test_numbers_of_any_kind_become_float32(rewards):
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
-        ([1.0], r"`fixed_reward` returned 1 rewards for 2 responses. Return one float per response, in order"),
-        ([1.0, 2.0, 3.0], r"returned 3 rewards for 2 responses"),
+        ([1.0], r"`fixed_reward` must return one reward per response \(2\), got 1. Return one float per response"),
+        ([1.0, 2.0, 3.0], r"one reward per response \(2\), got 3"),
         (torch.zeros(2, 1), r"shape \(2, 1\).* Return one float per response"),
         (torch.zeros(2, dtype=torch.complex64), r"complex64.* Return one float per response"),
         (1.0, r"shape \(\).* Return one float per response"),
         (None, r"must return floats, got a NoneType. Return one float per response"),
         ({"a": 1}, r"must return floats, got a dict. Return one float per response"),
-        ("ab", r"returned 'a' for response 0 of 2, .* Return a finite float for every response"),
-        ([1.0, None], r"returned None for response 1 of 2, .* Return a finite float for every response"),
-        ([[1.0], [2.0, 3.0]], r"returned \[1.0\] for response 0 of 2, .* Return a finite float"),
-        ([1.0, float("nan")], r"returned nan for response 1 of 2, so no candidate can be ranked. Return a finite"),
-        ([float("-inf"), 1.0], r"returned -inf for response 0 of 2, .* Return a finite float"),
-        ([1.0, 1e300], r"returned inf for response 1 of 2, .* Return a finite float"),
+        ("ab", r"got 'a' for response 0 of 2, .* Return a finite float for every response"),
+        ([1.0, None], r"got None for response 1 of 2, .* Return a finite float for every response"),
+        ([[1.0], [2.0, 3.0]], r"got \[1.0\] for response 0 of 2, .* Return a finite float"),
+        ([1.0, float("nan")], r"got nan for response 1 of 2, so no candidate can be ranked. Return a finite"),
+        ([float("-inf"), 1.0], r"got -inf for response 0 of 2, .* Return a finite float"),
+        ([1.0, 1e300], r"got inf for response 1 of 2, .* Return a finite float"),
     ],
 )
 def test_rewards_that_cannot_be_ranked_are_refused(rewards, message):

@@ -55,7 +55,7 @@ def test_name_lists_the_members():
 
 
 def test_broken_member_is_the_one_named():
-    with pytest.raises(RewardError, match="`broken` returned nan for response 0 of 1"):
+    with pytest.raises(RewardError, match="`broken` must return finite rewards, got nan for response 0 of 1"):
         RewardEnsemble([CallableReward(lambda prompts, completions: [1.0]), member("broken", [float("nan")])])(
             ["how"], ["so"]
         )

@@ -33,7 +33,7 @@ def bfloat16_by_default():
 @pytest.mark.parametrize("architecture", SHARED)
 @torch.no_grad()
 def test_step_under_autocast_is_the_models_own(architecture):
-    """Agrees with the model's pass over the whole row, also under autocast, within a few roundings of bfloat16."""
+    """Compare with the model's pass over the whole row, also under autocast: within a few roundings of bfloat16."""
     model, batch = tiny_model(architecture), left_padded_batch([9])
     draw(model, batch, 1)  # packs its layers, and gives a verdict that holds only outside of autocast
     ids = torch.cat([batch["input_ids"], torch.tensor([[7]])], dim=1)

@@ -62,7 +62,7 @@ def test_law_of_a_batch_is_that_of_its_rows(strategy: Strategy):
 
 @every_strategy
 def test_first_index_follows_the_law(strategy: Strategy, seed: int = 0):
-    """Fails wrongly with odds below 1e-6 per strategy."""
+    """Gives a false alarm with odds below 1e-6 per strategy."""
     rewards = torch.tensor(POOL, dtype=torch.float64)
     law = strategy.probabilities(rewards)
     first = strategy.select(rewards.expand(40_000, -1), 1, seeded(seed))[:, 0].tolist()

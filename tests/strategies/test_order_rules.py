@@ -1,4 +1,4 @@
-"""Test what only the rules have that look at the order of rewards, and what their fields refuse."""
+"""Test the rules that look at the order of rewards, and what their fields refuse."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_fresh_law_is_that_of_first_acceptance(num_rewards, reward_bound):
 
 
 def test_decide_follows_the_fresh_law(seed=0):
-    """A finished run of 2 N + 1 draws has one law, however it is read. Fails wrongly with odds below 1e-6."""
+    """A finished run of 2 N + 1 draws has one law, however it is read. Gives a false alarm with odds below 1e-6."""
     strategy = Pessimism(0.1, pool="fresh", reward_bound=1.2)
     rewards = doubles([0.2, 0.9, 0.5, 0.4, 0.85, 0.6, 0.95, 0.1, 0.3])
     generator = seeded(seed)
@@ -158,7 +158,7 @@ def test_normalization_of_proposals_is_that_of_the_first_pool():
 def test_no_acceptance_probability_is_the_part_of_runs_that_fall_back(seed=0):
     """
     With rewards uniform on (0, 1), beta 0.01, N = 4 and a known bound, 63% of runs fall back. 4,000 runs have a
-    standard error of 0.8%; fails wrongly with odds below 1e-6 (five standard errors).
+    standard error of 0.8%; gives a false alarm with odds below 1e-6 (five standard errors).
     """
     strategy = Pessimism(0.01, pool="fresh", reward_bound=1.0)
     indices = strategy.select(rand(4_000, 9, seed=seed), 1, seeded(seed + 1))

@@ -42,7 +42,7 @@ def optimum(world, name):
 @pytest.mark.parametrize("solver", EXPERIMENTS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_training_reaches_the_optimum(world, tmp_path, solver, name):
-    """Fails wrongly with odds below 1e-6, see `tests.training.experiments`."""
+    """Gives a false alarm with odds below 1e-6, see `tests.training.experiments`."""
     found = EXPERIMENTS[solver](world, tmp_path, name, seed=0)
     assert {what: value for what, value in found.items() if value >= BOUNDS[what]} == {}
 

@@ -1,1 +1,1 @@
-"""What the sampler computes with: attention, draws from logits, random numbers, warping."""
+"""Numerics of the sampler: attention, draws from logits, random numbers, warping."""

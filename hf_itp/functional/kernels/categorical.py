@@ -82,7 +82,7 @@ def most_probable(logits: torch.Tensor, matters: torch.Tensor | None = None) -> 
         `torch.LongTensor` of shape `(R,)`.
 
     Raises:
-        `DistributionError`: As in [`sample_categorical`]; an argmax would return a NaN.
+        `DistributionError`: As in [`sample_categorical`]; an argmax would pick a NaN.
 
     Examples:
 

@@ -19,7 +19,7 @@ def warp_logits(
     min_p: float = 0.0,
 ) -> torch.Tensor:
     r"""
-    Return the logits of the sampling distribution: divided by the temperature, then `-inf` where a filter removes one.
+    Return the logits of the sampling distribution: divided by the temperature, then `-inf` for removed tokens.
 
     In order: *top-k* keeps the `top_k` largest (and their ties), *top-p* the smallest set of most probable tokens with
     mass of at least `top_p`, *min-p* all of at least `min_p` times the largest probability. At least one token stays.

@@ -18,7 +18,7 @@ from hf_itp.functional.unit_grid import unit_grid
 
 class Transform(ABC):
     r"""
-    A nondecreasing \\( \Phi: [0, 1] \to \mathbb{R} \\), the second step of CTRL
+    Map calibrated rewards by a nondecreasing \\( \Phi: [0, 1] \to \mathbb{R} \\), the second step of CTRL
     ([InfAlign](https://huggingface.co/papers/2412.19792)). Transforms are values: they have no state, and equal ones
     compare equal.
 

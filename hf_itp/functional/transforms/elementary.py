@@ -17,7 +17,7 @@ from hf_itp.functional.transforms.base import Transform, check_beta
 
 @dataclass(frozen=True)
 class Identity(Transform):
-    r"""\\( \Phi(u) = u \\), optimal for plain decoding. Its estimate is unbiased."""
+    r"""Keep the calibrated reward, \\( \Phi(u) = u \\): optimal for plain decoding. Its estimate is unbiased."""
 
     name: ClassVar[str] = "identity"
 
@@ -33,7 +33,7 @@ class Identity(Transform):
 @dataclass(frozen=True)
 class Log(Transform):
     r"""
-    \\( \Phi(u) = \log u \\), the transform equivalent to distilling best-of-n.
+    Take the logarithm, \\( \Phi(u) = \log u \\): the transform equivalent to distilling best-of-n.
 
     It is estimated at `max(u, 1/K)`. No estimate is unbiased, since estimates are bounded and `log u` is not.
     """
@@ -55,7 +55,7 @@ class Log(Transform):
 @dataclass(frozen=True)
 class Exponential(Transform):
     r"""
-    \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\), for best-of-n with `t > 0` and worst-of-n with `t < 0`.
+    Take the exponential, \\( \Phi(u) = \mathrm{sign}(t) e^{t u} \\): for best-of-n `t > 0`, for worst-of-n `t < 0`.
 
     For `t > 0` its estimate is unbiased for the Taylor polynomial of degree `K`,
     \\( T(S) = \sum_{j \le S} \frac{t^j}{j!} \frac{(S)_j}{(K)_j} \\). The polynomial's error is below 1e-3 of the value
@@ -111,7 +111,7 @@ def _taylor_table(num_reference: int, t: float) -> torch.Tensor:
 @dataclass(frozen=True)
 class Function(Transform):
     """
-    A user's own function, estimated by its value at the estimated quantile.
+    Apply a user's own function, estimated by its value at the estimated quantile.
 
     Args:
         function (`Callable[[torch.Tensor], torch.Tensor]`): Nondecreasing on `[0, 1]`, elementwise.

@@ -68,7 +68,7 @@ class _OptimalTransform(Transform):
 @dataclass(frozen=True)
 class BestOfNOptimal(_OptimalTransform):
     r"""
-    The transform that maximizes the best-of-`n` win rate minus `beta` KL:
+    Maximize the best-of-`n` win rate minus `beta` KL:
     \\( \Phi(u) = n^2 \int_0^u v^{n-1} F(v)^{n-1} dv \\).
 
     Args:
@@ -94,7 +94,7 @@ class BestOfNOptimal(_OptimalTransform):
 @dataclass(frozen=True)
 class WorstOfNOptimal(_OptimalTransform):
     r"""
-    The transform that maximizes the worst-of-`n` win rate minus `beta` KL:
+    Maximize the worst-of-`n` win rate minus `beta` KL:
     \\( \Phi(u) = n^2 \int_0^u (1-v)^{n-1} (1-F(v))^{n-1} dv \\).
 
     Args:

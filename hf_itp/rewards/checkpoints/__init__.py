@@ -1,1 +1,1 @@
-"""How the checkpoint of a reward model is read, checked and loaded."""
+"""Read, check and load the checkpoint of a reward model."""

@@ -1,5 +1,5 @@
 """
-The description of a checkpoint, read before anything in it is loaded or run. What it must not ask for is refused here.
+Read the description of a checkpoint before anything in it is loaded or run, and refuse what it must not ask for.
 
 Knows nothing of models: small JSON files in, a description or an error out.
 """
@@ -24,7 +24,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 @dataclass(frozen=True)
 class Kind:
     """
-    What a checkpoint is loaded as.
+    Kind of model that a checkpoint is loaded as.
 
     Args:
         noun (`str`): For messages.
@@ -47,7 +47,7 @@ _SAFE_FILE = re.compile(r"[\w][\w.-]*\.safetensors(?:\.index\.json)?")
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    What a checkpoint's small files say.
+    Description of a checkpoint, from its small files.
 
     Args:
         name (`str`): The caller's name for it.
@@ -82,7 +82,7 @@ class Checkpoint:
 
 class Layout(NamedTuple):
     """
-    How the weights of a family of checkpoints become a model.
+    Way in which the weights of a family of checkpoints become a model.
 
     Args:
         loader (`type`): The class whose `from_pretrained` loads them.
@@ -105,7 +105,7 @@ def read_checkpoint(name: str, place: str, options: Mapping[str, Any], kind: Kin
 
     Raises:
         `OSError`, `ValueError`: If it cannot be reached or read.
-        `RewardModelError`, `LoadError`: If it names weights that are no safetensors or lie elsewhere, a kernel to
+        `RewardModelError`, `LoadError`: If it names weights that are not safetensors or lie elsewhere, a kernel to
             download, or a change to anything but the model.
     """
     hub = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
@@ -128,7 +128,7 @@ def check_remote_code(name: str, place: str, trust_remote_code: bool, revision: 
     Refuse code from the Hub that its owner could still change.
 
     Raises:
-        `ArgumentError`: If code may run and the revision is no commit.
+        `ArgumentError`: If code may run and the revision is not a commit.
     """
     if trust_remote_code and not Path(place).is_dir() and not _COMMIT.fullmatch(revision or ""):
         raise ArgumentError(
@@ -144,7 +144,7 @@ def check_code(checkpoint: Checkpoint, code_revision: str | None) -> None:
     Raises:
         `RewardModelError`: If the code lies outside the checkpoint, or the checkpoint is an adapter (its base model is
             read without a fixed commit).
-        `ArgumentError`: If the code lies in another repository and `code_revision` is no commit.
+        `ArgumentError`: If the code lies in another repository and `code_revision` is not a commit.
     """
     if checkpoint.adapter and checkpoint.code:
         raise RewardModelError(

@@ -72,7 +72,7 @@ def load(
 
     Raises:
         `LoadError`: If checkpoint or tokenizer cannot be found or read.
-        `RewardModelError`: If it is no reward model, or holds or names what is never loaded.
+        `RewardModelError`: If it is not a reward model, or holds or names what is never loaded.
         `ArgumentError`: If its code would run without a fixed commit.
     """
     if device is not None and device_map is not None:

@@ -1,1 +1,1 @@
-"""One right forward pass of a reward model, for many sequences."""
+"""Correct forward passes of a reward model, for many sequences."""

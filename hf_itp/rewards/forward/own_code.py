@@ -1,6 +1,6 @@
 """
-Rewards of models whose class came with their checkpoint, as their cards read them: `get_score`, or the `score` or the
-only logit of a forward pass.
+Rewards of models whose class came with their checkpoint, read as their cards do: by `get_score`, or from the `score`
+or the only logit of a forward pass.
 
 They run one response at a time: only the class knows which token of a padded batch it pools.
 """
@@ -44,9 +44,9 @@ def _reward(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
         # Others call it `logits`, or return only it.
         found = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
-        shape = f"of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else "missing"
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else "neither"
         raise RewardModelError(
             f"`{type(model).__name__}`, which came with its checkpoint, must return one `score` or one of `logits` "
-            f"per response, got one that is {shape}. Wrap the model in a callable f(prompts, completions, **kwargs)."
+            f"per response, got {shape}. Wrap the model in a callable f(prompts, completions, **kwargs)."
         )
     return found.reshape(()).float().cpu()

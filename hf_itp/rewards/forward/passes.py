@@ -207,7 +207,7 @@ def _in_float32(head: nn.Module) -> nn.Module:
     if not list(head.parameters()) and not _is_quantized(head):
         return head
     tensors = itertools.chain(head.parameters(), head.buffers())
-    # What `deepcopy` finds in its memo it does not copy, so this copies the modules only.
+    # `deepcopy` does not copy what it finds in its memo, so this copies only the modules.
     in_float32 = {id(tensor): tensor.detach().float() if tensor.is_floating_point() else tensor for tensor in tensors}
     head = copy.deepcopy(head, in_float32)
     head.register_forward_pre_hook(_cast_inputs, with_kwargs=True)

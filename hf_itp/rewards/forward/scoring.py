@@ -112,7 +112,7 @@ def _shared(
 def _after_prefix(
     model: PreTrainedModel, body: Any, group: PrefixGroup, sequences: Sequence[TokenSequence]
 ) -> tuple[Logits, list[TokenSequence]]:
-    """Run the common beginning of sequences; return a function that scores what follows it, and what follows it."""
+    """Run the common prefix of sequences; return a function that scores suffixes, and the suffixes."""
     prefix = SharedPrefix(body, _tensor(model, sequences[0].ids[: group.length]))
 
     def logits(batch: Sequence[TokenSequence]) -> torch.Tensor:

@@ -38,7 +38,7 @@ class TokenSequence(NamedTuple):
 
 class PairEncoder:
     """
-    Makes tokens of prompt and response by the tokenizer's chat template. Without one they become a text pair if
+    Make tokens of prompt and response by the tokenizer's chat template. Without one they become a text pair if
     `pairs` is set, else the prompt followed by the response.
 
     Args:
@@ -235,7 +235,7 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
 
     Raises:
         `ArgumentError`: If `max_length` leaves no room beside the special tokens, or exceeds the model's positions.
-        `ArgumentTypeError`: If the tokenizer is none.
+        `ArgumentTypeError`: If `tokenizer` is not a tokenizer.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ArgumentTypeError(

@@ -1,6 +1,5 @@
 """
-Prompts and responses as the tokens a process reward model reads, with the positions after each step of the response at
-which it is read.
+Turn prompts and responses into the tokens a process reward model reads, with the position to read after each step.
 
 Each function is one way such models were trained. Knows nothing of models.
 """
@@ -37,7 +36,7 @@ def marked(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequence[str], mark: str, between: str = ""
 ) -> TokenSequence:
     """
-    Make one text with a mark after each step, read at the marks: rendered by the chat template, or without one the
+    Make one text with a mark after each step, read at the marks. The chat template renders it; without one it is the
     prompt, a space and the steps.
 
     Args:

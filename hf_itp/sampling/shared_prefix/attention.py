@@ -23,7 +23,7 @@ def shared_prefix_attention(call: AttentionCall) -> torch.Tensor:
     """
     module, query, key, value, mask, scaling, dropout, window, softcap, sink = call
     if torch.compiler.is_compiling():
-        # What the cache holds changes with every step, so to the graph it is one opaque operator.
+        # The cache changes with every step, so the graph sees one opaque operator.
         return torch.ops.hf_itp.attend_shared(query, key, value, module.layer_idx, scaling, window, softcap, sink)
     cache = active_cache.get()
     layer = cache.take(key)

@@ -35,10 +35,10 @@ class CannotShareNow(CannotShare):
 
 
 class UnknownInterface(CannotShareNow):
-    """A part of transformers is not as this package knows it; otherwise the model might share its prompts."""
+    """A part of transformers differs from what this package knows; otherwise the model might share its prompts."""
 
     def __init__(self, interface: str):
-        super().__init__(f"transformers' interface is not as it is known: {interface}")
+        super().__init__(f"transformers' interface differs from the known one: {interface}")
 
 
 @dataclass

@@ -50,7 +50,7 @@ def _mode(model: Any, device: torch.device) -> tuple[Any, ...]:
 
 class SharedPrefixDecoder:
     """
-    Decoder that keeps a prompt's keys and values once, and reads them once per step for all rows that continue it.
+    Keep a prompt's keys and values once, and read them once per step for all rows that continue it.
 
     Each prompt runs by itself and without padding, so its logits are the same whatever else is in the batch.
 

@@ -42,7 +42,7 @@ def test_warped_logits_equal_the_reference(settings, with_ties):
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
 def test_nuclei_of_every_size_equal_the_reference(top_p):
-    """Sizes from one token to thousands, so that some rows need every further look at the vocabulary, some none."""
+    """Sizes range from one token to thousands: some rows need every further look at the vocabulary, some none."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([40.0, 10.0, 4.0, 2.0, 1.0, 0.5, 0.0])[:, None]
     logits = spread * torch.randn(7, 6000, dtype=torch.float64, generator=generator)

@@ -1,5 +1,5 @@
 """
-How to load each family of reward models: one family, one file, chosen by what the checkpoint says of itself.
+Layouts of reward models: one family, one file, chosen by what the checkpoint says of itself.
 
 A new family is a new file here. It defines `reward_layout` (one reward per response) or `process_layout` (one per
 step), a function from a [`Checkpoint`] to its [`Layout`], `None` for a checkpoint of another family.
@@ -31,7 +31,7 @@ def reward_layout(checkpoint: Checkpoint, trust_remote_code: bool) -> Layout:
     Return how to load a checkpoint that gives a response one reward.
 
     Raises:
-        `RewardModelError`: If its configuration says it is none, or it needs code that is not allowed to run.
+        `RewardModelError`: If its configuration says it is not one, or it needs code that is not allowed to run.
     """
     if checkpoint.adapter:
         return Layout(AutoModelForSequenceClassification)
@@ -52,7 +52,7 @@ def process_layout(checkpoint: Checkpoint, language_model: bool, trust_remote_co
         trust_remote_code (`bool`): Whether its own code may run.
 
     Raises:
-        `RewardModelError`: If its configuration says it is none, or it needs code that is not allowed to run.
+        `RewardModelError`: If its configuration says it is not one, or it needs code that is not allowed to run.
     """
     known: Any = AutoModelForCausalLM if language_model else AutoModelForTokenClassification
     if checkpoint.adapter:

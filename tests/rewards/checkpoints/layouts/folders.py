@@ -121,7 +121,7 @@ def encoder(architecture: str) -> Callable[[Path], Family]:
 
 
 def plain_text(folder: Path) -> Family:
-    """TRL's `RewardTrainer` without a template: every text ends in the end token."""
+    """Write what TRL's `RewardTrainer` trains without a template: every text ends in the end token."""
     model = tiny_classifier("llama")
     saved(folder, model, plain_tokenizer())
     return Family(
@@ -151,7 +151,7 @@ def adapter(folder: Path) -> Family:
 
 
 def open_rlhf(head: str, **entries: Any) -> Callable[[Path], Family]:
-    """The base model's configuration, the class `RewardModel`, a head without a bias."""
+    """Give the base model's configuration the class `RewardModel` and a head without a bias."""
 
     def build(folder: Path) -> Family:
         model = tiny_classifier("llama")
@@ -212,7 +212,7 @@ def product(probabilities: list[float]) -> float:
 
 
 def qwen_process(folder: Path) -> Family:
-    """`<extra_0>` behind each step, in the assistant's turn; the softmax of the second label there."""
+    """Read at `<extra_0>` behind each step, in the assistant's turn, by the softmax of the second label."""
     model, (head, apply) = tiny_classifier("qwen2", vocab_size=65), _qwen_head(2)
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<extra_0>"], special_tokens=True)
@@ -230,7 +230,7 @@ def qwen_process(folder: Path) -> Family:
 
 
 def trl_process(folder: Path) -> Family:
-    """A token classifier of transformers, read at the last token of prompt, step, mark, step, mark, ..."""
+    """Write a token classifier of transformers, read at the last token of prompt, step, mark, step, mark, ..."""
     model = tiny_classifier("qwen2", num_labels=2, of_tokens=True)
     saved(folder, model, tiny_tokenizer())
 
@@ -246,7 +246,7 @@ def trl_process(folder: Path) -> Family:
 
 
 def math_shepherd(folder: Path) -> Family:
-    """`question step mark\\nstep mark`, good against bad at each mark."""
+    """Read `question step mark\\nstep mark`, good against bad at each mark."""
     model = tiny_model("mistral", entropy=3.5)
     saved(folder, model, plain_tokenizer())
     mark, good, bad = ids_of("out yes no")
@@ -261,7 +261,7 @@ def math_shepherd(folder: Path) -> Family:
 
 
 def rlhflow_process(folder: Path) -> Family:
-    """Each step a turn of the user; the answer is predicted three tokens before the end of each conversation."""
+    """Make each step a turn of the user; the answer is predicted three tokens before the end of each conversation."""
     model = tiny_model("llama")
     saved(folder, model, tiny_tokenizer())
     _, good, bad = ids_of("out yes no")
