@@ -18,8 +18,9 @@ from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
 from hf_itp.errors import ArgumentError
-from hf_itp.pools.file import Row, read_pool
+from hf_itp.pools.file import read_pool
 from hf_itp.pools.journal import POOL
+from hf_itp.pools.schema import Row
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.resolve import RewardLike
