@@ -1,5 +1,5 @@
 """
-`python -m benchmarks`: measures, prints a table, writes CSV and pictures. README.md says how to read them.
+`python -m benchmarks`: measure, print a table, write CSV and pictures. README.md says how to read them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from benchmarks.workloads import STRATEGIES, Workload
 
 
 class NotPossible(Exception):
-    """This contestant cannot do this workload on this machine, with the reason."""
+    """Reason why a contestant cannot do a workload on this machine."""
 
 
 class Contestant(ABC):

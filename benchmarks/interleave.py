@@ -35,7 +35,7 @@ class Entry:
 
 class Turns:
     """
-    Runs workloads, one pass of each contestant in turn.
+    Run workloads, one pass of each contestant in turn.
 
     Args:
         options (`dict`): Options of every contestant.
@@ -160,7 +160,7 @@ class Child:
         self._ask({"contestant": contestant, "workload": workload.name, "options": options})
 
     def answer(self, request: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the answer of the process to `request`, or without one, to being started."""
+        """Return the answer of the process to `request`, or to its start if there is none."""
         if request is not None:
             self._ask(request)
         assert self._process.stdout is not None

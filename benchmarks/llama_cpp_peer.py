@@ -92,7 +92,7 @@ class LlamaCpp(Generate):
                 responses[row].append(llama.llama_sampler_sample(samplers[row], context, place))
 
     def _run(self, context: Any, batch: Any, cells: list[tuple[int, int, int]], all_logits: bool = False) -> None:
-        """One forward pass over (token, position, sequence); logits of at least the last one."""
+        """Make one forward pass over (token, position, sequence), with logits of at least the last one."""
         batch.n_tokens = len(cells)
         for place, (token, position, sequence) in enumerate(cells):
             batch.token[place], batch.pos[place] = token, position

@@ -24,7 +24,7 @@ _WARM_UP = {"max_new_tokens": 3, "num": 2}
 
 
 class Sampler(Contestant):
-    """Base of all: loads models and prompts, and counts tokens."""
+    """Base of all: load models and prompts, and count tokens."""
 
     def __init__(self, workload: Workload, options: dict[str, Any]):
         super().__init__(workload, options)

@@ -1,5 +1,5 @@
 """
-From passes to rows of a table: medians with their spread, ratios within a round, and facts of the machine.
+Turn passes into rows of a table: medians with their spread, ratios within a round, and facts of the machine.
 """
 
 from __future__ import annotations

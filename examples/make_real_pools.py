@@ -1,5 +1,5 @@
 """
-Make the pools of `examples/data` out of the scores they come from. `examples/data/README.md` names the sources.
+Make the pools of `examples/data` from their sources, which `examples/data/README.md` names.
 
 Keeps numbers only, one row per prompt: an id, the rewards of its 100 responses, and whether each response is right.
 
@@ -28,13 +28,13 @@ LENGTH_BONUS = 0.002  # per character
 
 
 def humaneval(problem: dict) -> dict:
-    """The reward is the share of the model-written tests that a program passes."""
+    """Return a row whose reward is the share of the model-written tests that a program passes."""
     shares = [round(outcomes.count("1") / problem["num_tests"], 6) for outcomes in problem["passes"]]
     return {"id": problem["id"], "rewards": shares, "gold_rewards": problem["gold"]}
 
 
 def game24(puzzle: dict) -> dict:
-    """Two rewards: how close the value is to 24, and the same with a slight taste for length."""
+    """Return a row of two rewards: how close the value is to 24, and the same with a slight taste for length."""
     longer = [
         round(close + LENGTH_BONUS * chars, 6)
         for close, chars in zip(puzzle["closeness"], puzzle["chars"], strict=True)

@@ -168,7 +168,7 @@ def train(pairs: list[Pair], output: Path) -> None:
     scale = flat.std(dim=0) + 1e-3
     differences = (flat[::2] - flat[1::2]) / scale
     weights = fit_head(differences, choose_ridge(differences, pairs)) / scale
-    bias = -(flat @ weights).mean()  # the average answer scores 0
+    bias = -(flat @ weights).mean()  # the average answer gets 0
     head = {"keys": keys, "weights": weights.reshape(keys.shape).float(), "bias": bias.reshape(1).float()}
     save_file({name: tensor.contiguous() for name, tensor in head.items()}, output)
 

@@ -9,9 +9,9 @@ Run it on any machine; the tests' own seeds are 0 throughout. `--burn` keeps eve
 of its own. Set ATEN_CPU_CAPABILITY=default or avx2 and ONEDNN_MAX_CPU_ISA=SSE41 in the environment for another
 processor's arithmetic.
 
-Training: how far runs end from what is claimed, and by how many standard deviations the bound clears their mean; at
-least five, a normal tail below 3e-7, and no run beyond it. Laws: how many runs of a test fail; none, at odds below
-1e-6 each. Exits with 1 if anything is otherwise.
+For training it prints how far runs end from what is claimed, and by how many standard deviations the bound clears
+their mean: at least five, a normal tail below 3e-7, and no run may be beyond the bound. For laws it prints how many
+runs of a test fail: none may, at odds below 1e-6 each. It exits with 1 otherwise.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_files_are_made_from_their_source(module, tmp_path):
     folder = EXAMPLES.parents[1] / "shared" / "data"
     source = type(folder)(os.environ.get("HF_ITP_TEST_DATA", folder))
     if not (source / "codet_humaneval_164x100.jsonl.gz").is_file():
-        pytest.skip(f"the scores the pools are made from are not in {source}")
+        pytest.skip(f"the files that the pools are made from are not in {source}")
     example("make_real_pools").main(source, tmp_path)
     made = {file.name: gzip.decompress(file.read_bytes()) for file in tmp_path.glob("*.gz")}
     assert made == {file.name: gzip.decompress(file.read_bytes()) for file in module.DATA.glob("*.gz")}

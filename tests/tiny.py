@@ -79,7 +79,7 @@ _CHAT_TEMPLATE = (
 )
 
 
-# Models whose first draw of weights says little else than one word.
+# Models whose first draw of weights says little but one word.
 _SEEDS = {"t5": 5, "bart": 3}
 
 
@@ -121,7 +121,7 @@ def _built(architecture: str, seed: int, entropy: float, config_overrides: str) 
 
 @torch.no_grad()
 def _draw_weights(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Draw weights large enough for attention to look around: with the usual 0.02 so narrow a model's layers idle."""
+    """Draw weights large enough for attention to matter: with the usual 0.02 a narrow model's layers do little."""
     for name, weight in model.named_parameters():
         noise = torch.empty_like(weight).normal_(generator=generator)
         if weight.dim() >= 2 and not name.endswith("A_log"):

@@ -1,5 +1,5 @@
 """
-Checks that a calibration fits its use: the same policy, reward, and way of drawing responses.
+Check that a calibration fits its use: the same policy, reward, and way of drawing responses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_identity(name: str, given: dict[str, Any] | None, own: dict[str, Any])
 
 def check_draw(given: dict[str, Any] | None, own: dict[str, Any] | None) -> None:
     """
-    Refuse to draw responses in another way than the references, where both ways are recorded.
+    Refuse to draw responses in another way than the references, if both ways are recorded.
 
     Raises:
         `ArgumentError`: If the two draws differ; names every difference.

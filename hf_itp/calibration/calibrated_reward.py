@@ -1,5 +1,5 @@
 """
-A reward on the reference policy's own scale, for use wherever a reward is.
+A reward on the reference policy's own scale, usable like any reward.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hf_itp.rewards.resolve import RewardLike
 
 class CalibratedReward(RewardFunction):
     """
-    Rewards in `[0, 1]`: the share of reference responses to the same prompt that a response beats.
+    Score a response by the share, in `[0, 1]`, of reference responses to the same prompt that it beats.
 
     With it the `beta` of pessimism means the same for every prompt and reward model: a `beta` of at most 1/2 keeps the
     best `sqrt(2 beta)` of the policy's mass, at a win rate of `1 - sqrt(2 beta) / 3`.

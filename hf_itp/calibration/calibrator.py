@@ -41,7 +41,7 @@ _UNKNOWN = {"name": "", "revision": None, "dtype": None, "weights": None}
 
 class RewardCalibrator:
     r"""
-    Sorted rewards of `K` reference responses per prompt, and the quantile of any reward among them.
+    Turn a reward into its quantile among the rewards of `K` reference responses to the same prompt.
 
     The first step of CTRL ([InfAlign](https://huggingface.co/papers/2412.19792)): under the reference policy the
     calibrated reward is uniform on `[0, 1]` whatever the prompt and the reward model,
@@ -141,7 +141,8 @@ class RewardCalibrator:
             num_reference (`int`, *optional*, defaults to 100): `K`. The error of a quantile is at most
                 `0.5 / sqrt(K)`.
             seed (`int`, *optional*, defaults to 0): Seed of the draw.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's. Loaded from beside it by default.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's. By default loaded from where the
+                policy came from.
             chat_template_kwargs (`dict`, *optional*): Arguments of the policy's chat template, e.g. `tools` or
                 `{"enable_thinking": False}`.
             reward_kwargs (`dict[str, list]`, *optional*): Data columns for the reward, e.g. `{"answer": [...]}`, with
@@ -294,7 +295,7 @@ class RewardCalibrator:
         draw: dict[str, Any] | None = None,
     ) -> None:
         """
-        Refuse to be used with another policy, reward model or draw than the references'.
+        Refuse another policy, reward model or draw than those of the references.
 
         Args:
             policy, reward_model (`dict`, *optional*): Their identities.
@@ -386,7 +387,7 @@ class RewardCalibrator:
         if bool(constant.any()):
             warnings.warn(
                 f"All reference rewards are equal for {int(constant.sum())} of {len(constant)} prompts, so rewards "
-                "equal to them are calibrated to 0.5. Drop these prompts before training, which learns nothing there.",
+                "equal to them are calibrated to 0.5. Training learns nothing from these prompts: drop them.",
                 ItpWarning,
                 stacklevel=3,
             )

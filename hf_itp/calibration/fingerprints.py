@@ -42,7 +42,7 @@ def prompt_fingerprint(prompt: Prompt) -> str:
     else:
         messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
         if all(message.keys() <= {"role", "content"} for message in messages):
-            # In this form for calibrations that were saved before other fields counted.
+            # Keep this form for calibrations that were saved before other fields counted.
             pairs = [[message.get("role"), message.get("content")] for message in messages]
             content = json.dumps(["chat", pairs], default=str)
         else:

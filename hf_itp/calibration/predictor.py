@@ -21,7 +21,7 @@ _STRENGTHS = tuple(10.0**power for power in range(-3, 6))
 
 class QuantilePredictor:
     r"""
-    Ridge regression from the reward model's features of a prompt to the quantiles of its reference rewards.
+    Predict the quantiles of a prompt's reference rewards, by ridge regression on the reward model's features.
 
     [`~QuantilePredictor.fit`] chooses the strength by cross-validation and reports the error on held-out prompts:
     `calibration_error`, the mean of $|\hat C(x, y) - C(x, y)|$ over their responses, and `baseline_error`, that of
@@ -81,7 +81,7 @@ class QuantilePredictor:
 
     @staticmethod
     def check(reward: RewardFunction, prompts: Sequence[Prompt]) -> RewardModel:
-        """Raise what [`fit`] would, before references are drawn; return the reward."""
+        """Raise the errors of [`fit`] before references are drawn; return the reward."""
         if not isinstance(reward, RewardModel):
             raise ArgumentError(
                 f"`reward_model` must have features with `predict`, got {reward.name}. Leave `predict` out, or use a "
@@ -158,7 +158,7 @@ def _spread(quantiles: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _error(quantiles: torch.Tensor, rewards: torch.Tensor) -> float:
-    """Sum over prompts the mean difference between quantiles by prediction and by true references."""
+    """Sum over prompts the mean difference between predicted and true quantiles."""
     count = rewards.shape[-1]
     predicted = calibrate_rewards(rewards, _spread(quantiles, count))
     true = calibrate_rewards(rewards, rewards)

@@ -64,7 +64,7 @@ def _path(id_or_folder: str | Path, name: str, hub: dict[str, Any]) -> Path:
     folder = Path(id_or_folder).expanduser()
     if folder.is_dir():
         if not (folder / name).is_file():
-            raise LoadError(f"There is no {name} in {folder}. Pass a folder that a calibrator was saved to.")
+            raise LoadError(f"{folder} must hold {name}, got no such file. Pass a folder of a saved calibrator.")
         return folder / name
     try:
         return Path(hf_hub_download(str(id_or_folder), name, **hub))

@@ -11,7 +11,7 @@ import typer
 
 def parse_fields(assignments: Sequence[str], **common: Any) -> dict[str, Any]:
     """
-    Return the fields from `--set`, with values read as JSON if they are, else as text, and those with own options.
+    Return the fields from `--set`, read as JSON if they are, else as text, and those with options of their own.
 
     Raises:
         `typer.BadParameter`: If an assignment has no `=`, or a field is given twice.
@@ -29,9 +29,11 @@ def parse_fields(assignments: Sequence[str], **common: Any) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"{assignment!r} is not of the form name=value.", param_hint="'--set'")
+            raise typer.BadParameter(
+                f"must have the form name=value, got {assignment!r}. Write e.g. --set beta=0.1.", param_hint="'--set'"
+            )
         if name in fields:
-            raise typer.BadParameter(f"{name} is given twice.", param_hint="'--set'")
+            raise typer.BadParameter(f"must give {name} once, got it twice. Leave one out.", param_hint="'--set'")
         try:
             fields[name] = json.loads(text)
         except json.JSONDecodeError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Dtype(StrEnum):
-    """What the policy computes in."""
+    """Data type that the policy computes in."""
 
     auto = "auto"
     float32 = "float32"
@@ -126,15 +126,22 @@ def generate(
     """
     if num_candidates is not None and num_return_sequences > num_candidates:
         raise typer.BadParameter(
-            f"{num_return_sequences} responses cannot be returned of {num_candidates} candidates. Draw more.",
+            f"must be at most --num-candidates ({num_candidates}), got {num_return_sequences}. Draw more candidates.",
             param_hint="'--num-return-sequences'",
         )
     if all_candidates and not json:
-        raise typer.BadParameter("Only JSON holds all candidates. Add --json.", param_hint="'--all-candidates'")
+        raise typer.BadParameter(
+            "must come with --json, since only JSON holds all candidates. Add --json.", param_hint="'--all-candidates'"
+        )
     if system is not None and plain:
-        raise typer.BadParameter("Plain text has no system message. Leave --plain out.", param_hint="'--system'")
+        raise typer.BadParameter(
+            "must come without --plain, since plain text has no system message. Leave --plain out.",
+            param_hint="'--system'",
+        )
     if reward_label is not None and not reward_model:
-        raise typer.BadParameter("A label needs its reward model. Add --reward-model.", param_hint="'--reward-label'")
+        raise typer.BadParameter(
+            "must come with the reward model that has the label. Add --reward-model.", param_hint="'--reward-label'"
+        )
     fields = parse_fields(set_ or [], beta=beta)
     given_prompts = read_prompts(prompts or [], file)
 

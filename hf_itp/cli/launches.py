@@ -1,4 +1,4 @@
-"""Leaving a launch of several processes that a command has joined."""
+"""Leave a launch of several processes that a command has joined."""
 
 from __future__ import annotations
 

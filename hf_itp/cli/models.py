@@ -1,4 +1,4 @@
-"""What the commands load beside a policy: reward models, and what the policy's checkpoint recommends."""
+"""Load what the commands need beside a policy: reward models, and what its checkpoint recommends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_reward_models(
 
 @contextmanager
 def loading_bars(shown: bool) -> Iterator[None]:
-    """Hide transformers' progress bars of downloads and weights within, unless they are to be shown."""
+    """Hide transformers' progress bars of downloads and weights inside, unless `shown`."""
     from transformers.utils import logging
 
     if shown or not logging.is_progress_bar_enabled():

@@ -1,4 +1,4 @@
-"""The options that more than one command takes, each with its help; of a keyword of `generate`, the keyword's."""
+"""Options that more than one command takes, each with its help: that of the keyword if `generate` has it too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts from arguments, a file or stdin. Errors name the place of what cannot be read."""
+"""Read prompts from arguments, a file or stdin. Errors name the place of what cannot be read."""
 
 from __future__ import annotations
 

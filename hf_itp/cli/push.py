@@ -73,9 +73,9 @@ def push(
       hf-itp push outputs/ctrl org/policy --create-pr --license apache-2.0
     """
     if gated not in (None, "auto", "manual"):
-        raise typer.BadParameter(f"{gated!r} is neither auto nor manual.", param_hint="'--gated'")
+        raise typer.BadParameter(f"must be auto or manual, got {gated!r}. Choose one.", param_hint="'--gated'")
     if picture is not None and not picture.is_file():
-        raise typer.BadParameter(f"There is no file {picture}.", param_hint="'--picture'")
+        raise typer.BadParameter(f"must be a file, got none at {picture}. Check the path.", param_hint="'--picture'")
     fields = parse_fields(set_ or [], beta=beta)
     from hf_itp import Policy, get_strategy, push_to_hub
     from hf_itp.hub.push import known_facts

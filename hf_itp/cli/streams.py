@@ -16,7 +16,7 @@ _UNSET = ("strict", "surrogateescape")
 @contextmanager
 def writing_all() -> Iterator[None]:
     r"""Make stdout and stderr write `\u6c34` for a letter that their encoding lacks, instead of raising."""
-    # Keep the streams of now: click replaces them once a reader is gone.
+    # Keep the current streams: click replaces them once a reader is gone.
     streams: list[Any] = [s for s in (sys.stdout, sys.stderr) if getattr(s, "errors", None) in _UNSET]
     changed = [(stream, stream.errors) for stream in streams if hasattr(stream, "reconfigure")]
     for stream, _ in changed:

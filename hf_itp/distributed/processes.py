@@ -1,10 +1,10 @@
 """
 Coordinate the processes of a launch: run work in each, exchange the results, propagate a failure.
 
-Messages take a gloo group of their own. There a lost connection is noticed at once, where NCCL waits for a watchdog,
-and no message gets between the collectives of sharded weights, which the default group carries. That is why
-accelerate's `gather_object`, which knows only the default group, is not used. A process that is killed is the
-launcher's business, which ends the others. Knows nothing of candidates.
+Messages take a gloo group of their own. It notices a lost connection at once, while NCCL waits for a watchdog. And no
+message gets between the collectives of sharded weights, which the default group carries. So accelerate's
+`gather_object`, which knows only the default group, is not used. If a process is killed, the launcher ends the others.
+Knows nothing of candidates.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Processes:
         Run `work` in every process and return the results of all, in order. They travel pickled: keep them small.
 
         Raises:
-            `Exception`: Its own, where `work` fails here, once the others have been told.
+            `Exception`: The error of `work` if it fails here, once the others have been told.
             `ProcessError`: If `work` fails only elsewhere, or another process has ended.
         """
         if self.size == 1:
@@ -94,7 +94,7 @@ def launched_processes() -> Processes:
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched not in ("", "1"):
         raise ArgumentError(
-            f"The {launched} processes of this launch must be joined to share work, but are not, and each would do "
+            f"The {launched} processes of this launch must be joined to share work, got none joined: each would do "
             "all of it. Create accelerate.Accelerator() before the call, on CPUs Accelerator(cpu=True)."
         )
     return Processes()

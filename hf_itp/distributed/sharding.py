@@ -1,5 +1,5 @@
 """
-Which candidates of a call each process of a launch draws and scores, and how all come to know what was drawn.
+Split the candidates of a call over the processes of a launch, and exchange what they drew.
 
 A candidate is a function of the seed, its prompt and its index, so a process draws its own part as if it drew
 everything. Rewards are exchanged, and every process selects from the whole pool; the tokens of the winners follow.
@@ -27,7 +27,7 @@ SHARDS = ("candidates", "prompts")
 
 
 class Source(Protocol):
-    """Draws and scores candidates, each named by its prompt and its index."""
+    """Draw and score candidates, each named by its prompt and its index."""
 
     seconds: dict[str, float]
     """Time spent, by stage."""
@@ -63,7 +63,7 @@ class Sharding:
             )
         elif (size := getattr(call.model, "tp_size", None) or 1) > 1:
             raise UnsupportedModelError(
-                f"`shard` needs a policy that each process can run by itself, but this one is split over {size} by "
+                f"`shard` must come with a policy that each process can run by itself, got one split over {size} by "
                 "tensor parallelism, whose processes draw everything together. Leave `shard` out."
             )
         self.processes, self._num_prompts = processes, len(call)
@@ -99,8 +99,8 @@ class Sharding:
             for name, value in answers[0][1].items():
                 if other[name] != value:
                     raise ArgumentError(
-                        f"`{name}` must be the same in every process with `shard`, but differs between process 0 and "
-                        f"process {rank}, so their candidates would not belong together. Give every process the whole "
+                        f"`{name}` must be the same in every process with `shard`, got another in process {rank} than "
+                        "in process 0: their candidates would not belong together. Give every process the whole "
                         "batch and the same arguments, or leave `shard` out where each has prompts of its own."
                     )
         return answers[0][0]
@@ -113,7 +113,7 @@ class Sharding:
 
 class ShardedSource:
     """
-    Draws and scores this process's part, and exchanges it with the others.
+    Draw and score this process's part, and exchange it with the others.
 
     Args:
         source ([`Source`]): Draws and scores for this process's prompts, counted from 0.
@@ -132,7 +132,7 @@ class ShardedSource:
         asked = [(self._sharding.rows.index(prompt), candidate) for prompt, candidate in mine]
         drawn: list[torch.Tensor] = []
         if self._sharding.in_step:
-            # As many as the process with most: what is too much is drawn only for the forward passes. A failure
+            # As many as the process with most: the surplus is drawn only for its forward passes. A failure
             # reaches the others through the launcher, since they wait in a forward pass.
             most = max(owners.count(rank) for rank in range(self._processes.size))
             drawn += self._source.draw(asked + pairs[:1] * (most - len(asked)))[: len(mine)]

@@ -1,5 +1,5 @@
 """
-Where the candidates of one call come from, and the pools they gather in: one per prompt, with its rewards.
+Draw and score the candidates of one call, and gather them in pools: one per prompt, with its rewards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hf_itp.sampling.text import ResponseReader
 
 class CandidateSource:
     """
-    Draws candidates for the prompts of a call and scores them.
+    Draw candidates for the prompts of a call and score them.
 
     Args:
         call ([`DecodingCall`]): What is drawn for, and how.
@@ -52,14 +52,14 @@ class CandidateSource:
     ):
         self._call, self._reward, self._prompts, self._columns = call, reward, prompts, columns
         self._readers = [ResponseReader(tokenizer, row) for row in token_prompts]
-        # Where policy and reward are known to share no device, scoring costs no time of the draw's.
+        # If policy and reward are known to share no device, scoring takes no time from the draw.
         self._overlaps = overlaps and bool(reward.devices) and reward.devices.isdisjoint(devices(call.model))
         self._being_scored: list[tuple[list[Pair], Future[torch.Tensor]]] = []
         self.seconds: dict[str, float] = defaultdict(float)
 
     @cached_property
     def sampler(self) -> CandidateSampler:
-        """Runs the prompts when it is first asked for."""
+        """The sampler, which runs the prompts when it is first asked for."""
         started = time.perf_counter()
         sampler = CandidateSampler(self._call)
         self.seconds["prefill"] += time.perf_counter() - started
@@ -127,8 +127,8 @@ class CandidatePools:
     One growing pool per prompt.
 
     Args:
-        source ([`CandidateSource`] or [`ShardedSource`]): Draws and scores. With the latter the rewards of all
-            processes are in the pools; the responses of others come with [`responses`].
+        source ([`CandidateSource`] or [`ShardedSource`]): Draws and scores. With a [`ShardedSource`] the pools hold
+            the rewards of all processes, and [`responses`] fetches the responses of the others.
         num_prompts (`int`): How many pools.
         reviewer ([`Reviewer`], *optional*): Ends candidates early.
     """
@@ -147,7 +147,7 @@ class CandidatePools:
             self.rewards[row] = torch.cat([self.rewards[row], further])
 
     def comparable_rewards(self, row: int) -> torch.Tensor:
-        """Return the rewards of one prompt's candidates as the strategy is to compare them."""
+        """Return the rewards of one prompt's candidates as the strategy compares them."""
         rewards = self.rewards[row]
         return rewards if self._reviewer is None else self._reviewer.comparable(row, rewards)
 
@@ -163,5 +163,5 @@ class CandidatePools:
         return torch.nn.utils.rnn.pad_sequence(self.rewards, batch_first=True, padding_value=torch.nan)
 
     def diagnostics(self, winners: torch.Tensor) -> dict[str, Any]:
-        """Return what the way of drawing adds to the diagnostics, given the rewards `(B,)` of the first winners."""
+        """Return the diagnostics of early rejection, if any, given the rewards `(B,)` of the first winners."""
         return {} if self._reviewer is None else self._reviewer.diagnostics(self.responses(), winners)

@@ -19,7 +19,7 @@ _REMEDY = 'Pass reward_kwargs={"solution": [...]}, one entry per input row.'
 
 def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None) -> dict[str, list]:
     """
-    Return the columns as lists, each under a name that is not taken by what every reward is called with.
+    Return the columns as lists; refuse the names of arguments that every reward is called with.
 
     Args:
         columns (`dict`): Columns the caller gave, by name.

@@ -47,7 +47,7 @@ from hf_itp.strategies import Strategy, get_strategy
 @dataclass
 class StrategyDecoding(Keywords):
     """
-    One request: which strategy selects among how many candidates, by which reward, for which prompts.
+    Hold one request: which strategy selects among how many candidates, by which reward, for which prompts.
 
     Give it to `generate` as `custom_generate=StrategyDecoding(...)`, or let `generate(strategy=...)` build it.
 
@@ -62,10 +62,10 @@ class StrategyDecoding(Keywords):
             response.
         input_prompts (`list[list[int]]`, *optional*): Tokens of the prompts of an encoder-decoder, whose decoding loop
             sees only the decoder's.
-        keep_top_k_50 (`bool`, *optional*, defaults to `False`): Keep a `top_k` of 50. transformers sets it where
-            nobody did, and a decoding method cannot tell, so `False` removes it, with a warning.
+        keep_top_k_50 (`bool`, *optional*, defaults to `False`): Keep a `top_k` of 50. transformers sets it if
+            nobody did. A decoding method cannot tell the two apart, so `False` removes it, with a warning.
 
-    and, by name, every keyword of `generate` ([`Keywords`]).
+    It also takes every keyword of `generate` by name ([`Keywords`]).
 
     Examples:
 
@@ -78,7 +78,7 @@ class StrategyDecoding(Keywords):
 
     ```
 
-    and then `policy.generate(**inputs, do_sample=True, custom_generate=decoding)`.
+    Then call `policy.generate(**inputs, do_sample=True, custom_generate=decoding)`.
     """
 
     strategy: Strategy
@@ -275,8 +275,8 @@ class StrategyDecoding(Keywords):
             if drawn >= extra:
                 raise StrategyError(
                     f"Strategy {self.strategy.name!r} must decide on {drawn} candidates beyond the first "
-                    f"{self.num_candidates}, as its `num_extra_candidates` says, but for prompt {waiting[0]} asked "
-                    "for more. Correct its `decide`."
+                    f"{self.num_candidates}, as its `num_extra_candidates` says, got a call for more for prompt "
+                    f"{waiting[0]}. Correct its `decide`."
                 )
             pools.extend(waiting, min(extra - drawn, math.ceil(self.num_candidates / 4)))
 
@@ -286,7 +286,7 @@ class StrategyDecoding(Keywords):
         try:
             indices = self.strategy.decide(rewards, self.num_candidates, self.num_return_sequences, generator, *law)
         except StrategyError as error:
-            raise StrategyError(f"Prompt {row} cannot be selected for. {error}") from error
+            raise StrategyError(f"No response to prompt {row} can be selected. {error}") from error
         if indices is None:
             return None
         return check_indices(indices, self.num_return_sequences, len(rewards), self.strategy.name, row)

@@ -13,16 +13,16 @@ from hf_itp.errors import ArgumentError
 @dataclass(frozen=True)
 class EarlyRejection:
     """
-    Settings of early rejection: when incomplete candidates are judged, and how many are given up.
+    Configure early rejection: when incomplete candidates are judged, and how many are given up.
 
     Every `interval` tokens the candidates of a prompt that are still in the race, complete or not, are scored as far
     as they are written. The `share` of lowest reward leaves the race; of these, the incomplete ones are drawn no
     further. The winner is the complete response of highest reward.
 
-    *When to use*: Drawing dominates the cost, and a bad response shows early. Not where the reward belongs to the end
+    *When to use*: Drawing dominates the cost, and a bad response shows early. Not where the reward depends on the end
     of a response, such as the result of a calculation.
 
-    *Cost*: Fewer tokens, more rewards: every review scores all that is still in the race and has grown.
+    *Cost*: Fewer tokens, more rewards: every review scores all candidates still in the race that have grown.
 
     *Paper*: [Fast Best-of-N Decoding via Speculative Rejection](https://huggingface.co/papers/2410.20290). It reviews
     when memory is full; here reviews come at fixed lengths, so that a seed gives one result on every machine.

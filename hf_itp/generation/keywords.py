@@ -1,8 +1,8 @@
 """
 The keywords that `hf_itp` adds to `generate`, each written once: types, default, documentation, command-line help.
 
-From [`KEYWORDS`] follow the signature and docstring of `generate`, the fields of [`~hf_itp.StrategyDecoding`], the
-help of the command line and the page `docs/keywords.md`. Imports neither torch nor transformers.
+The signature and docstring of `generate`, the fields of [`~hf_itp.StrategyDecoding`], the help of the command line and
+the page `docs/keywords.md` follow from [`KEYWORDS`]. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _keyword(types: str, text: str, default: Any = None, help: str = "") -> Any:
 
 @dataclass(kw_only=True)
 class Keywords:
-    """Every keyword but `strategy` and `reward_model`, as `generate` takes them."""
+    """Every keyword except `strategy` and `reward_model`, as `generate` takes them."""
 
     num_candidates: int = _keyword(
         "`int`",

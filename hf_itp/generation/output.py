@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 @dataclass
 class StrategyOutput(ModelOutput):
     """
-    The selected responses, and how they were selected.
+    Hold the selected responses, and how they were selected.
 
     Shapes: `B` prompts, `N` candidates drawn and `k` responses returned per prompt.
 

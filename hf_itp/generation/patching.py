@@ -60,7 +60,7 @@ def disable() -> None:
 
 
 def enable_with_transformers() -> None:
-    """Do [`enable`] now if transformers' generation code is imported, and as soon as it is otherwise."""
+    """Enable now if transformers' generation code is imported, otherwise as soon as it is."""
     record_origins()
     _hook.install()
     _wrap_if_loaded()

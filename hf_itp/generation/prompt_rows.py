@@ -1,7 +1,7 @@
 """
-Warn where the prompts that a reward sees do not belong to the rows that the policy continues.
+Warn if the prompts that a reward sees do not belong to the rows that the policy continues.
 
-A pipeline passes the same `prompts` with every batch of chats, so the rewards would be those of another question.
+A pipeline passes the same `prompts` with every batch of chats, so the rewards would be for another question.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def warn_of_other_rows(
     prompts: Sequence[Prompt], token_prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """
-    Warn, once per call, of a row that is a chat but lacks the text of the user's last message in its prompt.
+    Warn once per call if a chat's row lacks the text of the user's last message.
 
-    Not checked where it cannot be told: prompts and rows that are not chats, content other than text, templates that
+    Not checked where nothing can be told: prompts and rows that are not chats, content other than text, templates that
     change the text. What else the row holds (a system prompt, examples, documents) does not matter.
 
     Args:

@@ -1,5 +1,5 @@
 """
-How a checkpoint recommends to be decoded: the `hf_itp` entry in its `generation_config.json`, written and read here.
+Write and read the `hf_itp` entry of `generation_config.json`, in which a checkpoint recommends how to decode it.
 
 An entry comes from whoever pushed the checkpoint. It is data: it fills in what the caller left open. It cannot run
 code, change what the caller asked for, or ask for more than a server would want to give.
@@ -54,7 +54,7 @@ def decoding_entry(
 
 
 def at_commit(entry: dict[str, Any], commit: str | None) -> dict[str, Any]:
-    """Return the entry with the commit its reward model is at."""
+    """Return the entry with the commit of its reward model."""
     return {**entry, _REVISION: commit}
 
 
@@ -101,7 +101,7 @@ def recommended_arguments(
 
 def recommended_with_fields(model: Any, ours: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """
-    Fill in like [`recommended_arguments`], with the strategy's own fields given apart from sampling's keywords.
+    Do as [`recommended_arguments`] does, with the strategy's own fields given apart from sampling's keywords.
 
     A name that both have, such as `temperature`, is then the strategy's.
 
@@ -155,23 +155,23 @@ def _checked_entry(model: Any) -> dict[str, Any]:
     known = (*_KEYS, *_field_names(entry))
     if unknown := sorted(set(entry) - set(known)):
         raise ArgumentError(
-            f"{_IN_THE_CONFIG} has unknown keys: {', '.join(unknown)}. Known for strategy {entry[_STRATEGY]!r}: "
-            f"{', '.join(known)}. Pass a strategy by name instead of 'auto'."
+            f"{_IN_THE_CONFIG} must hold known keys only, got unknown keys: {', '.join(unknown)}. Known for "
+            f"strategy {entry[_STRATEGY]!r}: {', '.join(known)}. Pass a strategy by name instead of 'auto'."
         )
     remedy = f"{_IN_THE_CONFIG} says so: pass num_candidates=... and a strategy by name."
     check_count("num_candidates", entry.get(_COUNT, 1), 1, remedy, MAX_RECOMMENDED_CANDIDATES)
     reward, revision = entry.get(_REWARD), entry.get(_REVISION)
-    # A checkpoint in a folder of the user's own may name another folder; a downloaded one may not reach for files.
+    # A checkpoint in a folder of the user's own may name another folder; a downloaded one must not name files.
     is_local = Path(str(getattr(model, "name_or_path", "") or "/nowhere")).is_dir() or not model.name_or_path
     if reward is not None and not (isinstance(reward, str) and (is_repo_id(reward) or is_local)):
         raise ArgumentError(
-            f"{_IN_THE_CONFIG} names the reward model {reward!r:.80}, which is no Hub id. Pass reward_model=... "
+            f"{_IN_THE_CONFIG} must name its reward model by a Hub id, got {reward!r:.80}. Pass reward_model=... "
             "yourself."
         )
     if revision is not None and (reward is None or not isinstance(revision, str) or not _COMMIT.fullmatch(revision)):
         raise ArgumentError(
-            f"{_IN_THE_CONFIG} names the revision {revision!r:.80}, which is none of a reward model's. Pass "
-            "reward_model=... yourself."
+            f"{_IN_THE_CONFIG} must name a revision of its reward model, got {revision!r:.80}. Pass reward_model=... "
+            "yourself."
         )
     return entry
 
@@ -184,6 +184,6 @@ def _missing(model: Any) -> ArgumentError:
             "GenerationConfig.from_pretrained('org/adapter'); transformers takes the base model's."
         )
     return ArgumentError(
-        f"`strategy` is 'auto', but the generation config of {type(model).__name__} has no {_ENTRY!r} entry that "
-        f"recommends one. {remedy}"
+        f"`strategy` must be named, got 'auto': the generation config of {type(model).__name__} has no {_ENTRY!r} "
+        f"entry that recommends one. {remedy}"
     )

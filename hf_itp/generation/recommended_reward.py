@@ -1,5 +1,5 @@
 """
-The reward model a checkpoint recommends: loaded at the commit it names, never silently another one.
+Load the reward model that a checkpoint recommends, at the commit it names, never silently another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 from hf_itp.errors import ItpWarning, LoadError, RewardModelError
 from hf_itp.rewards import RewardFunction, as_reward_function
 
-# For the one request beside those of loading.
+# Limit of the request for the current commit, which loading does not need.
 _SECONDS = 5.0
 
 
@@ -56,7 +56,7 @@ class RecommendedReward:
         if self.revision is not None and (now := _current_commit(self.name)) not in (None, self.revision):
             warnings.warn(
                 f"The reward model {self.name} has changed since the checkpoint was pushed: it is at {now:.7} now, "
-                f"but is used at {self.revision:.7}, as it was. Pass reward_model={self.name!r} for the newer one.",
+                f"and {self.revision:.7} is used. Pass reward_model={self.name!r} for the newer one.",
                 ItpWarning,
                 stacklevel=2,
             )

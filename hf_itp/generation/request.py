@@ -32,18 +32,18 @@ from hf_itp.strategies.registry import strategy_class
 
 def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments for transformers' own `generate`, all that concerns the strategy in one `custom_generate`.
+    Return the arguments for transformers' own `generate`, with all about the strategy in one `custom_generate`.
 
     Args:
         model (`PreTrainedModel`): The policy.
         arguments (`dict`): All arguments of `generate` by name, `strategy` among them.
 
     Raises:
-        `ItpError`: A fitting subclass, before any token is drawn.
+        `ItpError`: A fitting subclass if an argument is wrong, before any token is drawn.
     """
     if type(model).generate is not GenerationMixin.generate:
         raise UnsupportedModelError(
-            f"`strategy` needs the standard `generate`, but {type(model).__name__} has one of its own. Pass "
+            f"`strategy` must come with the standard `generate`, got {type(model).__name__} with one of its own. Pass "
             "custom_generate=hf_itp.StrategyDecoding(...) if it is a thin wrapper, or select among its outputs "
             "with `hf_itp.get_strategy(...).select(rewards)`."
         )
@@ -70,7 +70,7 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
     streamer = arguments.pop("streamer", None)
     arguments = without_need_of_tokenizer(model, arguments, tokenizer)
 
-    # Load the reward, and put all that concerns the strategy into one value.
+    # Load the reward, and put all about the strategy into one value.
     decoding = StrategyDecoding(
         strategy=strategy,
         reward=(
@@ -97,7 +97,7 @@ def arguments_beside_decoding(model: Any, arguments: dict[str, Any]) -> dict[str
         arguments (`dict`): All arguments of `generate` by name.
 
     Raises:
-        `ItpError`: A fitting subclass, before any token is drawn.
+        `ItpError`: A fitting subclass if an argument is wrong, before any token is drawn.
     """
     check_inputs(model, arguments)
     decoding: StrategyDecoding = arguments["custom_generate"]
@@ -120,8 +120,8 @@ def _strategy(strategy: str | Strategy, arguments: dict[str, Any]) -> Strategy:
     shared = [name for name in fields if hasattr(GenerationConfig(), name)]
     if shared:
         raise ArgumentError(
-            f"`{shared[0]}` is a keyword of sampling and of strategy {strategy!r}, so it is ambiguous. Pass "
-            f"strategy=hf_itp.get_strategy({strategy!r}, {shared[0]}=...), and sampling's beside it."
+            f"`{shared[0]}` must be given apart for sampling and for strategy {strategy!r}, got one keyword for both. "
+            f"Pass strategy=hf_itp.get_strategy({strategy!r}, {shared[0]}=...), and sampling's beside it."
         )
     for name in fields:
         del arguments[name]
@@ -136,18 +136,19 @@ def _refuse_conflicts(arguments: dict[str, Any]) -> None:
     }
     for name, reason in reasons.items():
         if arguments.get(name) is not None:
-            raise ArgumentError(f"`{name}` cannot be combined with `strategy`: {reason}.")
+            kind = type(arguments[name]).__name__
+            raise ArgumentError(f"`{name}` must be absent with `strategy`, got a {kind}: {reason}.")
     config = arguments.get("generation_config")
     for name in ("strategy", "reward_model", "num_candidates"):
         if hasattr(config, name):
             raise ArgumentError(
-                f"`{name}` must be a keyword of `generate`, but is in `generation_config`, where transformers ignores "
+                f"`{name}` must be a keyword of `generate`, got it in `generation_config`, where transformers ignores "
                 f"it. Pass {name}=... to `generate`."
             )
 
 
 def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return the arguments, sampling on and what nobody set off, and the number of responses to return."""
+    """Return the arguments, with sampling on and unset filters off, and the number of responses to return."""
     arguments = dict(arguments)
     config = arguments.get("generation_config")
     num_return_sequences = first_set("num_return_sequences", sources_of(model, arguments, config))
@@ -156,7 +157,7 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
     if config is None:
         arguments.update(settings)
     else:
-        # Into the caller's own kind of argument: transformers warns where both kinds are used.
+        # Keep to the caller's kind of argument: transformers warns if both kinds are used.
         arguments.pop("num_return_sequences", None)
         config = copy.deepcopy(config)
         config.update(**settings)
@@ -165,7 +166,7 @@ def _sampling_arguments(model: Any, arguments: dict[str, Any]) -> tuple[dict[str
 
 
 def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, num_candidates: int | None) -> None:
-    """Check what transformers would find only after work was done, or in words that do not know of strategies."""
+    """Check what transformers would refuse only after some work, or in words that do not name strategies."""
     named = set(inspect.signature(GenerationMixin.generate).parameters)
     rest = {name: value for name, value in arguments.items() if name not in named}
     config, model_kwargs = model._prepare_generation_config(arguments.get("generation_config"), **rest)
@@ -179,7 +180,8 @@ def _check_arguments(model: Any, arguments: dict[str, Any], strategy: Strategy, 
             close = difflib.get_close_matches(name, [*own, *KEYWORDS, *vars(config)], n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
             raise ArgumentError(
-                f"`{name}` is no keyword of `generate`, of {type(model).__name__} or of strategy {strategy.name!r}."
+                f"`{name}` must be a keyword of `generate`, of {type(model).__name__} or of strategy "
+                f"{strategy.name!r}, got no such name."
                 f"{hint} The strategy takes {', '.join(own) or 'no fields'}; `generate` takes {', '.join(KEYWORDS)} "
                 "and what transformers knows. Correct or remove the name."
             ) from None

@@ -1,7 +1,7 @@
 """
 Judge candidates while they are drawn, by what is written of them so far, and end the worst.
 
-What is drawn are the responses of the full draw, or their first tokens.
+Each response is that of the full draw, or its first tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hf_itp.sampling.row_calls import Pair
 
 @dataclass
 class _Seen:
-    """A candidate as it was when it was last scored; what it is in full is known of audited prompts."""
+    """A candidate as it was last scored; for audited prompts also what it is in full."""
 
     reward: float = math.nan
     length: int = -1
@@ -36,7 +36,7 @@ class _Seen:
 
 class Reviewer:
     """
-    Decides which candidates of a call end early.
+    Decide which candidates of a call end early.
 
     Args:
         source ([`Source`]): Draws and scores.
@@ -58,7 +58,7 @@ class Reviewer:
         return drawn, self._rewards(pairs)
 
     def comparable(self, row: int, rewards: torch.Tensor) -> torch.Tensor:
-        """Return the rewards of a prompt's candidates, those of incomplete ones below all of complete ones."""
+        """Return the rewards of a prompt's candidates, incomplete ones below all complete ones."""
         # Best-of-n looks only at their order, so anything below the worst complete response says "not this one".
         complete = torch.tensor([self._seen[row, index].complete for index in range(len(rewards))])
         lowest = rewards[complete].min()
@@ -82,7 +82,7 @@ class Reviewer:
         return {"early_rejection": found}
 
     def _review(self, pairs: list[Pair]) -> Review:
-        """Begin with a batch. One that outgrew memory begins again, and is judged again."""
+        """Return the review of a batch. One that outgrew memory begins again, and is judged again."""
         self._seen.update({pair: _Seen() for pair in pairs})
 
         def reject(responses: list[torch.Tensor], unfinished: list[int]) -> list[int]:
@@ -107,7 +107,7 @@ class Reviewer:
         return leaving & growing
 
     def _rescore(self, written: dict[Pair, torch.Tensor], pairs: list[Pair]) -> None:
-        """Bring the rewards of some responses up to what is written of them."""
+        """Score those responses again that have grown since they were last scored."""
         if grown := [pair for pair in pairs if self._seen[pair].length != len(written[pair])]:
             rewards = self._source.score(grown, [written[pair] for pair in grown])
             for pair, reward in zip(grown, rewards.tolist(), strict=True):
@@ -117,7 +117,7 @@ class Reviewer:
         return torch.tensor([self._seen[pair].reward for pair in pairs], dtype=torch.float32)
 
     def _replay(self, full: dict[Pair, torch.Tensor]) -> dict[Pair, torch.Tensor]:
-        """Return the draw as it would be had the audited prompts been reviewed as the others were."""
+        """Return the draw, the audited prompts' responses cut where reviews would have ended them."""
         drawn, length = dict(full), self._settings.interval
         growing = {pair for pair in full if self._audited[pair[0]]}
         while growing:
@@ -138,7 +138,7 @@ class Reviewer:
             seen.num_unwritten = len(full[pair]) - seen.length
 
     def _num_saved(self, row: int, pool: list[torch.Tensor]) -> int:
-        """Return the tokens a prompt was spared: known from an audit, else what longer complete responses suggest."""
+        """Return the tokens saved for a prompt: exact if audited, else estimated from longer complete responses."""
         seen = [self._seen[row, index] for index in range(len(pool))]
         if self._audited[row]:
             return sum(one.num_unwritten for one in seen)

@@ -59,7 +59,7 @@ def without_need_of_tokenizer(
         except ValueError as error:
             raise ArgumentError(
                 f"`stop_strings` must come with a tokenizer whose tokens are pieces of text, got {stop_strings!r:.80} "
-                f"and one that transformers cannot read so ({error}). Pass a stopping criterion of your own."
+                f"and one that transformers cannot use for it ({error}). Pass a stopping criterion of your own."
             ) from error
         arguments["stopping_criteria"] = StoppingCriteriaList([*([] if criteria is None else criteria), criterion])
         _unset_stop_strings(model, arguments)

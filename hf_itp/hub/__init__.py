@@ -1,5 +1,5 @@
 """
-Aligned checkpoints on the Hub: everything in one commit, with a card.
+Push aligned checkpoints to the Hub: everything in one commit, with a card.
 """
 
 from hf_itp.hub.artefacts import write_artefacts

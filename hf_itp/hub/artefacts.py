@@ -1,7 +1,7 @@
 """
-The files beside a policy's weights: its recommended decoding, its calibration, its card.
+Write the files beside a policy's weights: its recommended decoding, its calibration, its card.
 
-Every push writes them through here: a trainer's final push, its pushes during training, the function and the command.
+Every push writes them here: a trainer's final push, its pushes during training, the function and the command.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Model cards from the templates in `model_cards/`: what a reader must know before trusting a checkpoint.
+Build model cards from the templates in `model_cards/`: what a reader must know before trusting a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNKNOWN = "not recorded"
 @dataclass
 class CardFacts:
     """
-    What only the person who pushes can know.
+    Hold what only the person who pushes can know.
 
     Args:
         repo_id (`str`): The repository it is pushed to.

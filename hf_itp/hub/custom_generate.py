@@ -11,7 +11,7 @@ from hf_itp._version import __version__
 
 FOLDER = "custom_generate"
 
-_GENERATE = '''"""Decodes as this checkpoint recommends in the `hf_itp` entry of its generation_config.json."""
+_GENERATE = '''"""Decode as this checkpoint recommends in the `hf_itp` entry of its generation_config.json."""
 
 
 def generate(*inputs, model, strategy="auto", **arguments):

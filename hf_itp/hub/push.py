@@ -88,7 +88,7 @@ def push_to_hub(
     entry = decoding_entry(strategy, num_candidates, name, reward_revision, strategy_fields)
     for given in (*strategy_fields, *(["reward_model"] if name else [])):
         if not entry:
-            raise ArgumentError(f"`{given}` belongs to a strategy, but `strategy` is None. Pass strategy=... too.")
+            raise ArgumentError(f"`{given}` must come with a strategy, got {strategy!r}. Pass strategy=... too.")
     base_model(policy)
     tokenizer = tokenizer or policy_tokenizer(policy)
     api = HfApi(token=token)
@@ -131,7 +131,7 @@ def base_model(policy: Any) -> str | None:
     found = base if is_hub_id(base) else None
     if found is None and getattr(policy, "peft_config", None):
         raise ArgumentError(
-            f"`policy` is an adapter, whose base model must be on the Hub, got {base!r}. Push the base model first "
+            f"`policy` must be an adapter whose base model is on the Hub, got {base!r}. Push the base model first "
             "and load it from there, or push policy.merge_and_unload()."
         )
     return found

@@ -47,7 +47,7 @@ def reward_reference(reward_model: Any) -> tuple[str | None, str | None]:
 
 
 def published_reward(reward: RewardFunction) -> tuple[str | None, str | None]:
-    """Return the same, `(None, None)` for a function, an ensemble or a local folder."""
+    """Return the id and the commit likewise, `(None, None)` for a function, an ensemble or a local folder."""
     try:
         return reward_reference(reward) if isinstance(reward, RewardModel) else (None, None)
     except ArgumentError:
@@ -60,8 +60,8 @@ def current_commit(api: HfApi, name: str) -> str | None:
         info = api.model_info(name)
     except HTTPError as error:
         raise ArgumentError(
-            f"`reward_model` must be on the Hub, but {name!r} cannot be found there ({type(error).__name__}). Correct "
-            "the id, push it first, or leave `reward_model` out."
+            f"`reward_model` must be on the Hub, got {name!r}, which cannot be found ({type(error).__name__}). "
+            "Correct the id, push it first, or leave `reward_model` out."
         ) from error
     return info.sha
 

@@ -61,8 +61,8 @@ def prepare_repository(
     repo_id = _asked(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, repo_id)
     if private and not _asked(lambda: api.model_info(repo_id).private, repo_id):
         raise ArgumentError(
-            f"`private` is True, but the repository {repo_id!r} is there already and public, so everyone would see "
-            "what is pushed. Make it private in its settings, or push to another one."
+            f"`private` must come with a new or private repository, got {repo_id!r}, which is public: everyone would "
+            "see what is pushed. Make it private in its settings, or push to another one."
         )
     if gated is not None:
         _asked(lambda: api.update_repo_settings(repo_id, gated=gated), repo_id)

@@ -8,7 +8,6 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hf_itp.errors import ArgumentError, LoadError, MissingDependencyError
 from hf_itp.pools.schema import Row
@@ -85,6 +84,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 yield f"row {number} of {path}", row
 
 
-def shortened(value: Any) -> str:
-    """Show a value in an error, cut where it is long."""
+def shortened(value: object) -> str:
+    """Return a value as text for an error, cut if it is long."""
     return f"{value!r:.100}"

@@ -57,7 +57,7 @@ class ReferencePool:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Join the parts in the order of the prompts. To be called by one process, once all are done."""
+        """Join the parts in the order of the prompts. One process calls this, once all are done."""
         rows = self.rows()
         temporary = self.folder / f"{POOL}.tmp"
         with temporary.open("w", encoding="utf-8") as file:

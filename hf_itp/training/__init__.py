@@ -1,5 +1,5 @@
 """
-Training a policy for the strategy it will be decoded with: CTRL, by reinforcement learning or by regression.
+Train a policy for the strategy it will be decoded with: CTRL, by reinforcement learning or by regression.
 """
 
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments

@@ -37,7 +37,7 @@ class TokensStayHere:
 @dataclass
 class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ignore[misc]  # `beta` may be absent
     """
-    Arguments of [`CTRLTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`], whose `beta` replaces
+    Configure [`CTRLTrainer`]: arguments of [`~hf_itp.training.objective.ObjectiveArguments`], whose `beta` replaces
     TRL's, and of TRL's `RLOOConfig`. vLLM, DeepSpeed and FSDP settings pass through.
 
     Args:
@@ -66,7 +66,7 @@ class CTRLArguments(TokensStayHere, ObjectiveArguments, RLOOConfig):  # type: ig
 @dataclass
 class QuantileRegressionArguments(TokensStayHere, ObjectiveArguments, TrainingArguments):
     """
-    Arguments of [`QuantileRegressionTrainer`]: those of [`~hf_itp.training.objective.ObjectiveArguments`] and of
+    Configure [`QuantileRegressionTrainer`]: arguments of [`~hf_itp.training.objective.ObjectiveArguments`] and of
     `transformers.TrainingArguments`.
 
     Args:

@@ -1,5 +1,5 @@
 """
-What a trained policy carries beside its weights: its calibration, and how to decode it.
+Save and push what a trained policy carries beside its weights: its calibration, and how to decode it.
 
 A mixin over `transformers.Trainer`. Artefacts go into every saved folder, and into `output_dir` before each push: a
 push during training uploads that folder, with only weights and configurations from the checkpoint.

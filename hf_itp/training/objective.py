@@ -83,7 +83,7 @@ class ObjectiveArguments:
 @dataclass(frozen=True)
 class CTRLObjective:
     """
-    A transform and its KL strength.
+    Pair a transform with its KL strength.
 
     Args:
         transform ([`~functional.transforms.Transform`]): Transform of the calibrated reward.
@@ -106,7 +106,7 @@ class CTRLObjective:
         """
         if args.beta is not None and args.target_kl is not None:
             raise ArgumentError(
-                f"Only one of `beta` and `target_kl` may be given, got {args.beta} and {args.target_kl}: each follows "
+                f"One of `beta` and `target_kl` must be left out, got {args.beta} and {args.target_kl}: each follows "
                 "from the other. Drop one of them."
             )
         kl = DEFAULT_KL if args.target_kl is None else args.target_kl

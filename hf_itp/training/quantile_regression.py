@@ -33,7 +33,7 @@ from hf_itp.training.rollouts import check_pictures, end_tokens
 
 class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     r"""
-    Trains a policy for the strategy it will be decoded with, from reference responses only.
+    Train a policy for the strategy it will be decoded with, from reference responses only.
 
     The optimum of CTRL's objective is \\( \pi \propto \pi_{ref} e^{\Phi(C) / \beta} \\). Its partition function is
     known, since calibrated rewards are uniform under the reference policy, so the log-ratio can be regressed:
@@ -42,8 +42,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
     - \log \frac{\pi(y|x)}{\pi_{ref}(y|x)} \right)^2 \right] $$
 
     as in [QRPO](https://huggingface.co/papers/2507.08068), with ties counted half and the exact partition function of
-    every transform. The gradient is linear in the target, so it is unbiased if the transform's estimate is. Needs no
-    rollouts and no second model in memory. Each response is calibrated among the other references of its prompt.
+    every transform. The gradient is linear in the target, so it is unbiased if the transform's estimate is. It needs
+    no rollouts and no second model in memory. Each response is calibrated among the other references of its prompt.
 
     Args:
         model (`PreTrainedModel`):
@@ -238,7 +238,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
 
     @torch.no_grad()
     def _reference_logprobs(self, examples: list[dict[str, Any]]) -> list[float]:
-        """Compute them by the policy, which is the reference policy until the first step."""
+        """Compute them with the policy, which is the reference policy until the first step."""
         found: list[float] = []
         model = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
         size = self.args.per_device_eval_batch_size

@@ -1,5 +1,5 @@
 """
-How a trainer draws: one description for its references and rollouts, checked against each way to roll out.
+Describe how a trainer draws, once for references and rollouts, and check each way to roll out against it.
 """
 
 from __future__ import annotations

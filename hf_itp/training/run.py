@@ -81,8 +81,8 @@ class TrainingRun:
         count = _references_held(run, args) if run.calibration is not None else args.num_reference
         if given.get("num_reference", count) != count:
             raise ArgumentError(
-                f"`num_reference` is {args.num_reference}, but would not be used: {run.calibration} holds {count} "
-                "references per prompt. Leave it out, or calibrate again."
+                f"`num_reference` must have an effect, got {args.num_reference}, which has none: {run.calibration} "
+                f"holds {count} references per prompt. Leave it out, or calibrate again."
             )
         objective = CTRLObjective.from_arguments(args, count)
         _check_file(run.train_file)

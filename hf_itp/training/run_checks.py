@@ -30,11 +30,11 @@ def check_all_used(run: RunArguments, args: Any, given: dict[str, Any]) -> None:
     """
     for name, reason in _unused(run, args):
         if name in given:
-            raise ArgumentError(f"`{name}` is {given[name]!r}, but would not be used: {reason}.")
+            raise ArgumentError(f"`{name}` must have an effect, got {given[name]!r}, which has none: {reason}.")
     # Arguments of the libraries may be given as their defaults.
     for name, reason in _unused_of_libraries(args):
         if name in given and given[name] != _without(args, name):
-            raise ArgumentError(f"`{name}` is {given[name]!r}, but would not be used: {reason}.")
+            raise ArgumentError(f"`{name}` must have an effect, got {given[name]!r}, which has none: {reason}.")
 
 
 def _unused(run: RunArguments, args: Any) -> Iterator[tuple[str, str]]:

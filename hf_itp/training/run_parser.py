@@ -22,7 +22,7 @@ from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.run_arguments import RunArguments
 
 SOLVERS: dict[str, Any] = {"rl": CTRLArguments, "quantile_regression": QuantileRegressionArguments}
-# Options that the command takes before the words come here.
+# Options that the command takes before this parser sees the words.
 _COMMAND = ("config", "dry-run", "resume", "all-options", "debug")
 _LIST = "`hf-itp train --all-options` lists all."
 

@@ -40,7 +40,7 @@ _SHARED_MEMORY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType
 
 class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     r"""
-    Trains a policy for the strategy it will be decoded with.
+    Train a policy for the strategy it will be decoded with.
 
     [InfAlign](https://huggingface.co/papers/2412.19792)'s CTRL: rewards are **c**alibrated to quantiles under the
     reference policy, **tr**ansformed for the strategy, and maximized by KL-regularized **RL**,
@@ -48,7 +48,7 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
     $$ \max_\pi E_{y \sim \pi}[\Phi(C(x, y))] - \beta KL(\pi \| \pi_{ref}) $$
 
     TRL's `RLOOTrainer` does the last step: its KL penalty over whole sequences and its leave-one-out baseline are this
-    objective, divided by `beta` so that the reward is in nats. All else of it (PEFT, vLLM, DeepSpeed, FSDP,
+    objective, divided by `beta` so that the reward is in nats. Everything else (PEFT, vLLM, DeepSpeed, FSDP,
     conversations and texts) works as in TRL.
 
     References and rollouts are drawn by one description ([`~sampling.description.DrawDescription`]): the trainer's
@@ -222,11 +222,11 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):
 
     @property
     def has_whole_weights(self) -> bool:
-        """Whether every process has all weights, so that our sampler can run the policy."""
+        """True if every process has all weights, so that our sampler can run the policy."""
         return self.accelerator.distributed_type in _SHARED_MEMORY
 
     def _check_reference(self) -> None:
-        """Refuse a model changed since it was loaded, since TRL loads the reference policy again by name."""
+        """Refuse a model that was changed in memory: TRL loads the reference policy again by name."""
         if self.ref_model is None or not self.has_whole_weights:
             return
         loaded = model_identity(self.accelerator.unwrap_model(self.ref_model))

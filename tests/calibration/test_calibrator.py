@@ -189,7 +189,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, prompt_bound_re
     (tmp_path / "calibration.json").write_text(json.dumps(sidecar | {"schema_version": 99}))
     with pytest.raises(ArgumentError, match="Update hf_itp"):
         RewardCalibrator.from_pretrained(tmp_path)
-    with pytest.raises(LoadError, match=r"no calibration\.safetensors"):
+    with pytest.raises(LoadError, match=r"must hold calibration\.safetensors, got no such file"):
         RewardCalibrator.from_pretrained(tmp_path.parent)
 
 

@@ -105,7 +105,7 @@ def test_option_of_generate_shows_in_the_record(generate, option):
         (("-s", "pessimism", "--set", "top_k=5"), 1, "has no field `top_k`"),
         (("--early-rejection", 0.5, "-s", "worst_of_n"), 1, "best_of_n"),
         (("--early-rejection", 1.5, "-s", "best_of_n"), 1, "early_rejection"),
-        (("-k", 5, "-n", 4), 2, "5 responses cannot be returned of 4 candidates"),
+        (("-k", 5, "-n", 4), 2, "must be at most --num-candidates (4), got 5"),
         (("--reward-label", "nonsense"), 1, "Choose one of"),
         (("--num-cand", 3), 2, "No such option"),
     ],

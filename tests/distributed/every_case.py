@@ -24,7 +24,7 @@ SHARDS = ("candidates", "prompts")
 
 
 class FailsAtThirdToken(StoppingCriteria):
-    """Processor that fails in one process, while the other draws to the end."""
+    """Criterion that fails in one process, while the other draws to the end."""
 
     def __init__(self, fails: bool):
         self.fails, self.calls = fails, 0

@@ -26,7 +26,7 @@ from tests.tiny import VOCABULARY_SIZE, tiny_model
 
 
 class Script(StoppingCriteria):
-    """Script of what happens while this process draws its tokens."""
+    """Criterion that kills process 1 at its third token, and slows or ends process 0."""
 
     def __init__(self, rank: int, moment: str, killed_at: Path):
         self.victim, self.moment, self.killed_at, self.calls = rank == 1, moment, killed_at, 0

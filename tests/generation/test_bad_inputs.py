@@ -1,5 +1,5 @@
 """
-Test that bad input raises our error, also of the fitting builtin, with its remedy and before any token is drawn.
+Test that bad input raises our error, with its remedy and a builtin's type, before any token is drawn.
 """
 
 from __future__ import annotations

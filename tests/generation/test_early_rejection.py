@@ -164,7 +164,7 @@ def test_seed_decides_and_the_batch_does_not():
     assert tokens(run(settings, seed=1).candidates) != tokens(together.candidates)
 
 
-def test_batch_begun_again_for_want_of_memory_is_judged_anew(monkeypatch):
+def test_batch_begun_again_for_want_of_memory_is_judged_again(monkeypatch):
     expected = run(EarlyRejection(0.5, INTERVAL))
     rows, original = [], sampler.decode_rows
 

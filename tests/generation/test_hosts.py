@@ -86,7 +86,7 @@ def test_lora_policy_uses_its_adapter():
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_virtual_tokens_come_before_the_prompt(kind):
-    """Greedy, so plain `generate` of the same wrapped model is right, which passes by hand confirm."""
+    """Greedy plain `generate` of the same wrapped model is right, as passes by hand confirm."""
     model, batch = tiny_model("llama"), left_padded_batch([7, 7])
     config = {
         "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),

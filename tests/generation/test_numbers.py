@@ -1,5 +1,5 @@
 """
-Test that numpy's numbers and 0-dimensional tensors count as numbers, and whatever holds several as a list.
+Test that numpy's numbers and 0-dimensional tensors count as numbers, and what holds several of them as a list.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def test_adapter_is_pushed_alone_and_decodes_as_recommended_by_every_way(
         config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
         return get_peft_model(base, config)
 
-    with pytest.raises(ArgumentError, match="base model must be on the Hub"):
+    with pytest.raises(ArgumentError, match="whose base model is on the Hub"):
         push(adapted(AutoModelForCausalLM.from_pretrained(policy_and_calibration[0])))
     saved(tmp_path / "base", tiny_model("llama"), tiny_tokenizer())
     hub_here.publish("tester/base", {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()})

@@ -146,7 +146,7 @@ def test_private_and_gated_are_the_repositorys(hub_here):
 
 def test_private_weights_are_not_sent_to_a_public_repository(hub_here):
     push(beta=0.5)
-    with pytest.raises(ArgumentError, match="there already and public"):
+    with pytest.raises(ArgumentError, match=r"which is public.*Make it private"):
         push(private=True)
     assert entry_of(hub_here)["beta"] == 0.5
 
@@ -165,7 +165,7 @@ def test_reward_model_is_recorded_with_its_commit(hub_here, reward_model_here):
 
 
 def test_reward_model_nobody_finds_is_refused_before_anything_is_sent(hub_here):
-    with pytest.raises(ArgumentError, match="'tester/nothing' cannot be found"):
+    with pytest.raises(ArgumentError, match="'tester/nothing', which cannot be found"):
         push(reward_model="tester/nothing")
     assert POLICY not in hub_here.repositories
 

@@ -177,5 +177,5 @@ def test_strategy_that_never_decides_is_an_error_and_no_endless_loop():
         decide=lambda self, rewards, *arguments: None,
         num_extra_candidates=lambda self, num_candidates, num_return_sequences: 3,
     )
-    with pytest.raises(StrategyError, match="for prompt 0 asked for more"):
+    with pytest.raises(StrategyError, match="got a call for more for prompt 0"):
         generate(strategy)

@@ -73,7 +73,7 @@ def test_penalties_end_where_the_optimum_leaves_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"beta": 1.0, "target_kl": 0.5, "transform": "log"}, "Only one of `beta` and `target_kl`"),
+        ({"beta": 1.0, "target_kl": 0.5, "transform": "log"}, "One of `beta` and `target_kl` must be left out"),
         ({"beta": 1.0}, "must come with a named transform"),
         ({"t": 5.0}, "`t` must come with transform='exponential'"),
         ({"transform": "identity", "t": 5.0}, "`t` must come with transform='exponential'"),

@@ -126,7 +126,7 @@ def test_file_that_is_not_there_is_refused(models, tmp_path, calibration, solver
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_calibration_that_is_not_there_is_refused(models, tmp_path, prompts, solver):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoadError, match=r"There is no|must be a file"):
+    with pytest.raises(LoadError, match=r"must hold|must be a file"):
         read(models, tmp_path, "--solver", solver, "--train_file", prompts, "--calibration", str(tmp_path / "empty"))
 
 
@@ -182,7 +182,7 @@ def test_argument_that_the_run_would_not_use_is_refused_by_name(
         arguments += ["--config", str(tmp_path / "run.yaml")]
     else:
         arguments += [f"--{name}", value]
-    with pytest.raises(ArgumentError, match=rf"`({name}|eval_steps)` is .*would not be used"):
+    with pytest.raises(ArgumentError, match=rf"`({name}|eval_steps)` must have an effect, got .*, which has none: "):
         read(models, tmp_path, *arguments)
 
 
@@ -191,7 +191,7 @@ def test_two_sources_of_prompts_and_none_are_refused(models, tmp_path, prompts, 
         with pytest.raises(ArgumentError, match="Name one source of prompts"):
             read(models, tmp_path, *more)
     for name, value in (("prompt_column", "question"), ("plain", "true")):
-        with pytest.raises(ArgumentError, match=f"`{name}` is .* but would not be used"):
+        with pytest.raises(ArgumentError, match=f"`{name}` must have an effect, got .*, which has none: "):
             read(models, tmp_path, *REGRESSION, "--calibration", calibration, f"--{name}", value)
 
 
