@@ -89,8 +89,8 @@ def label_of(strategy: Strategy) -> str:
 
     ```python
     >>> from hf_itp import get_strategy
-    >>> label_of(get_strategy("pessimism", beta=0.1)), label_of(get_strategy("best_of_n"))
-    ('pessimism:beta=0.1', 'best_of_n')
+    >>> label_of(get_strategy("pessimism", beta=0.3)), label_of(get_strategy("best_of_n"))
+    ('pessimism:beta=0.3', 'best_of_n')
 
     ```
     """

@@ -62,6 +62,12 @@ class RewardTable:
         """Number of rewards of the prompt with the most."""
         return self.blocks[-1].rewards.shape[-1]
 
+    @property
+    def spread(self) -> float:
+        """Median over prompts of the standard deviation of their rewards; 1 if most prompts have only equal ones."""
+        deviations = torch.cat([block.rewards.std(dim=-1, correction=0) for block in self.blocks])
+        return float(deviations.median()) or 1.0
+
 
 def reward_table(
     rows: Iterable[tuple[str, Mapping[str, Any]]], rewards: str | None = None, gold: str | None = None
