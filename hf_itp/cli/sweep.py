@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from hf_itp.cli import options
+
+if TYPE_CHECKING:
+    from hf_itp.evaluation.sweep import Replay
+    from hf_itp.evaluation.tables import RewardTable
 
 
 def sweep(
@@ -49,7 +53,9 @@ def sweep(
     ] = False,
     output: Annotated[
         Path | None,
-        options.output("--output", "-o", help="Folder for sweep.csv and sweep.png. Default: CSV to stdout"),
+        options.output(
+            "--output", "-o", help="Folder for sweep.csv, sweep.png and sweep.html. Default: CSV to stdout"
+        ),
     ] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -67,8 +73,9 @@ def sweep(
     import sys
 
     from hf_itp.evaluation.curves import plot_sweep
+    from hf_itp.evaluation.page import sweep_page
     from hf_itp.evaluation.specs import parse_strategies
-    from hf_itp.evaluation.sweep import COLUMNS, Replay
+    from hf_itp.evaluation.sweep import COLUMNS
     from hf_itp.evaluation.sweep import sweep as replay_all
     from hf_itp.evaluation.tables import reward_table
     from hf_itp.pools.file import read_rows
@@ -93,17 +100,19 @@ def sweep(
     with (output / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         _write(csv.DictWriter(file, COLUMNS, lineterminator="\n"), rows)
     plot_sweep(replays, f"{table.num_prompts} prompts of {pool.name}").savefig(output / "sweep.png", dpi=150)
+    page = sweep_page(replays, read_rows(pool), table.rewards_name, table.gold_name, pool.name, _summary(table))
+    (output / "sweep.html").write_text(page, encoding="utf-8")
     if not quiet:
-        _print(progress, replays, table.no_reward)
-        progress.print(f"Written: {output / 'sweep.csv'}, {output / 'sweep.png'}", highlight=False)
+        _print(progress, replays, table)
+        progress.print(f"Written to {output}: sweep.csv, sweep.png, sweep.html", highlight=False)
 
 
-def _write(writer: csv.DictWriter, rows: list[dict]) -> None:
+def _write(writer: csv.DictWriter, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
 
 
-def _print(console: Console, replays: list, no_reward: int) -> None:
+def _print(console: Console, replays: list[Replay], rewards: RewardTable) -> None:
     """Print a line per strategy, a column per number of candidates: gold where there is gold, else the reward."""
     sizes = sorted({replay.num_candidates for replay in replays})
     has_gold = replays[0].gold is not None
@@ -118,11 +127,20 @@ def _print(console: Console, replays: list, no_reward: int) -> None:
         table.add_column(f"N={size}", justify="right", no_wrap=True)
     for label in dict.fromkeys(replay.label for replay in replays):
         own = {replay.num_candidates: replay for replay in replays if replay.label == label}
-        means = {size: float((own[size].gold if has_gold else own[size].proxy).mean()) for size in own}
-        table.add_row(label, *(f"{means[size]:.3f}" if size in means else "-" for size in sizes))
+        values = {size: replay.proxy if replay.gold is None else replay.gold for size, replay in own.items()}
+        table.add_row(label, *(f"{values[size].mean():.3f}" if size in values else "-" for size in sizes))
     console.print(table)
-    if no_reward:
-        console.print(f"{no_reward} responses have no reward and were left out.", highlight=False)
+    if rewards.no_reward:
+        console.print(f"{rewards.no_reward} responses have no reward and were left out.", highlight=False)
+
+
+def _summary(table: RewardTable) -> str:
+    sizes = f"{table.smallest}" if table.smallest == table.largest else f"{table.smallest} to {table.largest}"
+    without = f", and {table.no_reward} responses without one" if table.no_reward else ""
+    gold = f"gold is {table.gold_name}" if table.gold_name else "without gold, nothing here says which is better"
+    return (
+        f"{table.num_prompts} prompts with {sizes} rewards each{without}. Strategies see {table.rewards_name}; {gold}."
+    )
 
 
 def _powers_of_two(largest: int) -> list[int]:

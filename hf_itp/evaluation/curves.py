@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, distinct under every common colour vision; markers tell lines of one colour apart.
-_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 _MARKERS = ("o", "D", "s", "^", "v", "P", "X")
 
 
@@ -65,7 +65,7 @@ def plot_sweep(replays: Sequence[Replay], title: str | None = None) -> Figure:
 
 
 def _draw(panel: Axes, label: str, place: int, replays: Sequence[Replay], values: Sequence[torch.Tensor]) -> None:
-    color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place // len(_COLORS) % len(_MARKERS)]
+    color, marker = COLORS[place % len(COLORS)], _MARKERS[place // len(COLORS) % len(_MARKERS)]
     estimates = [Estimate.over_prompts(value) for value in values]
     sizes = [replay.num_candidates for replay in replays]
     panel.plot(

@@ -174,6 +174,33 @@ def quantiles(rewards: torch.Tensor) -> torch.Tensor:
     return (below + up_to + 1).double() / (2 * (rewards.shape[-1] + 1))
 
 
+def mean_law(
+    strategy: Strategy,
+    rewards: torch.Tensor,
+    num_candidates: int,
+    replicates: int = 50,
+    generator: torch.Generator | None = None,
+    replacement: bool = False,
+) -> torch.Tensor:
+    """
+    Return the mean law of a strategy over random subsets of pools: closed where it is, else over `replicates` of them.
+
+    Args:
+        strategy ([`Strategy`]): The strategy.
+        rewards (`torch.Tensor` of shape `(P, M)`): Finite rewards, a pool per prompt.
+        num_candidates (`int`): Size of the subsets.
+        replicates, generator, replacement: As in [`~functional.mean_subsample_law`].
+
+    Returns:
+        `torch.Tensor` of shape `(P, M)`, float64: Probabilities that sum to 1.
+    """
+    law = None if replacement else strategy.subsample_probabilities(rewards, num_candidates)
+    if law is not None:
+        return law
+    drawn = num_candidates + strategy.num_extra_candidates(num_candidates, 1)
+    return mean_subsample_law(strategy.probabilities, rewards, drawn, replicates, generator, replacement)
+
+
 def _of_block(
     strategy: Strategy | None,
     size: int,
@@ -189,10 +216,8 @@ def _of_block(
         rule, seen = get_strategy("best_of_n"), gold
     else:
         rule, seen = strategy, rewards
-    law = None if replacement else rule.subsample_probabilities(seen, size)
-    closed = law is not None
-    if law is None:
-        law = mean_subsample_law(rule.probabilities, seen, drawn, replicates, generator, replacement)
+    closed = not replacement and rule.subsample_probabilities(seen[:1], size) is not None
+    law = mean_law(rule, seen, size, replicates, generator, replacement)
     subset = seen.gather(-1, random_subsets(seen, drawn, generator, replacement))
     return Replay(
         strategy,
