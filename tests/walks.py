@@ -6,8 +6,9 @@ Print the files of `hf_itp` that a call walks through, in the order in which cal
 There are two walks: `generate(strategy="pessimism")` from the call to the returned tensor, and a reward from the token
 ids of responses to the selected index. A line names the file, the function by which it was first entered and the file
 that called it. Files that call into another one are numbered, since a reader passes through them. The others (marked
-`.`) answer by themselves, like a formula or a check; calls of `checks.py` and `arrays.py` do not count. Calls back into a file that
-waits for the caller, methods of values that were passed, follow at the end. Imports and closures are left out.
+`.`) answer by themselves, like a formula or a check; calls of `checks.py` and `arrays.py` do not count. Calls back
+into a file that waits for the caller, methods of values that were passed, follow at the end. Imports and closures are
+left out.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ from hf_itp.calibration.columns import check_columns, distinct_prompts
 from hf_itp.calibration.draw_record import pool_settings, recorded_identities
 from hf_itp.calibration.fingerprints import prompt_fingerprint, reward_identity
 from hf_itp.calibration.predictor import QuantilePredictor
-from hf_itp.calibration.references import counts_among, num_scored, sorted_references
+from hf_itp.calibration.references import counts_among, num_scored, reference_table, sorted_references
 from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.pools.draw import check_lengths, draw_references
-from hf_itp.pools.file import read_pool, reward_table
+from hf_itp.pools.file import read_pool
 from hf_itp.prompts import check_prompts
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
@@ -196,7 +196,7 @@ class RewardCalibrator:
             policy, description, reward, prompts, num_reference, seed=seed, settings=settings, columns=columns,
             output_dir=output_dir, batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        rewards = reward_table(rows)
+        rewards = reference_table(rows)
         predictor = QuantilePredictor.fit(reward, prompts, rewards) if predict else None
         calibrator = cls(prompts, rewards, **recorded, seed=seed, predictor=predictor)
         if output_dir is not None:
@@ -223,7 +223,7 @@ class RewardCalibrator:
                     f"Every row of a pool must have as many rewards as the first ({count}), got {len(row['rewards'])} "
                     f"in row {number} of {path}. Draw the same number for every prompt."
                 )
-        rewards = reward_table(rows)
+        rewards = reference_table(rows)
         return cls([row["prompt"] for row in rows], rewards, **identities)
 
     def calibrate(self, prompts: Sequence[Prompt], rewards: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 
 from hf_itp.arrays import as_floats
 from hf_itp.checks import check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.pools.schema import Row
+
+
+def reference_table(rows: Sequence[Row]) -> torch.Tensor:
+    """Return the rewards of rows of a pool with equally many as float64 `(P, K)`, NaN for no reward."""
+    values = [[math.nan if reward is None else reward for reward in row["rewards"]] for row in rows]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def sorted_references(rewards: torch.Tensor, num_prompts: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_itp.cli.records import finite, record_of
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.pools.file import Row
 from hf_itp.pools.journal import Journal
+from hf_itp.pools.schema import Row
 
 if TYPE_CHECKING:
     from hf_itp.policies.policy import Policy

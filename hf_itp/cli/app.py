@@ -24,6 +24,7 @@ from hf_itp.cli.launches import launch_left
 from hf_itp.cli.push import push
 from hf_itp.cli.strategies import strategies
 from hf_itp.cli.streams import writing_all
+from hf_itp.cli.sweep import sweep
 from hf_itp.errors import ItpError, ItpWarning
 
 # Words of the library's errors, as a user of the program knows them.
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command(context_settings=options.CONTEXT)(demo)
 app.command(context_settings=options.CONTEXT)(generate)
 app.command(context_settings=options.CONTEXT)(strategies)
+app.command(context_settings=options.CONTEXT)(sweep)
 app.command(context_settings=options.CONTEXT)(calibrate)
 app.command(context_settings=training.CONTEXT)(training.train)
 app.command(context_settings=options.CONTEXT)(evaluate)
@@ -72,6 +74,7 @@ def _root(
       hf-itp demo                                  see it work, offline
       hf-itp generate "Why is the moon bright?"    one better response
       hf-itp strategies                            what can select, and how
+      hf-itp sweep pool.jsonl                      which strategy, which N, on a pool
       hf-itp calibrate, train, evaluate, push      a policy trained for its strategy
 
     Results go to stdout, everything else to stderr. Exit codes: 0 success,

@@ -26,7 +26,7 @@ from hf_itp.policies.adapters import reference_of
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.policies.logprobs import response_logprobs
 from hf_itp.pools.draw import check_lengths, draw_references
-from hf_itp.pools.file import Row
+from hf_itp.pools.schema import Row
 from hf_itp.prompts import check_prompts
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.base import Prompt

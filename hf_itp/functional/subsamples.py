@@ -188,17 +188,22 @@ def _of_block(
     generator: torch.Generator | None,
     replacement: bool,
 ) -> torch.Tensor:
-    prompts, size = rewards.shape
     total = torch.zeros_like(rewards)
     for _ in range(rounds):
-        if replacement:
-            drawn = torch.randint(size, (prompts, n), generator=generator, device=rewards.device)
-        else:
-            keys = torch.rand(prompts, size, generator=generator, device=rewards.device)
-            drawn = keys.argsort(dim=-1)[:, : n * per_round]
-        found = law(rewards.gather(-1, drawn).view(prompts, per_round, n))
-        total.scatter_add_(-1, drawn, found.reshape(prompts, -1))
+        drawn = random_subsets(rewards, n * per_round, generator, replacement)
+        found = law(rewards.gather(-1, drawn).view(len(rewards), per_round, n))
+        total.scatter_add_(-1, drawn, found.reshape(len(rewards), -1))
     return total / (rounds * per_round)
+
+
+def random_subsets(
+    rewards: torch.Tensor, n: int, generator: torch.Generator | None = None, replacement: bool = False
+) -> torch.Tensor:
+    """Return the places `(P, n)` of `n` random responses of each pool `(P, M)`, in random order."""
+    prompts, size = rewards.shape
+    if replacement:
+        return torch.randint(size, (prompts, n), generator=generator, device=rewards.device)
+    return torch.rand(prompts, size, generator=generator, device=rewards.device).argsort(dim=-1)[:, :n]
 
 
 def _shared_among_ties(rewards: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from hf_itp.distributed.processes import launched_processes
 from hf_itp.errors import ArgumentError, ScoringError
-from hf_itp.pools.file import Row
 from hf_itp.pools.journal import ReferencePool
+from hf_itp.pools.schema import Row
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.values import or_none

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_itp.errors import ArgumentError
-from hf_itp.pools.file import Row, shortened
+from hf_itp.pools.file import shortened
+from hf_itp.pools.schema import Row
 
 POOL = "reference_pool.jsonl"
 SETTINGS = "reference_pool.json"

@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
 from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.references import reference_table
 from hf_itp.errors import ArgumentError
 from hf_itp.policies.logprobs import batch_logprobs, padded
-from hf_itp.pools.file import Row, fewest_rewards, read_pool, reward_table
+from hf_itp.pools.file import read_pool
 from hf_itp.pools.journal import POOL
+from hf_itp.pools.schema import Row, fewest_rewards
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.logs import DROPPED
@@ -193,7 +195,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             self.calibrator.check_belongs(policy=self.reference_identity, reward_model=reward_identity(self.reward))
             self._check_prompts_are_read_alike(self.calibrator)
         else:
-            rewards = reward_table(self._read_pool)
+            rewards = reference_table(self._read_pool)
             identities: dict[str, Any] = {
                 "policy": self.reference_identity,
                 "reward_model": reward_identity(self.reward),
@@ -227,7 +229,7 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
             # Nothing is learned from responses without a reward.
             known = [place for place, reward in enumerate(row["rewards"]) if reward is not None]
             responses = [responses[place] for place in known]
-            targets = self._targets(reward_table([row])[0, known])
+            targets = self._targets(reference_table([row])[0, known])
             examples += [
                 {"prompt_ids": prompt, "response_ids": list(response), "target": target}
                 for response, target in zip(responses, targets.tolist(), strict=True)

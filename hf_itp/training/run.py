@@ -23,7 +23,8 @@ from hf_itp.generation.recommendation import is_hub_id
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.policies.policy import as_conversations
 from hf_itp.pools.datasets import check_column, load_rows
-from hf_itp.pools.file import fewest_rewards, read_pool
+from hf_itp.pools.file import read_pool
+from hf_itp.pools.schema import fewest_rewards
 from hf_itp.rewards.from_code import with_code_loaded
 from hf_itp.training.arguments import CTRLArguments, QuantileRegressionArguments
 from hf_itp.training.artefacts import check_strategy

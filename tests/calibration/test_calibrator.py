@@ -108,9 +108,9 @@ def test_pool_of_any_engine_calibrates(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"prompt": "a", "rewards": [1.0]}\n{"prompt": "b"}', "row 2"),
+        ('{"prompt": "a", "rewards": [1.0]}\n{"prompt": "b"}', "line 2 of "),
         ('{"prompt": "a", "rewards": [1.0, 2.0]}\n{"prompt": "b", "rewards": [1.0]}', "got 1 in row 2 "),
-        ('{"prompt": "a", "rewards": [1.0]}\n{"prompt', "does not parse in row 2 "),
+        ('{"prompt": "a", "rewards": [1.0]}\n{"prompt', "does not parse in line 2 "),
     ],
 )
 def test_incomplete_pool_names_the_row(tmp_path, text, message):
