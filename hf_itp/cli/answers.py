@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_itp.cli.records import finite, record_of
 from hf_itp.errors import ArgumentError, ItpError
-from hf_itp.pools.journal import Journal
-from hf_itp.pools.schema import Row
 
 if TYPE_CHECKING:
     from hf_itp.policies.policy import Policy
+    from hf_itp.pools.journal import Journal
     from hf_itp.rewards.base import Prompt
 
 # With this many failures and no success it is the command that is wrong, not a prompt.
@@ -26,6 +25,7 @@ _HOPELESS = 3
 _SECONDS_IN_A_LOG = 30
 _PREFIX = "input_"
 
+Row = dict[str, Any]
 Answer = Row | Exception
 
 
@@ -217,6 +217,8 @@ def write_file(
 
 def open_journal(file: Path, settings: dict[str, Any], *, overwrite: bool) -> Journal:
     """Return the journal of an output file, empty where it is new or `overwrite` is set."""
+    from hf_itp.pools.journal import Journal
+
     beside = file.with_name(f"{file.name}.settings.json")
     if overwrite or not file.exists():  # a run that failed at once has left its settings only
         for path in (file, beside):
