@@ -25,7 +25,8 @@ class Adviser:
 
     The rule: pools count together if strategy, settings, number of candidates and reward model are the same. From 3
     pools on, each further call asks for advice on all of them, up to the first 64. Pools of fewer than 4 candidates
-    say too little and do not count. The first advice is the only one of the process. Safe to use from several threads.
+    or of equal rewards say too little and do not count. The first advice is the only one of the process. Safe to use
+    from several threads.
 
     Examples:
 
@@ -60,6 +61,7 @@ class Adviser:
         kind = (repr(strategy), reward, pools.shape[-1])
         with self._lock:
             pools = pools.detach().to("cpu", torch.float64)
+            pools = pools[pools.amax(dim=-1) > pools.amin(dim=-1)]
             seen = self._pools.get(kind, pools[:0])
             if self._has_spoken or len(seen) >= _POOLS_LOOKED_AT:
                 return None

@@ -66,6 +66,12 @@ def test_fewer_than_four_candidates_say_too_little(size):
     assert Adviser().listen(TINY, "reward", pools(64, size)) is None
 
 
+def test_pools_of_equal_rewards_do_not_count():
+    adviser = Adviser()
+    assert adviser.listen(TINY, "reward", torch.cat([pools(2), torch.full((9, 8), 0.5).double()])) is None
+    assert "on 3 of 3 pools" in adviser.listen(TINY, "reward", pools(1))
+
+
 def test_pools_after_the_first_64_change_nothing():
     adviser = Adviser()
     assert adviser.listen(FITTING, "reward", pools(64)) is None
