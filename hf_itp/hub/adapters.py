@@ -63,6 +63,6 @@ def publish_adapter(folder: str | Path, base: str | None) -> None:
 def base_is_missing(base: str) -> ArgumentError:
     """Return the error over an adapter whose base model others cannot load."""
     return ArgumentError(
-        f"`policy` is an adapter, whose base model must be on the Hub, got {base!r}. Push the base model first and "
+        f"`policy` must be an adapter whose base model is on the Hub, got {base!r}. Push the base model first and "
         "name its id (`--base-model`, or facts=CardFacts(..., base_model=...)), or push policy.merge_and_unload()."
     )

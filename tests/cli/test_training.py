@@ -80,6 +80,26 @@ def test_calibrate_takes_the_names_of_trl_and_a_data_set(run, models, prompts, t
         assert (tmp_path / "trl" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
 
 
+def test_calibrate_reads_a_split_and_a_column(run, models, prompts, tmp_path):
+    assert calibrate(run, models, prompts, tmp_path / "own").code == 0
+    (tmp_path / "data").mkdir()
+    for split, texts in (("train", ["how hot is it"]), ("validation", PROMPTS)):
+        rows = [json.dumps({"question": text, "prompt": "other"}) for text in texts]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(rows))
+    line = [
+        "calibrate", str(tmp_path / "data set"), "--dataset-name", str(tmp_path / "data"),
+        "--dataset-train-split", "validation", "--prompt-column", "question", "-m", models[0],
+        "--reward-model-name-or-path", models[1], "-k", "32", "--max-new-tokens", "4", "-q",
+    ]  # fmt: skip
+    shown = run(*line)
+    assert shown.code == 0, shown.err
+    pools = [(tmp_path / name / "reference_pool.jsonl").read_bytes() for name in ("own", "data set")]
+    assert pools[0] == pools[1]
+    for wrong in (["--dataset-config", "nowhere"], ["--dataset-train-split", "dev"], ["--prompt-column", "answer"]):
+        shown = run(*line, *wrong)
+        assert shown.code == 1 and wrong[1] in shown.err, shown.err
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

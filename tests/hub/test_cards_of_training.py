@@ -191,7 +191,7 @@ def test_adapter_on_a_folder_is_refused_or_named_by_its_owner(hub_here, places, 
     assert config["base_model_name_or_path"] == "org/base"
     assert named_folders(hub_here, places) == []
     run = run_of(places, "--lora_r", "2", "--push_to_hub", "true", "--hub_model_id", "tester/trained")
-    with pytest.raises(ArgumentError, match="base model must be on the Hub"):
+    with pytest.raises(ArgumentError, match="whose base model is on the Hub"):
         run._trainer()
 
 
