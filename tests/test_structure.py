@@ -82,7 +82,14 @@ def as_ids(file: Path) -> str:
 
 @pytest.mark.parametrize("file", files_in("functional"), ids=as_ids)
 def test_formulas_import_torch_and_errors_only(file):
-    allowed = ("torch", "hf_itp.errors", "hf_itp.checks", "hf_itp.arrays", "hf_itp.functional", *sys.stdlib_module_names)
+    allowed = (
+        "torch",
+        "hf_itp.errors",
+        "hf_itp.checks",
+        "hf_itp.arrays",
+        "hf_itp.functional",
+        *sys.stdlib_module_names,
+    )
     assert {name for name in imported(file) if not within(name, *allowed)} == set()
 
 

@@ -102,7 +102,8 @@ def _law(strategy: Strategy, rewards: torch.Tensor, size: int) -> list[float]:
         size -= 1
     if size + strategy.num_extra_candidates(size, 1) > rewards.shape[-1]:
         return [0.0] * rewards.shape[-1]
-    return mean_law(strategy, rewards, size)[0].tolist()
+    generator = torch.Generator().manual_seed(0)
+    return mean_law(strategy, rewards, size, generator=generator)[0].tolist()
 
 
 def _text(prompt: Any) -> str:
