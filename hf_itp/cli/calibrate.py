@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_itp.cli import options
+from hf_itp.cli import options, template
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
 from hf_itp.cli.prompts import read_rows
-from hf_itp.errors import ArgumentError
+from hf_itp.generation.keywords import KEYWORDS
 
 _NUM_REFERENCE_HELP = (
     "Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) needs at least "
     "3 |t| + 2."
 )
-_CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
 
 
 def calibrate(
@@ -45,7 +43,10 @@ def calibrate(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     temperature: options.Temperature = None,
-    chat_template_kwargs: Annotated[str | None, options.drawing(help=_CHAT_TEMPLATE_HELP)] = None,
+    tools: template.Tools = None,
+    documents: template.Documents = None,
+    chat_template_kwargs: template.ChatTemplateKwargs = None,
+    reward_view: Annotated[str, options.drawing(help=KEYWORDS["reward_view"].help)] = "full",
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -64,6 +65,7 @@ def calibrate(
       accelerate launch -m hf_itp.cli calibrate /shared/calibration -f prompts.jsonl -m org/policy
     """
     given, columns = read_rows([], file)
+    template_keywords = template.template_keywords(tools, documents, chat_template_kwargs, columns)
     from hf_itp import Policy, RewardCalibrator
     from hf_itp.policies.policy import as_conversations
 
@@ -80,7 +82,8 @@ def calibrate(
         seed=seed,
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
-        chat_template_kwargs=_template_arguments(chat_template_kwargs),
+        **template_keywords,
+        reward_view=reward_view,
         reward_kwargs=columns,
         predict=predict,
         batch_size=batch_size,
@@ -99,17 +102,3 @@ def calibrate(
             f"Prompts without references: predicted quantiles are off by {predictor.calibration_error:.3f} (one set "
             f"for all: {predictor.baseline_error:.3f})"
         )
-
-
-def _template_arguments(given: str | None) -> dict[str, Any]:
-    try:
-        arguments = {} if given is None else json.loads(given)
-    except ValueError as error:
-        raise ArgumentError(
-            f"`--chat-template-kwargs` must be JSON, got {given!r} ({error}). Put names in double quotes."
-        ) from error
-    if not isinstance(arguments, dict):
-        raise ArgumentError(
-            f"`--chat-template-kwargs` must be a JSON object, got {given!r}. Put braces around its entries."
-        )
-    return arguments

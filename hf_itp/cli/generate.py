@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_itp.cli import options
+from hf_itp.cli import options, template
 from hf_itp.cli.fields import parse_fields
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars, recommendation
 from hf_itp.cli.prompts import read_rows, with_system
@@ -37,8 +37,9 @@ def generate(
         typer.Option(
             "--file",
             "-f",
-            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns "
-            "go to the reward; any other file one prompt per line; - is stdin.",
+            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, its `tools`, "
+            "`documents` and `chat_template_kwargs` if any, and other columns that go to the reward; any other file "
+            "one prompt per line; - is stdin.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message to put before every prompt.")] = None,
@@ -85,6 +86,9 @@ def generate(
     ] = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
+    tools: template.Tools = None,
+    documents: template.Documents = None,
+    chat_template_kwargs: template.ChatTemplateKwargs = None,
     early_rejection: Annotated[
         float | None, options.drawing(metavar="SHARE", help=KEYWORDS["early_rejection"].help)
     ] = None,
@@ -95,6 +99,10 @@ def generate(
             "-s",
             help=f"{KEYWORDS['strategy'].help} {options.RECOMMENDED} (auto), else pessimism.",
         ),
+    ] = None,
+    reward_view: Annotated[
+        str | None,
+        options.selecting(help=f"{KEYWORDS['reward_view'].help} {options.RECOMMENDED}, else full."),
     ] = None,
     beta: options.Beta = None,
     set_: options.Fields = None,
@@ -123,6 +131,8 @@ def generate(
       hf-itp generate --json --all-candidates -f chats.jsonl > answers.jsonl
       hf-itp generate -s best_of_n -r verify.py:check -f sums.jsonl
       hf-itp generate --set pool=fresh "Why is the moon bright?"
+      hf-itp generate -m org/reasoner --reward-view final "Is 97 prime?"
+      hf-itp generate -m org/policy --tools tools.json "How warm is it in Paris?"
       printf 'What is kevlar?\\nWhat is felt?\\n' | hf-itp generate
     """
     if num_candidates is not None and num_return_sequences > num_candidates:
@@ -149,8 +159,15 @@ def generate(
     # Refuse before loading what can be refused without the models.
     from hf_itp import Policy, get_strategy
     from hf_itp.generation.recommendation import recommended_with_fields
+    from hf_itp.policies.chat_template import arguments_of_prompts, check_template_takes
     from hf_itp.policies.policy import as_conversations
+    from hf_itp.sampling.thinking import check_reward_view
 
+    of_prompts = arguments_of_prompts(
+        given_prompts, **template.template_keywords(tools, documents, chat_template_kwargs, columns)
+    )
+    if reward_view is not None:
+        check_reward_view(reward_view)
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
     if strategy not in (None, "auto"):
@@ -160,8 +177,9 @@ def generate(
         conversations = as_conversations(given_prompts, policy.tokenizer, plain=plain)
         if system is not None:
             conversations = with_system(conversations, system)
+        check_template_takes(policy.tokenizer, conversations, of_prompts)
         strategy = strategy or ("auto" if recommendation(policy.model) else "pessimism")
-        asked: dict[str, Any] = {"num_candidates": num_candidates}
+        asked: dict[str, Any] = {"num_candidates": num_candidates, "reward_view": reward_view}
         if strategy == "auto":
             # A field is the strategy's even if sampling has a keyword of the same name.
             chosen = recommended_with_fields(policy.model, asked, fields)
@@ -169,6 +187,7 @@ def generate(
                 print(f"Decoding as {model} recommends: {recommendation(policy.model)}", file=sys.stderr)
         else:
             chosen = {**asked, "strategy": get_strategy(strategy, **fields)}
+            chosen = {name: value for name, value in chosen.items() if value is not None}
             reward_model = reward_model or [EMBEDDED]
         num_candidates = chosen["num_candidates"] = chosen.get("num_candidates") or options.NUM_CANDIDATES
         if reward_model:
@@ -184,12 +203,15 @@ def generate(
     # As many prompts at once as fill a batch; without a batch size no prompt waits for another.
     at_once = max(1, (batch_size or 1) // num_candidates)
     for places in _batches(len(conversations), at_once, bar):
-        batch = conversations[places]
+        batch, arguments = conversations[places], of_prompts[places]
         if columns:
             chosen["reward_kwargs"] = {name: column[places] for name, column in columns.items()}
-        output = policy.generate(batch, num_return_sequences=num_return_sequences, **chosen)
+        output = policy.generate(
+            batch, chat_template_kwargs=arguments, num_return_sequences=num_return_sequences, **chosen
+        )
         for row, prompt in enumerate(batch):
-            record = record_of(output, row, prompt, policy.text_of(prompt), all_candidates=all_candidates)
+            text_of = policy.text_of(prompt, chat_template_kwargs=arguments[row])
+            record = record_of(output, row, prompt, text_of, all_candidates=all_candidates)
             _write(record, as_json=json, headings=len(conversations) * num_return_sequences > 1)
 
 

@@ -18,6 +18,7 @@ from hf_itp.hub.artefacts import files_put_at_once, write_artefacts
 from hf_itp.hub.cards import CardFacts, policy_card
 from hf_itp.hub.reward_reference import published_reward
 from hf_itp.rewards import RewardFunction
+from hf_itp.sampling.description import DrawDescription
 from hf_itp.training.objective import CTRLObjective, ObjectiveArguments
 
 _KL = ("kl_sequence", "kl")
@@ -36,6 +37,7 @@ class CarriesCalibration(_Base):
     objective: CTRLObjective
     calibrator: RewardCalibrator | None
     reward: RewardFunction
+    draw: DrawDescription
     reference_identity: dict[str, Any]
 
     def decoding_entry(self) -> dict[str, Any]:
@@ -43,7 +45,9 @@ class CarriesCalibration(_Base):
         args = self.args
         fields = args.strategy_fields if isinstance(args.strategy_fields, dict) else {}
         # A function or a local folder has no id: whoever decodes must pass the reward.
-        return decoding_entry(args.strategy, args.num_candidates, *published_reward(self.reward), fields)
+        return decoding_entry(
+            args.strategy, args.num_candidates, *published_reward(self.reward), fields, args.reward_view
+        )
 
     def save_artefacts(self, folder: str | Path) -> None:
         """Write the calibration, the decoding entry, `custom_generate/` and the card into `folder`."""
