@@ -128,9 +128,8 @@ def test_reward_reads_final_parts_of_references_and_rollouts(folder, tmp_path):
     """Right are the words after the one that ends the thinking, of what was drawn; what has none is left out."""
     reward, data = Seen(), [{"prompt": chat} for chat in CHATS]
     trainer = reinforced(
-        folder, tmp_path, reward, data, reward_view="final", num_reference=64, max_completion_length=24, num_generations=64,
-        per_device_train_batch_size=128,
-        chat_template_kwargs=None,
+        folder, tmp_path, reward, data, reward_view="final", num_reference=64, max_completion_length=24,
+        num_generations=64, per_device_train_batch_size=128, chat_template_kwargs=None,
     )  # fmt: skip
     completions = []
     single_turn = trainer._generate_single_turn
