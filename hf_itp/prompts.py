@@ -1,11 +1,13 @@
 """
-Check the prompts that the caller passes for the reward (texts or chats), or decode them from the input.
+Check the prompts that the caller passes for the reward (texts or chats), decode them from the input, tell them apart.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,10 +30,7 @@ def check_prompts(prompts: Sequence[Prompt], num_rows: int | None = None) -> lis
     if listed is None:
         raise ArgumentTypeError(must_be("prompts", "a list with one entry per input row", prompts, _REMEDY))
     if num_rows is not None and len(listed) != num_rows:
-        raise ArgumentError(
-            f"`prompts` must hold one prompt per input row ({num_rows}), got {len(listed)}. {_REMEDY} A pipeline "
-            "passes `batch_size` inputs at a time: give it batch_size=len(prompts), or one input per call."
-        )
+        raise ArgumentError(f"`prompts` must hold one prompt per input row ({num_rows}), got {len(listed)}. {_REMEDY}")
     for position, prompt in enumerate(listed):
         if isinstance(prompt, str):
             listed[position] = str(prompt)  # a plain `str`, also of numpy's
@@ -57,6 +56,32 @@ def decoded_prompts(token_prompts: Sequence[Sequence[int]], tokenizer: PreTraine
         stacklevel=2,
     )
     return list(tokenizer.batch_decode([list(ids) for ids in token_prompts], skip_special_tokens=True))
+
+
+def prompt_fingerprint(prompt: Prompt) -> str:
+    """
+    Return a hash that is the same for equal prompts in any process: of a text, or of a chat's roles, contents and
+    other fields. Fields that are `None`, as data sets fill them in, do not count.
+
+    Examples:
+
+    ```python
+    >>> prompt_fingerprint("Why?") == prompt_fingerprint([{"role": "user", "content": "Why?"}])
+    False
+
+    ```
+    """
+    if isinstance(prompt, str):
+        content = json.dumps(["text", prompt])
+    else:
+        messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+        if all(message.keys() <= {"role", "content"} for message in messages):
+            # Keep this form for calibrations that were saved before other fields counted.
+            pairs = [[message.get("role"), message.get("content")] for message in messages]
+            content = json.dumps(["chat", pairs], default=str)
+        else:
+            content = json.dumps(["messages", messages], sort_keys=True, default=str)
+    return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def _is_message(message: object) -> bool:

@@ -5,12 +5,14 @@ Check that a calibration fits its use: the same policy, reward, and way of drawi
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from hf_itp.calibration.fingerprints import are_different
 from hf_itp.errors import ArgumentError
 from hf_itp.models.public_names import LOCAL, public_name, public_policy
-from hf_itp.sampling.description import differences
+from hf_itp.rewards.base import Prompt
+from hf_itp.sampling.recorded import differences
 
 
 def check_identity(name: str, given: dict[str, Any] | None, own: dict[str, Any]) -> None:
@@ -33,14 +35,19 @@ def check_identity(name: str, given: dict[str, Any] | None, own: dict[str, Any])
         )
 
 
-def check_draw(given: dict[str, Any] | None, own: dict[str, Any] | None) -> None:
+def check_draw(
+    given: dict[str, Any] | None, own: dict[str, Any] | None, prompts: Sequence[Prompt] | None = None
+) -> None:
     """
     Refuse to draw responses in another way than the references, if both ways are recorded.
+
+    Args:
+        prompts (`list`, *optional*): Those that are drawn for. By default all that either draw records.
 
     Raises:
         `ArgumentError`: If the two draws differ; names every difference.
     """
-    different = differences(given, own) if given is not None and own is not None else []
+    different = differences(given, own, prompts) if given is not None and own is not None else []
     if different:
         listed = "; ".join(f"`{name}` is {ours!r:.60} and was {theirs!r:.60}" for name, ours, theirs in different)
         raise ArgumentError(

@@ -26,15 +26,16 @@ from hf_itp.calibration.belonging import (
 )
 from hf_itp.calibration.columns import check_columns, distinct_prompts
 from hf_itp.calibration.draw_record import pool_settings, recorded_identities
-from hf_itp.calibration.fingerprints import prompt_fingerprint, reward_identity
+from hf_itp.calibration.fingerprints import reward_identity
 from hf_itp.calibration.predictor import QuantilePredictor
 from hf_itp.calibration.references import counts_among, num_scored, reference_table, sorted_references
 from hf_itp.checks import check_count, check_rewards
 from hf_itp.errors import ArgumentError, ItpWarning
+from hf_itp.policies.chat_template import common_and_own
 from hf_itp.policies.checks import policy_tokenizer
 from hf_itp.pools.draw import check_lengths, draw_references
 from hf_itp.pools.file import read_pool
-from hf_itp.prompts import check_prompts
+from hf_itp.prompts import check_prompts, prompt_fingerprint
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.logs import DROPPED
@@ -128,7 +129,10 @@ class RewardCalibrator:
         num_reference: int = 100,
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        reward_view: str = "full",
         reward_kwargs: Mapping[str, Sequence[Any]] | None = None,
         output_dir: str | Path | None = None,
         predict: bool = False,
@@ -152,24 +156,27 @@ class RewardCalibrator:
             num_reference (`int`, *optional*, defaults to 100): `K`. The error of a quantile is at most
                 `0.5 / sqrt(K)`.
             seed (`int`, *optional*, defaults to 0): Seed of the draw.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's. By default loaded from where the
-                policy came from.
-            chat_template_kwargs (`dict`, *optional*): Arguments of the policy's chat template, e.g. `tools` or
-                `{"enable_thinking": False}`.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): The policy's. By default from where the policy is.
+            tools, documents (`list`, *optional*): What the policy may call (functions, or their JSON schemas) and
+                read, for its chat template. The reward gets them as columns of these names.
+            chat_template_kwargs (`dict`, or a `list` of one per prompt, *optional*): Further arguments of the chat
+                template, e.g. `{"enable_thinking": False}`; those of single prompts may hold `tools` and `documents`.
+            reward_view (`str`, *optional*, defaults to `"full"`): What the reward reads of a response; see `generate`.
             reward_kwargs (`dict[str, list]`, *optional*): Data columns for the reward, e.g. `{"answer": [...]}`, with
                 one entry per prompt.
             output_dir (`str` or `Path`, *optional*): Folder for the pool and the calibration.
             predict (`bool`, *optional*, defaults to `False`): Also fit a [`QuantilePredictor`] for other prompts.
             batch_size (`int`, *optional*): Maximum responses decoded at once.
             progress (`bool`, *optional*): Show progress bars. By default in a terminal.
-            description ([`DrawDescription`], *optional*): How to draw, in place of `tokenizer`,
-                `chat_template_kwargs` and `sampling`.
+            description ([`DrawDescription`], *optional*): How to draw, in place of `tokenizer`, `tools`, `documents`,
+                `chat_template_kwargs`, `reward_view` and `sampling`.
             sampling: Keywords of `generate`, e.g. `generation_config` or `max_new_tokens`, which defaults to 256.
 
         Raises:
             `ArgumentError`: If there are no prompts, `num_reference` is below 2, a prompt is too long for the policy,
-                equal prompts have different `reward_kwargs`, a setting asks for something other than independent
-                samples or cannot be recorded, all rewards are equal, or `output_dir` holds another draw.
+                equal prompts have different `reward_kwargs` or template arguments, the chat template leaves one of
+                these out, a setting asks for something other than independent samples or cannot be recorded, all
+                rewards are equal, or `output_dir` holds another draw.
             `ScoringError`: If the reward fails; `output_dir` keeps what was drawn, and the same call takes it up.
         """
         prompts = check_prompts(prompts)
@@ -177,15 +184,20 @@ class RewardCalibrator:
         num_reference = check_count("num_reference", num_reference, 2, "100 is usual.")
         seed = check_count("seed", seed, 0, "Pass e.g. seed=0.")
         reward = as_reward_function(reward_model, device=_device_of(reward_model, policy))
-        prompts, columns = distinct_prompts(prompts, columns, reward)
         # Refuse all that can be refused before drawing the first response.
         if description is None:
             tokenizer = tokenizer or policy_tokenizer(policy)
             sampling = with_length(policy, sampling, 256)
-            description = DrawDescription.of(policy, tokenizer, sampling, chat_template_kwargs=chat_template_kwargs)
+            description = DrawDescription.of(
+                policy, tokenizer, sampling, reward_view=reward_view,
+                **common_and_own(prompts, chat_template_kwargs, tools, documents),
+            )  # fmt: skip
             asked = description.asked(policy, sampling)
         else:
             asked = {"do_sample": True, **description.settings}
+        columns |= description.context_columns(prompts)
+        prompts, columns = distinct_prompts(prompts, columns, reward)
+        description.check_prompts(prompts)
         check_lengths(policy, description, prompts)
         reward.check(prompts, **columns, **DROPPED)
         if predict:
@@ -294,6 +306,7 @@ class RewardCalibrator:
         policy: dict[str, Any] | None = None,
         reward_model: dict[str, Any] | None = None,
         draw: dict[str, Any] | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ) -> None:
         """
         Refuse another policy, reward model or draw than those of the references.
@@ -301,6 +314,7 @@ class RewardCalibrator:
         Args:
             policy, reward_model (`dict`, *optional*): Their identities.
             draw (`dict`, *optional*): Recorded description of a draw, compared if the references' is known.
+            prompts (`list`, *optional*): The prompts drawn for, by default all that either draw records.
 
         Raises:
             `ArgumentError`: If the calibration is of another policy or reward model, or its references were drawn in
@@ -308,7 +322,7 @@ class RewardCalibrator:
         """
         check_identity("policy", policy, self.policy)
         check_identity("reward_model", reward_model, self.reward_model)
-        check_draw(draw, self.draw)
+        check_draw(draw, self.draw, prompts)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `calibration.safetensors` and `calibration.json`."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_itp.calibration.fingerprints import prompt_fingerprint
 from hf_itp.errors import ArgumentError
+from hf_itp.prompts import prompt_fingerprint
 from hf_itp.rewards import RewardFunction
 from hf_itp.rewards.base import Prompt, check_names
 

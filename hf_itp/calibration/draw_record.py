@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_itp.calibration.fingerprints import model_identity, policy_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.fingerprints import model_identity, policy_identity, reward_identity
+from hf_itp.prompts import prompt_fingerprint
 from hf_itp.rewards.base import Prompt, RewardFunction
 from hf_itp.sampling.description import DrawDescription
 from hf_itp.sampling.recorded import fingerprint

@@ -1,10 +1,9 @@
 """
-Fingerprints and identities of prompts, policies and rewards, which say what a calibration belongs to.
+Identities and fingerprints of policies and rewards, which say what a calibration belongs to.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from hashlib import blake2b
 from typing import Any
@@ -16,39 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from hf_itp.models.origins import origin_of
 from hf_itp.models.public_names import LOCAL
-from hf_itp.rewards.base import Prompt, RewardFunction
+from hf_itp.rewards.base import RewardFunction
 
 # Values read of each parameter: enough to notice fine-tuning, few enough to cost no time.
 _VALUES_PER_PARAMETER = 256
 # What peft adds to the names of the weights it wraps, and the names of its own weights.
 _WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer|^module\.|_orig_mod\.")
 _ADAPTERS = re.compile(r"lora_|ia3_|prompt_encoder|modules_to_save|original_module")
-
-
-def prompt_fingerprint(prompt: Prompt) -> str:
-    """
-    Return a hash that is the same for equal prompts in any process: of a text, or of a chat's roles, contents and
-    other fields. Fields that are `None`, as data sets fill them in, do not count.
-
-    Examples:
-
-    ```python
-    >>> prompt_fingerprint("Why?") == prompt_fingerprint([{"role": "user", "content": "Why?"}])
-    False
-
-    ```
-    """
-    if isinstance(prompt, str):
-        content = json.dumps(["text", prompt])
-    else:
-        messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
-        if all(message.keys() <= {"role", "content"} for message in messages):
-            # Keep this form for calibrations that were saved before other fields counted.
-            pairs = [[message.get("role"), message.get("content")] for message in messages]
-            content = json.dumps(["chat", pairs], default=str)
-        else:
-            content = json.dumps(["messages", messages], sort_keys=True, default=str)
-    return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:

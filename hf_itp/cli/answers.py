@@ -38,6 +38,7 @@ class Answers:
         prompts (`list`): What it is asked, all texts or all chats.
         columns (`dict[str, list]`): Further columns of the prompts' rows, which the records repeat.
         reward_columns (`dict[str, list]`): Those that go to the reward.
+        template_arguments (`list[dict]`): Arguments of the chat template, for each prompt.
         seed (`int`): Seed of the draw. A prompt that comes again is drawn for again.
         all_candidates (`bool`): Whether records hold every candidate.
         arguments (`dict`): Keywords of `generate`.
@@ -49,13 +50,15 @@ class Answers:
         prompts: Sequence[Prompt],
         columns: Mapping[str, Sequence[Any]],
         reward_columns: Mapping[str, Sequence[Any]],
+        template_arguments: Sequence[Mapping[str, Any]],
         seed: int,
         all_candidates: bool,
         arguments: Mapping[str, Any],
     ):
-        from hf_itp.calibration.fingerprints import prompt_fingerprint
+        from hf_itp.prompts import prompt_fingerprint
 
         self._policy, self._prompts, self._reward_columns = policy, prompts, reward_columns
+        self._template_arguments = template_arguments
         self._columns = echoed(columns)
         self._seed, self._all_candidates, self._arguments = seed, all_candidates, dict(arguments)
         seen: Counter[str] = Counter()
@@ -118,9 +121,10 @@ class Answers:
         try:
             output = self._policy.generate(
                 [self._prompts[place] for place in places],
+                chat_template_kwargs=[self._template_arguments[place] for place in places],
                 seed=self._seed if repeat == 0 else derived_seed(self._seed, f"repeat {repeat}"),
                 **self._arguments,
-                **({"reward_kwargs": columns} if columns else {}),
+                reward_kwargs=columns or None,
             )
             records: dict[int, Answer] = {}
             for row, place in enumerate(places):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_itp.cli import options, sources
+from hf_itp.cli import options, sources, template
 from hf_itp.cli.models import EMBEDDED, load_reward_models, loading_bars
 from hf_itp.cli.prompts import reward_columns
-from hf_itp.errors import ArgumentError
+from hf_itp.generation.keywords import KEYWORDS
 
 _NUM_REFERENCE_HELP = (
     "Reference responses per prompt (K). A quantile's error is at most 0.5 / sqrt(K); exponential(t) needs at least "
     "3 |t| + 2."
 )
-CHAT_TEMPLATE_HELP = "Arguments of the policy's chat template, as JSON: '{\"enable_thinking\": false}'."
 
 
 def calibrate(
@@ -53,7 +51,10 @@ def calibrate(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     temperature: options.Temperature = None,
-    chat_template_kwargs: Annotated[str | None, options.drawing(help=CHAT_TEMPLATE_HELP)] = None,
+    tools: template.Tools = None,
+    documents: template.Documents = None,
+    chat_template_kwargs: template.ChatTemplateKwargs = None,
+    reward_view: Annotated[str, options.drawing(help=KEYWORDS["reward_view"].help)] = "full",
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -77,6 +78,7 @@ def calibrate(
     given, columns = sources.read_source(
         file, dataset_name, dataset_config, dataset_train_split, prompt_column, context
     )
+    template_keywords = template.template_keywords(tools, documents, chat_template_kwargs, columns)
     from hf_itp import Policy, RewardCalibrator
     from hf_itp.policies.policy import as_conversations
 
@@ -93,7 +95,8 @@ def calibrate(
         seed=seed,
         tokenizer=policy.tokenizer,
         output_dir=output_dir,
-        chat_template_kwargs=template_arguments(chat_template_kwargs),
+        **template_keywords,
+        reward_view=reward_view,
         reward_kwargs=reward_columns(columns),
         predict=predict,
         batch_size=batch_size,
@@ -112,18 +115,3 @@ def calibrate(
             f"Prompts without references: predicted quantiles are off by {predictor.calibration_error:.3f} (one set "
             f"for all: {predictor.baseline_error:.3f})"
         )
-
-
-def template_arguments(given: str | None) -> dict[str, Any]:
-    """Return the arguments of a chat template from JSON; raise `ArgumentError` if it is no JSON object."""
-    try:
-        arguments = {} if given is None else json.loads(given)
-    except ValueError as error:
-        raise ArgumentError(
-            f"`--chat-template-kwargs` must be JSON, got {given!r} ({error}). Put names in double quotes."
-        ) from error
-    if not isinstance(arguments, dict):
-        raise ArgumentError(
-            f"`--chat-template-kwargs` must be a JSON object, got {given!r}. Put braces around its entries."
-        )
-    return arguments

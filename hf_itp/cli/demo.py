@@ -69,7 +69,8 @@ def demo(
     questions = _questions()
     prompts = as_conversations(questions, policy.tokenizer)
     progress.print(f"Drawing {num_candidates} candidates for each of {len(prompts)} prompts ...")
-    drawing = {"num_candidates": num_candidates, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    drawing: dict[str, Any] = {"num_candidates": num_candidates, "max_new_tokens": max_new_tokens}
+    drawing["temperature"] = temperature
     result = policy.generate(prompts, strategy=pessimism, reward_model=reward, seed=seed, **drawing)
     # Other rules select from the same rewards, without drawing again.
     laws = {"best_of_n": best.law(result.candidate_rewards), "pessimism": result.probabilities}

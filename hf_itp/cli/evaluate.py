@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_itp.cli import options, sources
-from hf_itp.cli.calibrate import CHAT_TEMPLATE_HELP, template_arguments
 from hf_itp.cli.fields import parse_fields
 from hf_itp.cli.models import load_reward_models, loading_bars, recommendation
 from hf_itp.cli.records import to_json
+from hf_itp.cli.template import ChatTemplateKwargs, template_arguments_in
 from hf_itp.errors import ArgumentError
 from hf_itp.generation.keywords import KEYWORDS
 
@@ -91,7 +91,7 @@ def evaluate(
         float | None,
         options.drawing(help=f"{options.TEMPERATURE_HELP} Default: the calibration's, else the policy's."),
     ] = None,
-    chat_template_kwargs: Annotated[str | None, options.drawing(help=CHAT_TEMPLATE_HELP)] = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     output_dir: Annotated[
@@ -128,7 +128,7 @@ def evaluate(
       hf-itp evaluate outputs/ctrl -f prompts.jsonl --calibration outputs/ctrl --output-dir outputs/judged
     """
     reward_model = sources.rewards_agreed(context, reward_model or [], reward_funcs, reward_model_name_or_path)
-    fields, template = parse_fields(set_ or [], beta=beta), template_arguments(chat_template_kwargs)
+    fields, template = parse_fields(set_ or [], beta=beta), template_arguments_in(chat_template_kwargs)
     given, columns = sources.read_source(
         file, dataset_name, dataset_config, dataset_test_split, prompt_column, context
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_itp.cli import options
+from hf_itp.cli import options, template
 from hf_itp.cli.answers import Answers, write_all, write_file
 from hf_itp.cli.fields import parse_fields
 from hf_itp.cli.models import EMBEDDED, EMBEDDED_TEMPERATURE, load_reward_models, loading_bars, recommendation
@@ -41,8 +41,9 @@ def generate(
         typer.Option(
             "--file",
             "-f",
-            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, whose other columns "
-            "go to the reward; any other file one prompt per line; - is stdin.",
+            help="File of prompts: .jsonl (or .jsonl.gz) with a `prompt` or `messages` per line, its `tools`, "
+            "`documents` and `chat_template_kwargs` if any, and other columns that go to the reward; any other file "
+            "one prompt per line; - is stdin.",
         ),
     ] = None,
     prompt_field: Annotated[
@@ -106,6 +107,9 @@ def generate(
             f"{_RESPONSES_PER_CALL} candidates with --output; else 1.",
         ),
     ] = None,
+    tools: template.Tools = None,
+    documents: template.Documents = None,
+    chat_template_kwargs: template.ChatTemplateKwargs = None,
     early_rejection: Annotated[
         float | None, options.drawing(metavar="SHARE", help=KEYWORDS["early_rejection"].help)
     ] = None,
@@ -116,6 +120,10 @@ def generate(
             "-s",
             help=f"{KEYWORDS['strategy'].help} {options.RECOMMENDED} (auto), else pessimism.",
         ),
+    ] = None,
+    reward_view: Annotated[
+        str | None,
+        options.selecting(help=f"{KEYWORDS['reward_view'].help} {options.RECOMMENDED}, else full."),
     ] = None,
     beta: options.Beta = None,
     set_: options.Fields = None,
@@ -157,6 +165,8 @@ def generate(
       hf-itp generate -s best_of_n -r verify.py:check -f sums.jsonl
       hf-itp generate -f questions.jsonl --prompt-field question -o answers.jsonl
       hf-itp generate --set pool=fresh "Why is the moon bright?"
+      hf-itp generate -m org/reasoner --reward-view final "Is 97 prime?"
+      hf-itp generate -m org/policy --tools tools.json "How warm is it in Paris?"
       printf 'What is kevlar?\\nWhat is felt?\\n' | hf-itp generate
     """
     if num_candidates is not None and num_return_sequences > num_candidates:
@@ -189,8 +199,15 @@ def generate(
     # Refuse before loading what can be refused without the models.
     from hf_itp import Policy, get_strategy
     from hf_itp.generation.recommendation import recommended_with_fields
+    from hf_itp.policies.chat_template import arguments_of_prompts, check_template_takes
     from hf_itp.policies.policy import as_conversations
+    from hf_itp.sampling.thinking import check_reward_view
 
+    of_prompts = arguments_of_prompts(
+        given_prompts, **template.template_keywords(tools, documents, chat_template_kwargs, columns)
+    )
+    if reward_view is not None:
+        check_reward_view(reward_view)
     if strategy is None and model == EMBEDDED:
         strategy = "pessimism"
     if strategy not in (None, "auto"):
@@ -200,8 +217,9 @@ def generate(
         conversations = as_conversations(given_prompts, policy.tokenizer, plain=plain)
         if system is not None:
             conversations = with_system(conversations, system)
+        check_template_takes(policy.tokenizer, conversations, of_prompts)
         strategy = strategy or ("auto" if recommendation(policy.model) else "pessimism")
-        asked: dict[str, Any] = {"num_candidates": num_candidates}
+        asked: dict[str, Any] = {"num_candidates": num_candidates, "reward_view": reward_view}
         if strategy == "auto":
             # A field is the strategy's even if sampling has a keyword of the same name.
             chosen = recommended_with_fields(policy.model, asked, fields)
@@ -209,6 +227,7 @@ def generate(
                 print(f"Decoding as {model} recommends: {recommendation(policy.model)}", file=sys.stderr)
         else:
             chosen = {**asked, "strategy": get_strategy(strategy, **fields)}
+            chosen = {name: value for name, value in chosen.items() if value is not None}
             reward_model = reward_model or [EMBEDDED]
         num_candidates = chosen["num_candidates"] = chosen.get("num_candidates") or options.NUM_CANDIDATES
         if reward_model:
@@ -235,6 +254,7 @@ def generate(
         conversations,
         columns,
         reward_columns(columns),
+        of_prompts,
         seed,
         all_candidates,
         {**chosen, "batch_size": batch_size, "progress": False if quiet or bar else None},
@@ -244,7 +264,10 @@ def generate(
         at_once = batch_size or (1 if output is None else _RESPONSES_PER_CALL)
         prompts_per_call = max(1, at_once // num_candidates)
     if output is not None:
-        settings = settings_of(policy, conversations, columns, chosen, seed=seed, all_candidates=all_candidates)
+        settings = settings_of(
+            policy, conversations, columns, chosen, seed=seed, all_candidates=all_candidates,
+            chat_template_kwargs=[dict(arguments) for arguments in of_prompts],
+        )  # fmt: skip
         write_file(answers, prompts_per_call, output, settings, overwrite=overwrite, bar=bar)
         return
     headings = len(conversations) * num_return_sequences > 1

@@ -41,6 +41,10 @@ def push(
             help=f"{KEYWORDS['num_candidates'].help} {options.RECOMMENDED}, else {options.NUM_CANDIDATES}.",
         ),
     ] = None,
+    reward_view: Annotated[
+        str | None,
+        options.selecting(help=f"{KEYWORDS['reward_view'].help} {options.RECOMMENDED}, else full."),
+    ] = None,
     beta: options.Beta = None,
     set_: options.Fields = None,
     calibration: Annotated[
@@ -88,7 +92,7 @@ def push(
         get_strategy(strategy, **fields)
     with loading_bars(shown=False):
         policy = Policy.from_pretrained(model)
-    recommended = _recommended(policy.model, strategy, reward_model, num_candidates, fields)
+    recommended = _recommended(policy.model, strategy, reward_model, num_candidates, reward_view, fields)
     facts: dict[str, Any] = {
         "license": license_,
         "base_model": base_model,
@@ -119,7 +123,12 @@ def push(
 
 
 def _recommended(
-    model: Any, strategy: str | None, reward_model: str | None, num_candidates: int | None, fields: dict[str, Any]
+    model: Any,
+    strategy: str | None,
+    reward_model: str | None,
+    num_candidates: int | None,
+    reward_view: str | None,
+    fields: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what the options recommend, filled up from what the policy recommends already."""
     from hf_itp.generation.recommendation import recommended_with_fields
@@ -129,9 +138,13 @@ def _recommended(
             "strategy": strategy,
             "reward_model": reward_model,
             "num_candidates": num_candidates or options.NUM_CANDIDATES,
+            "reward_view": reward_view or "full",
             **fields,
         }
-    given = {"--reward-model": reward_model, "--num-candidates": num_candidates, "--beta or --set": fields or None}
+    given = {
+        "--reward-model": reward_model, "--num-candidates": num_candidates, "--reward-view": reward_view,
+        "--beta or --set": fields or None,
+    }  # fmt: skip
     named = [name for name, value in given.items() if value is not None]
     if recommendation(model) is None:
         if named:
@@ -140,12 +153,14 @@ def _recommended(
                 f"or leave {named[0]} out."
             )
         return {}
-    ours = recommended_with_fields(model, {"reward_model": reward_model, "num_candidates": num_candidates}, fields)
+    asked = {"reward_model": reward_model, "num_candidates": num_candidates, "reward_view": reward_view}
+    ours = recommended_with_fields(model, asked, fields)
     chosen = ours["strategy"]
     return {
         "strategy": chosen.name,
         "reward_model": ours.get("reward_model"),
         "num_candidates": ours.get("num_candidates", options.NUM_CANDIDATES),
+        "reward_view": ours.get("reward_view", "full"),
         **chosen.settings(),
     }
 

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from hf_itp.distributed.sharding import ShardedSource
 from hf_itp.errors import ScoringError
@@ -25,7 +24,7 @@ from hf_itp.sampling import CandidateSampler
 from hf_itp.sampling.call import DecodingCall
 from hf_itp.sampling.loop import Review
 from hf_itp.sampling.row_calls import Pair
-from hf_itp.sampling.text import ResponseReader
+from hf_itp.sampling.thinking import RewardReader, rewards_where_said
 
 
 class CandidateSource:
@@ -35,10 +34,9 @@ class CandidateSource:
     Args:
         call ([`DecodingCall`]): What is drawn for, and how.
         reward ([`RewardFunction`]): Scores what was drawn.
-        tokenizer (`PreTrainedTokenizerBase`): The policy's, to turn responses into text.
         prompts (`list`): What the reward sees, one per row.
         columns (`dict[str, list]`): Further columns for the reward, one entry per row.
-        token_prompts (`list[list[int]]`): What the responses of each row continue.
+        readers (`list[RewardReader]`): Read responses to each row as the reward sees them.
         overlaps (`bool`): Whether a batch may be scored while the next one is drawn.
         places (`list[int]`): The number of each row in the whole batch.
         num_prompts (`int`): Size of the whole batch.
@@ -48,10 +46,9 @@ class CandidateSource:
         self,
         call: DecodingCall,
         reward: RewardFunction,
-        tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         columns: Mapping[str, Sequence[Any]],
-        token_prompts: Sequence[Sequence[int]],
+        readers: Sequence[RewardReader],
         overlaps: bool,
         places: Sequence[int],
         num_prompts: int,
@@ -60,7 +57,7 @@ class CandidateSource:
         self._places, self._num_prompts = places, num_prompts
         self._drawn: dict[Pair, torch.Tensor] = {}
         self.log = RewardLog()
-        self._readers = [ResponseReader(tokenizer, row) for row in token_prompts]
+        self._readers = readers
         # If policy and reward are known to share no device, scoring takes no time from the draw.
         self._overlaps = overlaps and bool(reward.devices) and reward.devices.isdisjoint(devices(call.model))
         self._being_scored: list[tuple[list[Pair], Future[torch.Tensor]]] = []
@@ -150,9 +147,21 @@ class CandidateSource:
     def _rewards(self, pairs: list[Pair], responses: list[torch.Tensor]) -> torch.Tensor:
         rows = [row for row, _ in pairs]
         texts = [self._readers[row](ids.tolist()) for row, ids in zip(rows, responses, strict=True)]
-        columns: dict[str, Any] = {name: [column[row] for row in rows] for name, column in self._columns.items()}
-        columns |= self.log.loggers([(self._places[row], index) for row, index in pairs])
-        return self._reward.rewards_of([self._prompts[row] for row in rows], texts, responses, columns)
+
+        def score(said: list[int]) -> torch.Tensor:
+            of_rows = [rows[place] for place in said]
+            columns: dict[str, Any] = {
+                name: [column[row] for row in of_rows] for name, column in self._columns.items()
+            }
+            columns |= self.log.loggers([(self._places[rows[place]], pairs[place][1]) for place in said])
+            return self._reward.rewards_of(
+                [self._prompts[row] for row in of_rows],
+                [texts[place] for place in said],
+                [responses[place] for place in said],
+                columns,
+            )
+
+        return rewards_where_said(texts, score)
 
 
 class CandidatePools:

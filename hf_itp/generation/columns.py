@@ -40,8 +40,7 @@ def check_reward_kwargs(columns: Mapping[str, Any], num_rows: int | None = None)
         if num_rows is not None and len(entries) != num_rows:
             raise ArgumentError(
                 f"Column {name!r} of `reward_kwargs` must have one entry per input row ({num_rows}), got "
-                f"{len(entries)}. {_REMEDY} A pipeline passes `batch_size` inputs at a time: give it as many inputs, "
-                "or one per call."
+                f"{len(entries)}. {_REMEDY}"
             )
         checked[name] = entries
     return checked

@@ -46,6 +46,7 @@ from hf_itp.sampling.row_calls import RowCalls
 from hf_itp.sampling.settings import without_default_top_k
 from hf_itp.sampling.streams import PromptKey, falls_within, fresh_seed, prompt_keys
 from hf_itp.sampling.text import ResponseReader
+from hf_itp.sampling.thinking import check_reward_view, reward_readers
 from hf_itp.strategies import Strategy, get_strategy
 
 
@@ -109,6 +110,7 @@ class StrategyDecoding(Keywords):
             check_choice("shard", self.shard, SHARDS)
         if self.prompts is not None:
             self.prompts = check_prompts(self.prompts)
+        check_reward_view(self.reward_view)
         if self.reward_kwargs is not None:
             self.reward_kwargs = check_reward_kwargs(self.reward_kwargs)
         if self.shard is not None and self.early_rejection is not None:
@@ -118,7 +120,7 @@ class StrategyDecoding(Keywords):
             )
         if self.early_rejection is not None:
             self.early_rejection = check_early_rejection(
-                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size
+                self.early_rejection, self.strategy.name, self.num_candidates, self.batch_size, self.reward_view
             )
 
     def __call__(
@@ -205,7 +207,7 @@ class StrategyDecoding(Keywords):
             "reward_kwargs": json.dumps(self.reward_kwargs, default=str),
             **{
                 name: getattr(self, name)
-                for name in ("num_candidates", "num_return_sequences", "seed", "batch_size", "shard")
+                for name in ("num_candidates", "num_return_sequences", "seed", "batch_size", "shard", "reward_view")
             },
             **{name: getattr(generation_config, name) for name in settings},
         }
@@ -224,10 +226,9 @@ class StrategyDecoding(Keywords):
         return CandidateSource(
             call if sharding is None else sharding.part(call),
             self.reward,
-            tokenizer,
             [prompts[row] for row in rows],
             {name: [column[row] for row in rows] for name, column in columns.items()},
-            [continued[row] for row in rows],
+            reward_readers(tokenizer, [continued[row] for row in rows], self.reward_view),
             overlaps=sharding is None,
             places=rows,
             num_prompts=len(call),

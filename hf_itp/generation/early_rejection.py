@@ -60,7 +60,11 @@ class EarlyRejection:
 
 
 def check_early_rejection(
-    early_rejection: float | EarlyRejection, strategy: str, num_candidates: int, batch_size: int | None
+    early_rejection: float | EarlyRejection,
+    strategy: str,
+    num_candidates: int,
+    batch_size: int | None,
+    reward_view: str,
 ) -> EarlyRejection:
     """
     Return the settings of early rejection, if the call can use it.
@@ -74,6 +78,11 @@ def check_early_rejection(
         raise ArgumentError(
             f"`early_rejection` must come with strategy='best_of_n', got strategy={strategy!r}, whose law needs the "
             "rewards of all candidates. Pass strategy='best_of_n', or leave `early_rejection` out."
+        )
+    if reward_view != "full":
+        raise ArgumentError(
+            f"`early_rejection` must be absent with reward_view={reward_view!r}, got {early_rejection}: a response "
+            "that still thinks has no final part to judge it by. Leave one of them out."
         )
     if batch_size is not None and batch_size < num_candidates:
         raise ArgumentError(

@@ -65,6 +65,13 @@ class Keywords:
         "Data columns for the reward, by name, with one entry per input row. A function "
         '`f(prompts, completions, solution, **kwargs)` gets `reward_kwargs={"solution": [...]}`.',
     )
+    reward_view: str = _keyword(
+        "`str`",
+        'What the reward reads of a response: `"full"` is all of it; `"final"` is what a reasoning model says after '
+        "its thinking. With the latter a response cut off while thinking has no reward, so it is never selected.",
+        default="full",
+        help="What the reward reads of a response: full, or final, without a reasoning model's thinking.",
+    )
     seed: int | None = _keyword(
         "`int`",
         "The same seed gives the same candidates for a prompt, whatever else is in the batch. Defaults to one drawn "

@@ -18,6 +18,7 @@ from typing import Any
 
 from hf_itp.errors import ArgumentError, ItpError, ItpWarning
 from hf_itp.generation.keywords import KEYWORDS, documentation
+from hf_itp.generation.pipelines import PIPELINE_MODULE, unwrap_pipeline, wrap_pipeline
 from hf_itp.models.import_hook import ImportHook
 from hf_itp.models.origins import record_origins, stop_recording
 
@@ -35,8 +36,10 @@ def enable() -> None:
     Calling it twice changes nothing. Models made before and after both know the keyword.
     """
     record_origins()
-    _hook.install()
+    for hook in _hooks:
+        hook.install()
     _wrap(_generation_mixin())
+    _wrap_pipeline_if_loaded()
 
 
 def disable() -> None:
@@ -54,7 +57,10 @@ def disable() -> None:
             "also undo that wrapper. Undo the other wrapper first."
         )
     # Otherwise a reload of the module would install the wrapper again.
-    _hook.remove()
+    for hook in _hooks:
+        hook.remove()
+    if (pipelines := sys.modules.get(PIPELINE_MODULE)) is not None:
+        unwrap_pipeline(pipelines.TextGenerationPipeline)
     if _is_ours(mixin.generate):
         mixin.generate = mixin.generate._hf_itp_original
 
@@ -62,8 +68,10 @@ def disable() -> None:
 def enable_with_transformers() -> None:
     """Enable now if transformers' generation code is imported, otherwise as soon as it is."""
     record_origins()
-    _hook.install()
+    for hook in _hooks:
+        hook.install()
     _wrap_if_loaded()
+    _wrap_pipeline_if_loaded()
 
 
 def _generation_mixin() -> Any:
@@ -91,6 +99,15 @@ def _wrap_if_loaded() -> None:
 # Another package's finder may come before the hook and find the generation module itself: the next look-up of any
 # other module notices it.
 _hook = ImportHook([_GENERATION_MODULE], lambda module: _wrap(module.GenerationMixin), on_other=_wrap_if_loaded)
+
+
+def _wrap_pipeline_if_loaded() -> None:
+    kind = getattr(sys.modules.get(PIPELINE_MODULE), "TextGenerationPipeline", None)
+    if kind is not None:
+        wrap_pipeline(kind)
+
+
+_hooks = [_hook, ImportHook([PIPELINE_MODULE], lambda module: wrap_pipeline(module.TextGenerationPipeline))]
 
 
 def _is_ours(generate: Callable) -> bool:

@@ -1,7 +1,7 @@
 """
 Warn if the prompts that a reward sees do not belong to the rows that the policy continues.
 
-A pipeline passes the same `prompts` with every batch of chats, so the rewards would be for another question.
+Their order may differ, and then the rewards would be for another question.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def warn_of_other_rows(
             warnings.warn(
                 f"`prompts` must belong to the input, but the user's last text in prompt {row}, "
                 f"{_user_text(prompt)[1]!r:.60}, does not occur in row {row}: its responses are judged as answers to "
-                "something else. Pass prompts in the order of the rows. A pipeline passes all of `prompts` with each "
-                "batch: call it with one chat at a time, or with batch_size=len(prompts).",
+                "something else. Pass prompts in the order of the rows.",
                 ItpWarning,
                 stacklevel=3,
             )

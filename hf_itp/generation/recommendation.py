@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError
 from hf_itp.generation.recommended_reward import RecommendedReward
+from hf_itp.sampling.thinking import REWARD_VIEWS, check_reward_view
 from hf_itp.strategies import Strategy, get_strategy
 from hf_itp.strategies.registry import renamed_fields, strategy_class
 
@@ -25,7 +26,9 @@ MAX_RECOMMENDED_CANDIDATES = 1024
 
 _ENTRY = "hf_itp"
 # The keys of an entry, besides the fields of its strategy.
-_STRATEGY, _COUNT, _REWARD, _REVISION = _KEYS = "strategy", "num_candidates", "reward_model", "reward_model_revision"
+_STRATEGY, _COUNT, _REWARD, _REVISION, _VIEW = _KEYS = (
+    "strategy", "num_candidates", "reward_model", "reward_model_revision", "reward_view",
+)  # fmt: skip
 _IN_THE_CONFIG = f"The {_ENTRY!r} entry of the generation config"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[\w][\w./-]{0,199}")
@@ -37,6 +40,7 @@ def decoding_entry(
     reward_model: str | None,
     reward_model_revision: str | None = None,
     fields: dict[str, Any] | None = None,
+    reward_view: str = "full",
 ) -> dict[str, Any]:
     """
     Build the entry that `generate(strategy="auto")` follows; empty without a strategy.
@@ -56,7 +60,10 @@ def decoding_entry(
         name for name, value in settings.items() if value is None
     }
     count = check_count("num_candidates", num_candidates, 1, "Recommend e.g. 16.")
-    entry = {_STRATEGY: strategy, _COUNT: count, _REWARD: reward_model, _REVISION: reward_model_revision}
+    view = None if check_reward_view(reward_view) == "full" else reward_view
+    entry = {
+        _STRATEGY: strategy, _COUNT: count, _REWARD: reward_model, _REVISION: reward_model_revision, _VIEW: view,
+    }  # fmt: skip
     return {key: value for key, value in entry.items() if value is not None} | {
         name: settings[name] for name in settings if name in (fields or {}) or name in filled_in
     }
@@ -129,6 +136,8 @@ def _filled(entry: dict[str, Any], ours: dict[str, Any], fields: dict[str, Any])
     filled: dict[str, Any] = {}
     if _COUNT in entry:
         filled["num_candidates"] = entry[_COUNT]
+    if _VIEW in entry:
+        filled["reward_view"] = entry[_VIEW]
     if _REWARD in entry:
         filled["reward_model"] = RecommendedReward(entry[_REWARD], entry.get(_REVISION))
     recommended = {name: entry[name] for name in _field_names(entry) if name in entry}
@@ -175,6 +184,11 @@ def _checked_entry(model: Any) -> dict[str, Any]:
         )
     remedy = f"{_IN_THE_CONFIG} says so: pass num_candidates=... and a strategy by name."
     check_count("num_candidates", entry.get(_COUNT, 1), 1, remedy, MAX_RECOMMENDED_CANDIDATES)
+    if entry.get(_VIEW, "full") not in REWARD_VIEWS:
+        raise ArgumentError(
+            f"{_IN_THE_CONFIG} names the reward view {entry[_VIEW]!r:.80}, which is none of "
+            f"{', '.join(map(repr, REWARD_VIEWS))}. Pass reward_view=... and a strategy by name."
+        )
     reward, revision = entry.get(_REWARD), entry.get(_REVISION)
     # A checkpoint in a folder of the user's own may name another folder; a downloaded one must not name files.
     is_local = Path(str(getattr(model, "name_or_path", "") or "/nowhere")).is_dir() or not model.name_or_path

@@ -19,6 +19,7 @@ from hf_itp.errors import ArgumentError, UnsupportedModelError
 from hf_itp.generation.decoding import StrategyDecoding
 from hf_itp.generation.inputs import check_inputs
 from hf_itp.generation.keywords import KEYWORDS, Keywords
+from hf_itp.generation.pipelines import of_rows
 from hf_itp.generation.recommendation import recommended_arguments
 from hf_itp.generation.recommended_reward import RecommendedReward
 from hf_itp.generation.tokenizer_arguments import without_need_of_tokenizer
@@ -63,6 +64,8 @@ def arguments_for_original(model: Any, arguments: dict[str, Any]) -> dict[str, A
     # Check the others, and switch sampling on.
     _refuse_conflicts(arguments)
     check_inputs(model, arguments)
+    given = arguments.get("inputs", arguments.get("input_ids"))
+    ours = of_rows(ours, 1 if given is None else len(given))
     arguments, num_return_sequences = _sampling_arguments(model, arguments)
     tokenizer = arguments.pop("tokenizer", None)
     _check_arguments(model, arguments, strategy, ours.get("num_candidates"))

@@ -37,6 +37,7 @@ def push_to_hub(
     strategy: str | None = None,
     reward_model: Any = None,
     num_candidates: int = 16,
+    reward_view: str = "full",
     calibrator: RewardCalibrator | None = None,
     private: bool | None = None,
     gated: Literal["auto", "manual"] | None = None,
@@ -63,6 +64,8 @@ def push_to_hub(
         reward_model (*optional*): What the strategy scores with: a Hub id, `"embedded"`, or a reward model loaded from
             the Hub. Its current commit is recorded, and `strategy="auto"` loads that one.
         num_candidates (`int`, *optional*, defaults to 16): N to recommend.
+        reward_view (`str`, *optional*, defaults to `"full"`): What the reward is to read of a response: `"full"`, or
+            `"final"`, without a reasoning model's thinking.
         calibrator ([`RewardCalibrator`], *optional*): A calibration to push along.
         private (`bool`, *optional*): Make a new repository private. An error if it exists and is public.
         gated (`str`, *optional*): `"auto"` or `"manual"`: readers must ask for access.
@@ -95,8 +98,9 @@ def push_to_hub(
             f"`policy` must be a model that generates, got a {type(policy).__name__}. Pass a policy."
         )
     name, reward_revision = reward_reference(reward_model)
-    entry = decoding_entry(strategy, num_candidates, name, reward_revision, strategy_fields)
-    for given in (*strategy_fields, *(["reward_model"] if name else [])):
+    entry = decoding_entry(strategy, num_candidates, name, reward_revision, strategy_fields, reward_view)
+    others = {"reward_model": name, "reward_view": None if reward_view == "full" else reward_view}
+    for given in (*strategy_fields, *(other for other, value in others.items() if value is not None)):
         if not entry:
             raise ArgumentError(f"`{given}` must come with a strategy, got {strategy!r}. Pass strategy=... too.")
     facts = _with_licences(facts or known_facts(policy, repo_id))

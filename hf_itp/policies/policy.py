@@ -4,21 +4,24 @@ A policy with its tokenizer, loaded from a checkpoint: texts and chats in, candi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.chat_template import (
+    TemplateArguments,
+    arguments_of_prompts,
+    check_template_takes,
+    context_columns,
+    encoded_chats,
+)
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.rewards.base import Prompt
 from hf_itp.sampling.text import response_text
-
-# What a checkpoint's template raises: it may refuse a role as well as try what its sandbox forbids.
-_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,35 @@ class Policy:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(model.to(place), tokenizer)
 
-    def generate(self, prompts: Sequence[Prompt], **arguments: Any) -> Any:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        **arguments: Any,
+    ) -> Any:
         """
         Call the model's `generate` on the prompts as one batch.
 
         Args:
             prompts (`list[str]` or `list[list[dict]]`): All texts, which are continued, or all chats.
+            tools (`list`, *optional*): What the policy may call: functions with docstrings, or their JSON schemas. The
+                chat template writes them, and so does the reward model's if it knows tools: it gets them in
+                `reward_kwargs`, as other rewards do that take them.
+            documents (`list[dict]`, *optional*): Texts to answer from, for both templates too.
+            chat_template_kwargs (`dict`, or a `list` of one per prompt, *optional*): Further variables of the policy's
+                chat template, e.g. `{"enable_thinking": False}`. Those of a prompt may hold its own `tools` and
+                `documents`.
             arguments: Keywords of `generate`, `strategy` and `reward_model` among them.
 
         Returns:
             [`~hf_itp.StrategyOutput`]: Winners and all candidates; transformers' own output without a `strategy`.
 
         Raises:
-            `ArgumentError`: If there are no prompts, or texts beside chats, or the chat template refuses a chat.
+            `ArgumentError`: If there are no prompts, or texts beside chats, or the chat template refuses a chat or
+                leaves out tools, documents or a variable.
         """
         prompts = list(prompts)
         if len({isinstance(prompt, str) for prompt in prompts}) != 1:
@@ -97,33 +116,36 @@ class Policy:
                 f"`prompts` must be all texts or all chats, got {'both' if prompts else 'none'}. Pass each kind in a "
                 "call of its own."
             )
-        # Plain `generate` knows no `prompts`.
-        own = {} if arguments.get("strategy") is None else {"prompts": prompts}
+        of_prompts = arguments_of_prompts(prompts, chat_template_kwargs, tools, documents)
+        check_template_takes(self.tokenizer, prompts, of_prompts)
+        # Plain `generate` knows neither.
+        own: dict[str, Any] = {}
+        if arguments.get("strategy") is not None:
+            columns = {**(arguments.pop("reward_kwargs", None) or {}), **context_columns(of_prompts)}
+            own = {"prompts": prompts, **({"reward_kwargs": columns} if columns else {})}
         defaults = {"pad_token_id": self.tokenizer.pad_token_id, "return_dict_in_generate": True}
         return self.model.generate(
-            **self._encode(prompts), tokenizer=self.tokenizer, **{**defaults, **own, **arguments}
+            **self._encode(prompts, of_prompts), tokenizer=self.tokenizer, **{**defaults, **own, **arguments}
         )
 
-    def text_of(self, prompt: Prompt) -> Callable[[torch.Tensor], str]:
-        """Return the function that decodes responses to this prompt, without special tokens."""
-        prompt_ids = [] if self.model.config.is_encoder_decoder else self._encode([prompt])["input_ids"][0].tolist()
+    def text_of(self, prompt: Prompt, **template: Any) -> Callable[[torch.Tensor], str]:
+        """
+        Return the function that decodes responses to this prompt, without special tokens.
+
+        Args:
+            template: `tools`, `documents` and `chat_template_kwargs` that [`generate`] was called with.
+        """
+        prompt_ids: list[int] = []
+        if not self.model.config.is_encoder_decoder:
+            encoded: Any = self._encode([prompt], arguments_of_prompts([prompt], **template))
+            prompt_ids = encoded["input_ids"][0].tolist()
         return lambda response: response_text(self.tokenizer, prompt_ids, response.tolist())
 
-    def _encode(self, prompts: list[Any]) -> BatchEncoding:
+    def _encode(self, prompts: list[Any], of_prompts: list[TemplateArguments]) -> BatchEncoding:
         form: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
         if isinstance(prompts[0], str):
             return self.tokenizer(prompts, **form).to(self.model.device)
-        try:
-            inputs: Any = self.tokenizer.apply_chat_template(
-                prompts, add_generation_prompt=True, return_dict=True, **form
-            )
-        except _TEMPLATE_ERRORS as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ArgumentError(
-                f"`prompts` must hold chats that the policy's chat template renders, got a refusal: {reason}. Change "
-                "the messages, or pass the prompts as text."
-            ) from error
-        return inputs.to(self.model.device)
+        return encoded_chats(self.tokenizer, prompts, of_prompts, **form).to(self.model.device)
 
 
 def as_conversations(

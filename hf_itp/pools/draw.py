@@ -25,10 +25,9 @@ from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.values import or_none
 from hf_itp.sampling.description import DrawDescription
 from hf_itp.sampling.drawing import draw_described
-from hf_itp.sampling.recorded import text_tokenizer
 from hf_itp.sampling.sampler import forwards_are_synchronized
 from hf_itp.sampling.streams import derived_seed
-from hf_itp.sampling.text import ResponseReader
+from hf_itp.sampling.thinking import rewards_where_said
 
 # Responses drawn between two writes: the maximum that a kill loses, and enough for a batch.
 _RESPONSES_PER_WRITE = 64
@@ -89,7 +88,7 @@ def draw_references(
     mine = missing[processes.rank :: processes.size]
     # Sharded weights are gathered in each forward pass, so every process must make equally many.
     in_step = processes.size > 1 and forwards_are_synchronized(policy)
-    tokenizer, derived = text_tokenizer(description.tokenizer), derived_seed(seed, "references")
+    derived = derived_seed(seed, "references")
 
     def draw(places: Sequence[int]) -> list[list[torch.Tensor]]:
         chosen = [prompts[place] for place in places]
@@ -107,35 +106,41 @@ def draw_references(
             return
         drawn = drawn[: len(chunk)]
         chosen = [prompts[index] for index in chunk]
-        readers = [ResponseReader(tokenizer, description.prompt_ids(prompt)) for prompt in chosen]
-        responses = [[read(ids.tolist()) for ids in own] for read, own in zip(readers, drawn, strict=True)]
+        readers = [description.reader(prompt) for prompt in chosen]
+        texts = [read(ids.tolist()) for read, own in zip(readers, drawn, strict=True) for ids in own]
+        everything = [response for own in drawn for response in own]
         rows: list[Row] = [
             {
                 "index": index,
                 "prompt": prompts[index],
-                "responses": responses[position],
+                "responses": [readers[position].full(response.tolist()) for response in drawn[position]],
                 "response_ids": [response.tolist() for response in drawn[position]],
+                **({"chat_template_kwargs": own} if (own := description.own_arguments_of(prompts[index])) else {}),
             }
             for position, index in enumerate(chunk)
         ]
-        further: dict[str, Any] = {
-            name: [column[index] for index in chunk for _ in range(num_reference)]
-            for name, column in (columns or {}).items()
-        }
-        try:
-            rewards = reward.rewards_of(
-                [prompt for prompt in chosen for _ in range(num_reference)],
-                [response for texts in responses for response in texts],
-                [response for ids in drawn for response in ids],
+
+        def score(said: list[int]) -> torch.Tensor:
+            of_rows = [chunk[place // num_reference] for place in said]
+            further: dict[str, Any] = {
+                name: [column[row] for row in of_rows] for name, column in (columns or {}).items()
+            }
+            return reward.rewards_of(
+                [prompts[row] for row in of_rows],
+                [texts[place] for place in said],
+                [everything[place] for place in said],
                 further | DROPPED,
-            ).view(len(chosen), num_reference)
+            )
+
+        try:
+            rewards = rewards_where_said(texts, score).view(len(chosen), num_reference)
         except Exception as error:
             pool.append(row for row in rows if row["index"] not in found)
             held = {index: row["response_ids"] for index, row in pool.rows().items()}
-            everything = [
+            candidates = [
                 [torch.tensor(ids, dtype=torch.long) for ids in held.get(index, [])] for index in range(len(prompts))
             ]
-            raise ScoringError.of(error, reward.name, everything) from error
+            raise ScoringError.of(error, reward.name, candidates) from error
         pool.append(
             {**row, "rewards": or_none(own)}
             for row, own in zip(rows, rewards, strict=True)

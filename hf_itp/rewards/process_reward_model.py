@@ -21,8 +21,15 @@ from hf_itp.rewards.forward import own_code, passes
 from hf_itp.rewards.forward.scoring import budget_of, map_batches, once_each, scoring_bar
 from hf_itp.rewards.options import BatchSize, ProcessRewardModelOptions, takes_keywords_of
 from hf_itp.rewards.text import steps
-from hf_itp.rewards.text.encoding import TokenSequence, cut_left, token_limit, warn_of_cuts, warn_of_unseen_calls
-from hf_itp.rewards.text.rendering import distinct
+from hf_itp.rewards.text.context import Context, contexts_of
+from hf_itp.rewards.text.encoding import (
+    TokenSequence,
+    cut_left,
+    distinct_pairs,
+    token_limit,
+    warn_of_cuts,
+    warn_of_unseen,
+)
 
 
 class ProcessRewardModel(RewardFunction):
@@ -127,18 +134,25 @@ class ProcessRewardModel(RewardFunction):
         )
 
     def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: ResponseIds = None,
+        /,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
     ) -> torch.Tensor:
-        sequences, places = once_each(self._encode(prompts, responses))
+        contexts = contexts_of(len(prompts), {"tools": tools, "documents": documents})
+        sequences, places = once_each(self._encode(prompts, responses, contexts))
         with passes.evaluating(self.model), scoring_bar(len(sequences), self.progress) as bar:
             return map_batches(self._rewards, sequences, self.batch_size, bar, *budget_of(self.model))[places]
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
-        prompts = distinct(prompts)
-        for prompt in prompts:
-            passes.check_ids(self.model, [self._render(prompt, ["."])])
-        if self.tokenizer.chat_template:
-            warn_of_unseen_calls(self.tokenizer, prompts)
+        pairs = distinct_pairs(prompts, contexts_of(len(prompts), columns))
+        for prompt, context in pairs:
+            passes.check_ids(self.model, [self._render(prompt, ["."], context)])
+        warn_of_unseen(self.tokenizer, pairs)
 
     @property
     def devices(self) -> frozenset[torch.device]:
@@ -147,7 +161,7 @@ class ProcessRewardModel(RewardFunction):
     def step_rewards(self, prompt: Prompt, response: str) -> torch.Tensor:
         """Return the probability that each step of one response is good, float32 `(steps,)`, on the CPU."""
         with passes.evaluating(self.model):
-            return self._probabilities(self._encode([prompt], [response]))[0].float()
+            return self._probabilities(self._encode([prompt], [response], [{}]))[0].float()
 
     def _rewards(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         return torch.stack([aggregate_steps(row, self.aggregate) for row in self._probabilities(sequences)]).float()
@@ -159,10 +173,12 @@ class ProcessRewardModel(RewardFunction):
             return [row.double().softmax(dim=-1)[:, 0] for row in logits]
         return [row.double().softmax(dim=-1)[:, 1] for row in passes.step_logits(self.model, sequences)]
 
-    def _encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def _encode(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], contexts: Sequence[Context]
+    ) -> list[TokenSequence]:
         sequences, cut_prompts, cut_responses = [], 0, 0
-        for prompt, response in zip(prompts, responses, strict=True):
-            whole = self._render(prompt, steps.split_steps(response, self.separator))
+        for prompt, response, context in zip(prompts, responses, contexts, strict=True):
+            whole = self._render(prompt, steps.split_steps(response, self.separator), context)
             excess = len(whole.ids) - (self.max_length or len(whole.ids))
             sequences.append(cut_left(whole, excess) if excess > 0 else whole)
             cut_prompts += excess > 0
@@ -170,14 +186,14 @@ class ProcessRewardModel(RewardFunction):
         warn_of_cuts(cut_prompts, len(sequences), self.max_length, cut_responses)
         return sequences
 
-    def _render(self, prompt: Prompt, parts: list[str]) -> TokenSequence:
+    def _render(self, prompt: Prompt, parts: list[str], context: Context) -> TokenSequence:
         if self._answers is not None and self._good_token is not None:
             if self.step_token is None:
-                return steps.answered(self.tokenizer, prompt, parts, self._good_token, self._answers[0])
-            return steps.marked(self.tokenizer, prompt, parts, self.step_token, between=self.separator)
+                return steps.answered(self.tokenizer, prompt, parts, self._good_token, self._answers[0], context)
+            return steps.marked(self.tokenizer, prompt, parts, self.step_token, context, between=self.separator)
         assert self.step_token is not None
         if _known_step_token(self.model) is not None or own_code.has_own_code(self.model):
-            return steps.marked(self.tokenizer, prompt, parts, self.step_token)
+            return steps.marked(self.tokenizer, prompt, parts, self.step_token, context)
         return steps.concatenated(self.tokenizer, prompt, parts, self.step_token)
 
 

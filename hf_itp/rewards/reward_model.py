@@ -21,6 +21,7 @@ from hf_itp.rewards.checkpoints.loading import load, load_as
 from hf_itp.rewards.forward import own_code, passes
 from hf_itp.rewards.forward.scoring import label_logits, once_each
 from hf_itp.rewards.options import BatchSize, RewardModelOptions, takes_keywords_of
+from hf_itp.rewards.text.context import contexts_of
 from hf_itp.rewards.text.encoding import PairEncoder, token_limit
 from hf_itp.rewards.text.rendering import conversation
 
@@ -29,11 +30,12 @@ class RewardModel(RewardFunction):
     """
     Score responses with a `...ForSequenceClassification` model: the reward is the raw logit of one label.
 
-    Prompt and response are rendered with the reward model's own chat template. Without a template an encoder reads
-    them as a text pair and a decoder as one text. The reward of a response does not depend on what else is scored with
-    it: batches are padded on the right and pooled by attention mask, and the head runs in float32. Identical pairs run
-    once, and so does a prompt for all its responses if every layer of the model is causal attention. In bfloat16 or on
-    an accelerator the last bits still depend on the batch size; `unbatched=True` removes that too.
+    Prompt and response are rendered with the reward model's own chat template, which may also write `tools` and
+    `documents`, columns with one entry per response. Without a template an encoder reads them as a text pair and a
+    decoder as one text. The reward of a response does not depend on what else is scored with it: batches are padded
+    on the right and pooled by attention mask, and the head runs in float32. Identical pairs run once, and so does a
+    prompt for all its responses if every layer of the model is causal attention. In bfloat16 or on an accelerator the
+    last bits still depend on the batch size; `unbatched=True` removes that too.
 
     Args:
         model (`PreTrainedModel`):
@@ -150,23 +152,33 @@ class RewardModel(RewardFunction):
         return passes.devices(self.model)
 
     def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], response_ids: ResponseIds = None
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        response_ids: ResponseIds = None,
+        /,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
     ) -> torch.Tensor:
+        contexts = contexts_of(len(prompts), {"tools": tools, "documents": documents})
         if self._scores_itself:
-            rewards = own_code.rewards(self.model, self._encoder, prompts, responses)
+            rewards = own_code.rewards(self.model, self._encoder, prompts, responses, contexts)
         else:
-            sequences, places = once_each(self._encoder.encode(prompts, responses))
+            sequences, places = once_each(self._encoder.encode(prompts, responses, contexts))
             rewards = label_logits(
                 self.model, sequences, self.label, self.batch_size, not self.unbatched, self.progress
             )[places]
         return rewards if self._scale is None else (rewards - self._shift) / self._scale
 
     def check(self, prompts: Sequence[Prompt], **columns: Any) -> None:
-        if self._scores_itself and hasattr(self.model, "get_score"):
+        contexts = contexts_of(len(prompts), columns)
+        if own_code.reads_chats(self.model):
             for prompt in prompts:
                 conversation(prompt, "")
+            own_code.warn_of_unseen_context(self.model, contexts)
             return
-        if sequences := self._encoder.check(prompts):
+        if sequences := self._encoder.check(prompts, contexts):
             passes.check_ids(self.model, sequences)
 
 

@@ -1,5 +1,6 @@
 """
-Describe a draw: everything that decides which responses a policy gives to a prompt, resolved and ready to compare.
+Describe a draw: everything that decides which responses a policy gives to a prompt and what is read of them, resolved
+and ready to compare.
 
 References, rollouts, pools and `generate` resolve their settings here. Knows nothing of rewards, nor of the policy's
 weights: whoever records a draw adds their identity.
@@ -8,21 +9,30 @@ weights: whoever records a draw adds their identity.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
-from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
-from transformers.utils import get_json_schema
 
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.chat_template import (
+    TemplateArguments,
+    check_template_takes,
+    check_variables,
+    context_columns,
+    prompt_ids,
+    template_arguments,
+)
 from hf_itp.policies.checks import check_generation_config, check_model
+from hf_itp.prompts import prompt_fingerprint
+from hf_itp.rewards.base import Prompt
 from hf_itp.sampling.recorded import (
     as_json,
+    fingerprint,
     plain_number,
     recorded_object,
     template_fingerprint,
@@ -30,6 +40,7 @@ from hf_itp.sampling.recorded import (
     tokenizer_identity,
 )
 from hf_itp.sampling.settings import unset_is_off
+from hf_itp.sampling.thinking import RewardReader, Thinking, check_reward_view
 
 # Settings that decide what is drawn, with the values that switch each off. `do_sample` is True in every draw, and
 # settings that ask for another way of decoding are refused.
@@ -82,14 +93,17 @@ class DrawDescription:
     Description of how responses are drawn. Make one with [`DrawDescription.of`].
 
     It holds every setting resolved (the caller's before the policy's own; off if nobody sets it), how a prompt becomes
-    tokens, what processes the logits and what ends a response. A system prompt is a message of the chat, so it belongs
-    to the prompt.
+    tokens, what processes the logits, what ends a response, and what a reward reads of it. A system prompt is a
+    message of the chat, so it belongs to the prompt.
 
     Args:
         generation_config (`GenerationConfig`): Resolved settings: none is left to the policy that draws.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Turns prompts into tokens.
-        chat_template_kwargs (`dict`): Arguments of its chat template, `tools` among them.
+        chat_template_kwargs (`dict`): Arguments of its chat template, `tools` and `documents` among them.
         logits_processor (`LogitsProcessorList`), stopping_criteria (`StoppingCriteriaList`): The caller's own.
+        of_prompts (`dict[str, dict]`): Arguments of the chat template of single prompts, by fingerprint; these go
+            before `chat_template_kwargs`.
+        reward_view (`str`): What a reward reads of a response: `"full"` or `"final"`.
     """
 
     generation_config: GenerationConfig
@@ -97,6 +111,8 @@ class DrawDescription:
     chat_template_kwargs: dict[str, Any]
     logits_processor: LogitsProcessorList
     stopping_criteria: StoppingCriteriaList
+    of_prompts: Mapping[str, TemplateArguments] = field(default_factory=dict)
+    reward_view: str = "full"
 
     @classmethod
     def of(
@@ -106,6 +122,8 @@ class DrawDescription:
         sampling: Mapping[str, Any],
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        of_prompts: Mapping[str, TemplateArguments] | None = None,
+        reward_view: str = "full",
     ) -> Self:
         """
         Resolve the settings of a draw.
@@ -116,10 +134,12 @@ class DrawDescription:
             sampling (`dict`): Keywords of `generate`: settings, `generation_config`, `logits_processor` and
                 `stopping_criteria`.
             chat_template_kwargs (`dict`, *optional*): Passed to the chat template, e.g. `{"enable_thinking": False}`.
+            of_prompts (`dict[str, dict]`, *optional*): The same for single prompts, by fingerprint.
+            reward_view (`str`, *optional*, defaults to `"full"`): What a reward reads of a response.
 
         Raises:
             `ArgumentError`: If a keyword is not a setting of a draw, or asks for something other than independent
-                samples.
+                samples, or the chat template does not use a variable.
             `UnsupportedModelError`: If the policy has a decoding loop of its own.
         """
         check_model(policy.get_base_model() if hasattr(policy, "get_base_model") else policy)
@@ -135,8 +155,12 @@ class DrawDescription:
                     f"`{name}` must be off where references or rollouts are drawn, got {getattr(config, name)!r}: "
                     f"{reason}."
                 )
-        description = cls(config, tokenizer, dict(chat_template_kwargs or {}), processors, criteria)
-        description.template_arguments()  # refused now if they cannot be recorded
+        arguments = template_arguments(chat_template_kwargs)
+        check_variables(tokenizer, arguments)
+        check_reward_view(reward_view)
+        description = cls(config, tokenizer, arguments, processors, criteria, dict(of_prompts or {}), reward_view)
+        for own in (arguments, *description.of_prompts.values()):
+            _recorded_arguments(own)  # refused now if they cannot be recorded
         return description
 
     @property
@@ -192,8 +216,14 @@ class DrawDescription:
         has_chats = not prompts or any(not isinstance(prompt, str) for prompt in prompts)
         template = {
             "fingerprint": template_fingerprint(self.tokenizer),
-            "arguments": self.template_arguments(),
+            "arguments": _recorded_arguments(self.chat_template_kwargs),
         }
+        if self.of_prompts:
+            # By their fingerprints, since the tools of thousands of prompts would fill the record.
+            template["of_prompts"] = {
+                prompt_fingerprint(prompt): fingerprint(_recorded_arguments(self.arguments_of(prompt)))
+                for prompt in prompts
+            }
         return {
             "settings": self.settings,
             "chat_template": template if has_chats else None,
@@ -201,23 +231,47 @@ class DrawDescription:
             "stopping_criteria": [recorded_object("stopping_criteria", item) for item in self.stopping_criteria],
             "policy": dict(policy),
             "tokenizer": tokenizer_identity(self.tokenizer),
+            "reward_view": self.reward_view,
         }
 
-    def template_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the chat template, as JSON."""
-        return {
-            name: as_json(f"chat_template_kwargs[{name!r}]", _tools(value) if name == "tools" else value)
-            for name, value in sorted(self.chat_template_kwargs.items())
-        }
+    def arguments_of(self, prompt: Prompt) -> TemplateArguments:
+        """Return the arguments of the chat template for a prompt."""
+        return {**self.chat_template_kwargs, **self.own_arguments_of(prompt)}
 
-    def prompt_ids(self, prompt: str | list[dict]) -> list[int]:
+    def own_arguments_of(self, prompt: Prompt) -> TemplateArguments:
+        """Return the arguments of the chat template that only this prompt has."""
+        return dict(self.of_prompts.get(prompt_fingerprint(prompt), {})) if self.of_prompts else {}
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Refuse prompts that the policy would not read as described.
+
+        Raises:
+            `ArgumentError`: If the chat template leaves out tools, documents or a variable, or a prompt with such is
+                a text.
+        """
+        check_template_takes(self.tokenizer, prompts, [self.arguments_of(prompt) for prompt in prompts])
+
+    def context_columns(self, prompts: Sequence[Prompt]) -> dict[str, list]:
+        """Return the columns `tools` and `documents` for a reward, one entry per prompt, where any prompt has some."""
+        return context_columns([self.arguments_of(prompt) for prompt in prompts])
+
+    def reader(self, prompt: Prompt) -> RewardReader:
+        """Return the function that reads responses to a prompt as a reward sees them."""
+        return RewardReader(text_tokenizer(self.tokenizer), self.prompt_ids(prompt), self._thinking)
+
+    @cached_property
+    def _thinking(self) -> Thinking | None:
+        return None if self.reward_view == "full" else Thinking.of(text_tokenizer(self.tokenizer))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         """
         Return the tokens of one prompt: a text as it is, a chat by its template with the assistant's turn opened.
 
         Raises:
             `ArgumentError`: If a chat has no chat template that takes it, or the prompt has no tokens.
         """
-        return prompt_ids(self.tokenizer, prompt, **self.chat_template_kwargs)
+        return prompt_ids(self.tokenizer, prompt, **self.arguments_of(prompt))
 
     def limit(self, prompt_length: int) -> int:
         """Return the maximum number of tokens of a prompt of that length and its response together."""
@@ -247,56 +301,9 @@ class DrawDescription:
         }
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """
-    Return where two recorded draws differ: name and both values.
-
-    Of the policies only dtype and adapters are compared; the identity of their weights decides if they are the same.
-    """
-    found: list[tuple[str, Any, Any]] = []
-
-    def compare(prefix: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], names: Sequence[str]) -> None:
-        found.extend(
-            (prefix + name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)
-        )
-
-    ours, theirs = one["settings"], other["settings"]
-    compare("", ours, theirs, sorted({*ours, *theirs}))
-    compare("", one, other, ["logits_processor", "stopping_criteria"])
-    if one["chat_template"] and other["chat_template"]:
-        compare("chat_template ", one["chat_template"], other["chat_template"], ["fingerprint"])
-        ours, theirs = one["chat_template"]["arguments"], other["chat_template"]["arguments"]
-        compare("chat_template_kwargs ", ours, theirs, sorted({*ours, *theirs}))
-    compare("tokenizer ", one["tokenizer"], other["tokenizer"], ["fingerprint"])
-    compare("policy ", one["policy"], other["policy"], ["dtype", "adapters"])
-    return found
-
-
-def prompt_ids(tokenizer: Any, prompt: str | list[dict], **template_arguments: Any) -> list[int]:
-    """
-    Return the tokens of one prompt as [`DrawDescription.prompt_ids`] does, by a tokenizer or processor.
-    """
-    if isinstance(prompt, str):
-        ids = list(tokenizer(text=[prompt])["input_ids"][0])
-    elif (template_arguments.get("chat_template") or tokenizer.chat_template) is None:
-        raise ArgumentError(
-            f"`prompts` must be texts, since the tokenizer has no chat template, got {prompt!r:.80}. Render the chats "
-            "or set `tokenizer.chat_template`."
-        )
-    else:
-        try:
-            encoded: Any = tokenizer.apply_chat_template(
-                [prompt], add_generation_prompt=True, tokenize=True, return_dict=True, **template_arguments
-            )
-        except TemplateError as error:
-            raise ArgumentError(
-                f"`prompts` must hold chats that the policy's chat template takes, got {prompt!r:.80}, which it "
-                f"refuses ({error}). Correct the chat or leave it out."
-            ) from error
-        ids = list(encoded["input_ids"][0])
-    if not ids:
-        raise ArgumentError(f"`prompts` must hold at least one token each, got {prompt!r}. Leave it out.")
-    return ids
+def _recorded_arguments(arguments: TemplateArguments) -> dict[str, Any]:
+    """Return the arguments of a chat template as JSON."""
+    return {name: as_json(f"chat_template_kwargs[{name!r}]", value) for name, value in sorted(arguments.items())}
 
 
 def _resolved(policy: Any, arguments: Mapping[str, Any], given: GenerationConfig | None) -> GenerationConfig:
@@ -339,7 +346,3 @@ def with_length(policy: PreTrainedModel, sampling: Mapping[str, Any], max_new_to
 
 def _sets_length(config: GenerationConfig) -> bool:
     return config.max_new_tokens is not None or config.max_length is not None
-
-
-def _tools(tools: Any) -> Any:
-    return [get_json_schema(tool) if inspect.isfunction(tool) else tool for tool in tools or []]

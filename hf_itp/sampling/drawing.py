@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hf_itp.policies.chat_template import prompt_ids
 from hf_itp.sampling.call import DecodingCall
-from hf_itp.sampling.description import DrawDescription, prompt_ids
+from hf_itp.sampling.description import DrawDescription
 from hf_itp.sampling.padding import unpadded
 from hf_itp.sampling.recorded import text_tokenizer
 from hf_itp.sampling.sampler import CandidateSampler
@@ -61,6 +62,7 @@ def draw_responses(
         padding.
     """
     description = DrawDescription.of(policy, tokenizer, sampling, chat_template_kwargs=chat_template_kwargs)
+    description.check_prompts(prompts)
     return draw_described(
         policy, description, prompts, num_candidates, seed=seed, batch_size=batch_size, progress=progress
     )

@@ -1,5 +1,6 @@
 """
-Record what decides a draw as JSON: settings, tokenizers, chat templates, and objects that process logits.
+Record what decides a draw as JSON (settings, tokenizers, chat templates, objects that process logits), and compare two
+such records.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from transformers import ProcessorMixin
 from hf_itp.arrays import as_number
 from hf_itp.checks import check_number
 from hf_itp.errors import ArgumentError
+from hf_itp.prompts import prompt_fingerprint
+from hf_itp.rewards.base import Prompt
 
 # Attributes of a processor or criterion that follow from others, or change no draw.
 _DERIVED = {"StopStringCriteria": {"token_list", "token_indices", "strings", "embedding_vec", "maximum_token_len"}}
@@ -123,3 +126,45 @@ def fingerprint(content: Any) -> str:
     """Return a hash of the content as JSON, with the `repr` of what JSON cannot hold."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=repr)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], prompts: Sequence[Prompt] | None = None
+) -> list[tuple[str, Any, Any]]:
+    """
+    Return where two recorded draws differ: name and both values.
+
+    Of the policies only dtype and adapters are compared; the identity of their weights decides if they are the same.
+
+    Args:
+        prompts (`list`, *optional*): Compare only these, of the arguments of single prompts.
+    """
+    found: list[tuple[str, Any, Any]] = []
+
+    def compare(prefix: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], names: Sequence[str]) -> None:
+        found.extend(
+            (prefix + name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)
+        )
+
+    ours, theirs = one["settings"], other["settings"]
+    compare("", ours, theirs, sorted({*ours, *theirs}))
+    compare("", one, other, ["logits_processor", "stopping_criteria"])
+    if one["chat_template"] and other["chat_template"]:
+        compare("chat_template ", one["chat_template"], other["chat_template"], ["fingerprint"])
+        ours, theirs = one["chat_template"]["arguments"], other["chat_template"]["arguments"]
+        compare("chat_template_kwargs ", ours, theirs, sorted({*ours, *theirs}))
+        single = {name for draw in (one, other) for name in draw["chat_template"].get("of_prompts") or {}}
+        listed = sorted(single if prompts is None else single.intersection(map(prompt_fingerprint, prompts)))
+        ours, theirs = (_arguments_of_prompts(draw["chat_template"], listed) for draw in (one, other))
+        compare("chat_template_kwargs of prompt ", ours, theirs, listed)
+    ours, theirs = ({"reward_view": draw.get("reward_view", "full")} for draw in (one, other))
+    compare("", ours, theirs, ["reward_view"])
+    compare("tokenizer ", one["tokenizer"], other["tokenizer"], ["fingerprint"])
+    compare("policy ", one["policy"], other["policy"], ["dtype", "adapters"])
+    return found
+
+
+def _arguments_of_prompts(template: Mapping[str, Any], listed: Sequence[str]) -> dict[str, str]:
+    """Return the fingerprints of the template's arguments for prompts; the common ones for those without their own."""
+    own, common = template.get("of_prompts") or {}, fingerprint(template["arguments"])
+    return {name: own.get(name, common) for name in listed}

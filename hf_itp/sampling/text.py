@@ -29,15 +29,16 @@ class ResponseReader:
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The policy's.
         prompt_ids (`Sequence[int]`): The prompt's tokens; for an encoder-decoder those its decoder begins with.
+        special (`bool`, *optional*, defaults to `False`): Write special tokens too.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[int]):
-        self._tokenizer = tokenizer
-        self._before, self._head = _context(tokenizer, [int(token) for token in prompt_ids])
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[int], *, special: bool = False):
+        self._tokenizer, self._special = tokenizer, special
+        self._before, self._head = _context(tokenizer, [int(token) for token in prompt_ids], special)
 
     def __call__(self, response_ids: Iterable[int]) -> str:
-        """Return the text of one response, without special tokens."""
-        whole = _decoded(self._tokenizer, [*self._before, *(int(token) for token in response_ids)])
+        """Return the text of one response."""
+        whole = _decoded(self._tokenizer, [*self._before, *(int(token) for token in response_ids)], self._special)
         if whole.startswith(self._head):
             return whole[len(self._head) :]
         # The response has changed how the end of the prompt reads, such as half a character.
@@ -60,19 +61,19 @@ def response_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Iterable[int],
     return ResponseReader(tokenizer, prompt_ids)(response_ids)
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: bool) -> str:
     # Not `batch_decode`, which takes an empty list for one empty response.
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    return str(tokenizer.decode(ids, skip_special_tokens=not special))
 
 
-def _context(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> tuple[list[int], str]:
+def _context(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], special: bool) -> tuple[list[int], str]:
     """Return the end of a prompt that decides how a response after it reads (if in doubt all of it), and its text."""
     if len(prompt_ids) > _TAIL and (kinds := _local_decoders(tokenizer)):
         tail = prompt_ids[-_TAIL:]
-        head = _decoded(tokenizer, tail)
+        head = _decoded(tokenizer, tail, special)
         if _holds_a_letter(tokenizer, kinds, tail[1:], head):
             return tail, head
-    return prompt_ids, _decoded(tokenizer, prompt_ids)
+    return prompt_ids, _decoded(tokenizer, prompt_ids, special)
 
 
 def _local_decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:

@@ -23,6 +23,7 @@ from hf_itp.hub.push import warn_of_left_out
 from hf_itp.hub.reward_reference import published_reward
 from hf_itp.models.public_names import public_name, public_policy
 from hf_itp.rewards import RewardFunction
+from hf_itp.sampling.description import DrawDescription
 from hf_itp.training.described import described_objective, described_training
 from hf_itp.training.objective import CTRLObjective, ObjectiveArguments
 
@@ -42,6 +43,7 @@ class CarriesCalibration(_Base):
     objective: CTRLObjective
     calibrator: RewardCalibrator | None
     reward: RewardFunction
+    draw: DrawDescription
     reference_identity: dict[str, Any]
     responses_are_given: bool = False
     _pushes_now: bool = False
@@ -58,7 +60,9 @@ class CarriesCalibration(_Base):
         args = self.args
         fields = args.strategy_fields if isinstance(args.strategy_fields, dict) else {}
         # A function or a local folder has no id: whoever decodes must pass the reward.
-        return decoding_entry(args.strategy, args.num_candidates, *published_reward(self.reward), fields)
+        return decoding_entry(
+            args.strategy, args.num_candidates, *published_reward(self.reward), fields, args.reward_view
+        )
 
     def save_artefacts(self, folder: str | Path) -> None:
         """Write the calibration, the decoding entry, `custom_generate/` and the card into `folder`."""

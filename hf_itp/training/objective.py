@@ -53,6 +53,9 @@ class ObjectiveArguments:
             KL strength in units of the transform, instead of `target_kl`.
         num_reference (`int`, *optional*, defaults to 100):
             Reference responses per prompt, if no calibrator is given.
+        reward_view (`str`, *optional*, defaults to `"full"`):
+            What the reward reads of a response: `full`, or `final`, without a reasoning model's thinking. A response
+            cut off while thinking then has no reward.
     """
 
     references_are_trained_on: ClassVar[bool] = False
@@ -78,6 +81,12 @@ class ObjectiveArguments:
         default=None, metadata={"help": "KL strength in units of the transform, instead of target_kl."}
     )
     num_reference: int = field(default=100, metadata={"help": "Reference responses per prompt."})
+    reward_view: str = field(
+        default="full",
+        metadata={
+            "help": "What the reward reads of a response: full, or final, without a reasoning model's thinking."
+        },
+    )
 
 
 @dataclass(frozen=True)

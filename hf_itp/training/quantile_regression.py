@@ -16,13 +16,15 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
-from hf_itp.calibration.fingerprints import model_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.fingerprints import model_identity, reward_identity
 from hf_itp.calibration.references import reference_table
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.chat_template import arguments_in_rows
 from hf_itp.policies.logprobs import batch_logprobs, padded
 from hf_itp.pools.file import read_pool
 from hf_itp.pools.journal import POOL
 from hf_itp.pools.schema import Row, fewest_rewards
+from hf_itp.prompts import prompt_fingerprint
 from hf_itp.rewards import as_reward_function
 from hf_itp.rewards.base import Prompt
 from hf_itp.rewards.logs import DROPPED
@@ -101,21 +103,29 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         self.reward = reward
         self.reference_identity = model_identity(model)
         further: Any = args.generation_kwargs or {}
-        template_arguments: Any = args.chat_template_kwargs
         own = {
             "max_new_tokens": args.max_completion_length,
             "eos_token_id": end_tokens(model, processing_class),
         }
-        self.draw = DrawDescription.of(model, processing_class, own | further, chat_template_kwargs=template_arguments)
         rows = [] if train_dataset is None else list(train_dataset)
         self._prompts = None if train_dataset is None else [row["prompt"] for row in rows]
-        self._reward_columns = reward_columns(rows)
-        check_pictures(rows)
-        reward.check(self._prompts or [], **self._reward_columns, **DROPPED, trainer_state=None)
         self._pool = None if pool is None else pool_file(pool)
         self.responses_are_given = pool is not None
         self.calibrator = None
         self._read_pool = None if self._pool is None else read_pool(self._pool)
+        known = rows if self._read_pool is None or rows else self._read_pool
+        self.draw = DrawDescription.of(
+            model,
+            processing_class,
+            own | further,
+            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]  # a dict by now
+            of_prompts=arguments_in_rows(known),
+            reward_view=args.reward_view,
+        )
+        check_pictures(rows)
+        self.draw.check_prompts([row["prompt"] for row in known])
+        self._reward_columns = reward_columns(rows) | self.draw.context_columns(self._prompts or [])
+        reward.check(self._prompts or [], **self._reward_columns, **DROPPED, trainer_state=None)
         count = args.num_reference if self._read_pool is None else fewest_rewards(self._read_pool)
         self.objective = CTRLObjective.from_arguments(args, count)
         if self._read_pool is not None and self._prompts is not None:
@@ -209,8 +219,8 @@ class QuantileRegressionTrainer(CarriesCalibration, Trainer):
         if calibrator.draw is not None:
             prompts = [row["prompt"] for row in self._read_pool or []]
             ours = self.draw.entries(calibrator.draw["policy"], prompts)
-            alike = {name: ours[name] for name in ("chat_template", "tokenizer")}
-            calibrator.check_belongs(draw={**calibrator.draw, **alike})
+            alike = {name: ours[name] for name in ("chat_template", "tokenizer", "reward_view")}
+            calibrator.check_belongs(draw={**calibrator.draw, **alike}, prompts=prompts)
 
     def _examples(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         tokenizer: Any = self.processing_class

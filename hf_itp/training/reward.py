@@ -4,6 +4,7 @@ Give TRL the reward to train on: calibrated, transformed, in nats. Measure its m
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 
 from hf_itp.calibration import RewardCalibrator
-from hf_itp.calibration.fingerprints import prompt_fingerprint
 from hf_itp.errors import ArgumentError
 from hf_itp.functional.win_rates import Estimate, prompt_win_rates
+from hf_itp.prompts import prompt_fingerprint
 from hf_itp.rewards import RewardFunction
-from hf_itp.rewards.base import Prompt, ResponseIds
+from hf_itp.rewards.base import NO_COLUMNS, Prompt, ResponseIds
+from hf_itp.rewards.values import or_none
 from hf_itp.rewards.wrapped import WrappedReward
-from hf_itp.sampling.text import ResponseReader
+from hf_itp.sampling.thinking import RewardReader, rewards_where_said
 from hf_itp.training.objective import CTRLObjective
 
 
@@ -33,7 +35,7 @@ class TransformedReward:
         reward ([`RewardFunction`]): The raw reward.
         objective ([`CTRLObjective`]): Transform and KL strength.
         calibrator ([`RewardCalibrator`], *optional*): May be set later, before the first call.
-        reader (`Callable`, *optional*): Takes a prompt, returns the [`ResponseReader`] that reads responses to it as
+        reader (`Callable`, *optional*): Takes a prompt, returns the [`RewardReader`] that reads responses to it as
             references are read. May be set later. Without it completions are used as TRL decodes them.
     """
 
@@ -44,10 +46,11 @@ class TransformedReward:
         reward: RewardFunction,
         objective: CTRLObjective,
         calibrator: RewardCalibrator | None = None,
-        reader: Callable[[Prompt], ResponseReader] | None = None,
+        reader: Callable[[Prompt], RewardReader] | None = None,
     ):
         self.reward, self.objective, self.calibrator, self.reader = reward, objective, calibrator, reader
         self.mode: Callable[[], str] = lambda: "train"
+        self.context_columns: Callable[[Sequence[Prompt]], dict[str, list]] | None = None
         self._measured: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
         self._prompts: dict[str, Prompt] = {}
 
@@ -61,11 +64,25 @@ class TransformedReward:
     ) -> list[float | None]:
         if self.calibrator is None:
             raise ArgumentError("`calibrator` must be set before the first call, got None. Call `train()` first.")
+        if self.context_columns is not None:
+            columns |= self.context_columns(prompts)
+        texts: list[str | None] = [""] * len(prompts)
         if completion_ids is not None and self.reader is not None:
-            completions = self._as_written(prompts, completions, completion_ids, self.reader)
+            texts, completions = self._as_written(prompts, completions, completion_ids, self.reader)
         if log_metric is not None:
             columns["log_metric"] = log_metric
-        raw = self.reward(prompts, completions=completions, completion_ids=completion_ids, **columns)
+
+        def score(said: list[int]) -> torch.Tensor:
+            ids = None if completion_ids is None else [completion_ids[place] for place in said]
+            rewards = self.reward(
+                [prompts[place] for place in said],
+                completions=[completions[place] for place in said],
+                completion_ids=ids,
+                **_columns_at(said, columns, len(prompts)),
+            )
+            return torch.tensor([math.nan if reward is None else reward for reward in rewards], dtype=torch.float32)
+
+        raw = or_none(rewards_where_said(texts, score))
         # What has no reward has no transformed one: TRL gives it the advantage 0, and leaves it out of the baselines.
         places = [place for place, value in enumerate(raw) if value is not None]
         found: list[float | None] = [None] * len(raw)
@@ -93,17 +110,20 @@ class TransformedReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
-        reader: Callable[[Prompt], ResponseReader],
-    ) -> list[Any]:
-        readers: dict[str, ResponseReader] = {}
+        reader: Callable[[Prompt], RewardReader],
+    ) -> tuple[list[str | None], list[Any]]:
+        """Return the texts the reward reads, and the completions with these."""
+        readers: dict[str, RewardReader] = {}
+        texts: list[str | None] = []
         written: list[Any] = []
         for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
             key = prompt_fingerprint(prompt)
             if key not in readers:
                 readers[key] = reader(prompt)
             text = readers[key](ids)
+            texts.append(text)
             written.append(text if isinstance(completion, str) else [{**completion[0], "content": text}])
-        return written
+        return texts, written
 
     def take_measured(self) -> list[tuple[str, float]]:
         """Return prompt fingerprint and raw reward of every completion in this mode since the last call in it."""
@@ -155,3 +175,18 @@ class CalledAsInTraining(WrappedReward):
 def called_as_in_training(reward: RewardFunction, state: Any) -> RewardFunction:
     """Return the reward, with a trainer's state if it takes one."""
     return CalledAsInTraining(reward, state) if reward.takes("trainer_state") else reward
+
+
+def _columns_at(places: list[int], columns: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the entries of the columns at some of `count` completions; a logger writes `None` for the others."""
+    chosen = {
+        name: column if name in NO_COLUMNS else [column[place] for place in places] for name, column in columns.items()
+    }
+    if (log_extra := columns.get("log_extra")) is not None and len(places) < count:
+
+        def log_some(column: str, values: Sequence[Any]) -> None:
+            known = dict(zip(places, values, strict=True))
+            log_extra(column, [known.get(place) for place in range(count)])
+
+        chosen["log_extra"] = log_some
+    return chosen

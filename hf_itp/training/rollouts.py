@@ -12,6 +12,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_itp.errors import ArgumentError
+from hf_itp.policies.chat_template import arguments_in_rows
 from hf_itp.policies.checks import FIXED_CACHES
 from hf_itp.sampling.description import DrawDescription
 
@@ -21,7 +22,7 @@ _VLLM = {"eos_token_id", "max_new_tokens", "min_p", "repetition_penalty", "tempe
 _CONTINUOUS_BATCHING = {"eos_token_id", "max_new_tokens", "temperature", "top_k", "top_p"}
 
 
-def rollout_description(trainer: Any, policy: Any) -> DrawDescription:
+def rollout_description(trainer: Any, policy: Any, rows: Sequence[Mapping[str, Any]]) -> DrawDescription:
     """
     Return how an `RLOOTrainer` draws from a policy: by its own settings, then the checkpoint's, and its template
     arguments.
@@ -46,7 +47,10 @@ def rollout_description(trainer: Any, policy: Any) -> DrawDescription:
             trainer.processing_class,
             {"generation_config": config},
             chat_template_kwargs=trainer.chat_template_kwargs,
+            of_prompts=arguments_in_rows(rows),
+            reward_view=trainer.args.reward_view,
         )
+    description.check_prompts([row["prompt"] for row in rows])
     settings = description.settings
     if trainer.use_vllm:
         _check_known(settings, _VLLM, "use_vllm")

@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.errors import ArgumentError
 from hf_itp.generation.recommendation import is_hub_id
+from hf_itp.policies.chat_template import list_in_file, template_arguments
 from hf_itp.policies.loading import load_policy_checkpoint
 from hf_itp.policies.policy import as_conversations
 from hf_itp.pools.datasets import check_column, load_rows
@@ -96,6 +97,11 @@ class TrainingRun:
                 f"`num_reference` must have an effect, got {args.num_reference}, which has none: {run.calibration} "
                 f"holds {count} references per prompt. Leave it out, or calibrate again."
             )
+        args.chat_template_kwargs = template_arguments(
+            args.chat_template_kwargs,
+            list_in_file(run.tools, "tools"),
+            list_in_file(run.documents, "documents"),
+        )
         objective = CTRLObjective.from_arguments(args, fewest)
         _check_file("train_file", run.train_file)
         _check_file("eval_file", run.eval_file)

@@ -29,6 +29,8 @@ class RunArguments:
         dataset_test_split (`str`): Its split to evaluate on, with an `eval_strategy` and without `eval_file`.
         plain (`bool`): Continue text prompts as plain text. Without it a text is a user's message if the policy has a
             chat template, as in `hf-itp calibrate` and `hf-itp generate`.
+        tools, documents (`str`, *optional*): Files of JSON for the chat template, beside `chat_template_kwargs`; the
+            columns `tools`, `documents` and `chat_template_kwargs` of a row go before them.
         calibration (`str`, *optional*): Folder or repository that `hf-itp calibrate` wrote. A regression needs the
             folder, and without data trains on all its prompts.
         lora_r, lora_alpha, lora_target_modules: LoRA adapters; `lora_r=0` trains the whole model.
@@ -64,6 +66,12 @@ class RunArguments:
     prompt_column: str = field(default="prompt", metadata={"help": "Column of prompts."})
     plain: bool = field(
         default=False, metadata={"help": "Continue text prompts as plain text, without the policy's chat template."}
+    )
+    tools: str | None = field(
+        default=None, metadata={"help": "File with a JSON list of what the policy may call, for its chat template."}
+    )
+    documents: str | None = field(
+        default=None, metadata={"help": "File with a JSON list of documents to answer from, likewise."}
     )
     calibration: str | None = field(
         default=None, metadata={"help": "Folder that `hf-itp calibrate` wrote. Default: draw references at the start."}

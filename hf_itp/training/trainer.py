@@ -20,15 +20,15 @@ from trl.trainer.utils import use_adapter
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import reward_columns
-from hf_itp.calibration.fingerprints import model_identity, policy_identity, prompt_fingerprint, reward_identity
+from hf_itp.calibration.fingerprints import model_identity, policy_identity, reward_identity
 from hf_itp.errors import ArgumentError
 from hf_itp.policies.loading import with_safe_loading
+from hf_itp.prompts import prompt_fingerprint
 from hf_itp.rewards import RewardFunction, as_reward_function
 from hf_itp.rewards.logs import DROPPED
 from hf_itp.rewards.resolve import RewardLike
 from hf_itp.sampling.drawing import draw_continuations
 from hf_itp.sampling.streams import derived_seed
-from hf_itp.sampling.text import ResponseReader
 from hf_itp.training.arguments import CTRLArguments
 from hf_itp.training.artefacts import ArtefactsBeforePush, CarriesCalibration, check_strategy
 from hf_itp.training.objective import CTRLObjective
@@ -118,20 +118,22 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):  # type: ignore[misc]  # the
             **kwargs,
         )
         self.beta = 1.0  # the reward is in nats
-        self._transformed.reader, self._transformed.mode = self._reader, self._mode
+        self._transformed.mode = self._mode
         policy = self.accelerator.unwrap_model(self.model)
         self.reference_identity = model_identity(policy)
         self._check_reference()
-        self.draw = rollout_description(self, policy)
-        self._draw_as_described()
         rows = list(self._rows())
         prompts = [row["prompt"] for row in rows]
+        self.draw = rollout_description(self, policy, rows)
+        self._draw_as_described()
+        self._transformed.reader, self._transformed.context_columns = self.draw.reader, self.draw.context_columns
         self._reward_columns = {} if args.remove_unused_columns else reward_columns(rows)
+        self._reward_columns |= self.draw.context_columns(prompts)
         self._as_in_training().check(prompts, **self._reward_columns, **DROPPED)
         if calibrator is not None:
             with self._reference_policy() as reference:
                 drawn = self.draw.entries(policy_identity(reference), prompts)
-            calibrator.check_belongs(policy=self.reference_identity, draw=drawn)
+            calibrator.check_belongs(policy=self.reference_identity, draw=drawn, prompts=prompts)
             calibrator.check_prompts(prompts)
         self.add_callback(ArtefactsBeforePush(self))
         if args.push_to_hub:
@@ -220,9 +222,6 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):  # type: ignore[misc]  # the
         """Return the reward as rollouts call it. What it logs of references is dropped: they belong to no step."""
         return called_as_in_training(self.reward, self.state)
 
-    def _reader(self, prompt: Any) -> ResponseReader:
-        return ResponseReader(self._tokenizer, self.draw.prompt_ids(prompt))
-
     @property
     def has_whole_weights(self) -> bool:
         """True if every process has all weights, so that our sampler can run the policy."""
@@ -264,6 +263,12 @@ class CTRLTrainer(CarriesCalibration, RLOOTrainer):  # type: ignore[misc]  # the
             else:
                 with _own_forward(model):
                     yield model
+
+    def _tokenize_prompts(self, prompts: list) -> Any:
+        if not self.draw.of_prompts:
+            return super()._tokenize_prompts(prompts)
+        # TRL renders all chats with one set of arguments, and leaves out what their rows hold.
+        return [self.draw.prompt_ids(prompt) for prompt in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
         if not draws_itself(self) or images is not None:

@@ -47,6 +47,12 @@ def fitted(prompts=PROMPTS, model=None, reward=None, **options):
     return RewardCalibrator.fit(model or policy(), reward or Counted(), prompts, **settings)
 
 
+def thinking_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{% if enable_thinking is defined %} so {% endif %}"
+    return tokenizer
+
+
 def drawn(folder):
     return [ids for row in read_pool(folder / "reference_pool.jsonl") for ids in row["response_ids"]]
 
@@ -62,8 +68,12 @@ def drawn(folder):
         ),
         ({"model": {"repetition_penalty": 1.5}}, {}, "repetition_penalty"),
         (
-            {"prompts": [CHAT]},
-            {"prompts": [CHAT], "chat_template_kwargs": {"enable_thinking": False}},
+            {"prompts": [CHAT], "tokenizer": thinking_tokenizer()},
+            {
+                "prompts": [CHAT],
+                "tokenizer": thinking_tokenizer(),
+                "chat_template_kwargs": {"enable_thinking": False},
+            },
             "enable_thinking",
         ),
         ({"logits_processor": [TemperatureLogitsWarper(0.5)]}, {}, "logits_processor"),

@@ -34,8 +34,8 @@ def recommending(policy: Path, folder: Path, **entry: object) -> Path:
 def test_keyword_with_a_help_is_an_option_with_that_help():
     """A keyword without a help is no option, so a keyword is added to `generate` in one place."""
     for command, expected in (("generate", {name for name, keyword in KEYWORDS.items() if keyword.help}),
-                              ("calibrate", {"seed", "batch_size", "reward_model"}),
-                              ("push", {"strategy", "reward_model", "num_candidates"})):  # fmt: skip
+                              ("calibrate", {"seed", "batch_size", "reward_model", "reward_view"}),
+                              ("push", {"strategy", "reward_model", "num_candidates", "reward_view"})):  # fmt: skip
         parameters = {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
         assert parameters.keys() & KEYWORDS.keys() - {"prompts"} == expected
         for name in expected:
@@ -74,6 +74,10 @@ GENERATE_ELSEWHERE = {
     "--trust-remote-code": "a permission, of which not every model makes use",
     "--batch-size": "test_prompt_gets_the_same_answer_alone_and_among_others: changes only speed",
     "--early-rejection": "test_early_rejection_returns_a_candidate_and_says_what_was_rejected",
+    "--tools": "test_chats.test_options_and_rows_reach_the_chat_template",
+    "--documents": "test_chats.test_options_and_rows_reach_the_chat_template",
+    "--chat-template-kwargs": "test_chats.test_options_and_rows_reach_the_chat_template",
+    "--reward-view": "test_chats.test_reward_view_leaves_out_the_thinking",
     "--json": "used by every test here",
     "--quiet": "test_progress_goes_to_stderr_and_quiet_switches_it_off",
     "--debug": "test_debug_shows_the_traceback",
@@ -196,6 +200,9 @@ CALIBRATE = {
 }
 CALIBRATE_ELSEWHERE = {
     "--chat-template-kwargs": "test_arguments_reach_the_chat_template",
+    "--tools": "test_chats.test_calibration_has_the_arguments_and_the_view",
+    "--documents": "test_chats.test_calibration_has_the_arguments_and_the_view",
+    "--reward-view": "test_chats.test_calibration_has_the_arguments_and_the_view",
     "--file": "test_calibrate_then_train_by_regression",
     "--model": "test_calibrate_then_train_by_regression",
     "--reward-model": "test_calibrate_then_train_by_regression",

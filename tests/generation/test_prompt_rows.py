@@ -1,13 +1,13 @@
 """
-Test prompts for the reward that do not belong to the policy's rows, through real pipelines, which pass the same
-prompts with each batch.
+Test that the prompts a reward sees belong to the policy's rows, through real pipelines, which pass the same keywords
+with each batch.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, TextGenerationPipeline, pipeline
 
 from hf_itp import ItpWarning, embedded
 from hf_itp.errors import ArgumentError
@@ -34,36 +34,83 @@ def run(generator, chats, prompts, reward=None, **arguments):
 
 # A list of inputs goes through a data loader, which draws a seed.
 @pytest.mark.uses_global_rng
-def test_more_prompts_than_the_pipeline_passes_rows_are_refused_with_the_remedy(generator):
-    with pytest.raises(ArgumentError, match=r"batch_size=len\(prompts\)"):
-        run(generator, [FIRST, SECOND], [FIRST, SECOND])
-
-
-# A list of inputs goes through a data loader, which draws a seed.
-@pytest.mark.uses_global_rng
-def test_batch_size_is_the_remedy(generator):
-    """Every chat's winner has the reward of its own prompt."""
-    reward = PromptBoundReward()
-    results = run(generator, [FIRST, SECOND], [FIRST, SECOND], reward, batch_size=2)
-    drawn = {str(prompt): [] for prompt in (FIRST, SECOND)}
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
+def test_each_chat_of_a_pipeline_is_scored_against_its_own_prompt(generator, batch_size):
+    """Every chat's winner has the reward of its own prompt, also in a last batch that is not full."""
+    reward, chats = PromptBoundReward(), [FIRST, SECOND, LONGER]
+    results = run(generator, chats, chats, reward, batch_size=batch_size)
+    drawn = {str(prompt): [] for prompt in chats}
     for prompts, completions in reward.calls:
         for prompt, completion in zip(prompts, completions, strict=True):
             drawn[str(prompt)].append(reward.reward(prompt, completion))
-    for chat, [result] in zip((FIRST, SECOND), results, strict=True):
+    for chat, [result] in zip(chats, results, strict=True):
         assert len(drawn[str(chat)]) == 3
         assert reward.reward(chat, [result["generated_text"][-1]]) == max(drawn[str(chat)])
+
+
+@pytest.mark.uses_global_rng
+def test_columns_of_a_pipeline_follow_their_inputs(generator):
+    seen = []
+
+    def reward(prompts, completions, solution, **kwargs):
+        seen.extend(zip(prompts, solution, strict=True))
+        return [float(len(completion)) for completion in completions]
+
+    texts = ["how hot is it", "make cold milk", "what is salt"]
+    run(generator, texts, texts, reward, batch_size=2, reward_kwargs={"solution": [1, 2, 3]})
+    assert set(seen) == set(zip(texts, [1, 2, 3], strict=True)) and len(seen) == 9
+    # A stream has no length that could be compared before.
+    list(run(generator, (text for text in texts), texts, reward, reward_kwargs={"solution": [1, 2, 3]}))
+    assert set(seen) == set(zip(texts, [1, 2, 3], strict=True)) and len(seen) == 18
+    with pytest.raises(ArgumentError, match=r"`reward_kwargs\['solution'\]` must hold .*3.* got 2"):
+        run(generator, texts, texts, reward, reward_kwargs={"solution": [1, 2]})
+
+
+@pytest.mark.uses_global_rng
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    ("inputs", "prompts"),
+    [(["how", "so"], ["how"]), ([FIRST, SECOND], [FIRST]), (FIRST, [FIRST, SECOND]), ("how", ["how", "so"])],
+)
+def test_as_many_prompts_as_inputs_or_no_token(generator, inputs, prompts, batch_size):
+    forwards = []
+    hook = generator.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    with pytest.raises(ArgumentError, match=rf"one entry per input of the pipeline .*got {len(prompts)}"):
+        run(generator, inputs, prompts, batch_size=batch_size)
+    hook.remove()
+    assert not forwards
+
+
+@pytest.mark.uses_global_rng
+def test_stream_with_too_few_prompts_is_refused_where_they_end(generator):
+    with pytest.raises(ArgumentError, match="more than 1"):
+        list(run(generator, (chat for chat in [FIRST, SECOND]), [FIRST]))
+
+
+def test_pipeline_is_wrapped_once_and_restored():
+    """Also after `disable`, with which transformers' own call is back."""
+    import hf_itp
+
+    ours = TextGenerationPipeline.__call__
+    hf_itp.enable()
+    assert TextGenerationPipeline.__call__ is ours
+    hf_itp.disable()
+    try:
+        assert TextGenerationPipeline.__call__ is ours.__wrapped__
+    finally:
+        hf_itp.enable()
 
 
 # A list of inputs goes through a data loader, which draws a seed.
 @pytest.mark.uses_global_rng
 @pytest.mark.parametrize(
     ("chats", "prompts", "batch_size"),
-    [([FIRST, SECOND], [FIRST], 1), ([SECOND, FIRST], [FIRST, SECOND], 2)],
+    [([SECOND, FIRST], [FIRST, SECOND], 1), ([SECOND, FIRST], [FIRST, SECOND], 2)],
 )
 def test_chat_scored_against_another_is_said(generator, chats, prompts, batch_size):
     with pytest.warns(ItpWarning, match=OTHERS) as caught:
         run(generator, chats, prompts, batch_size=batch_size)
-    assert len([warning for warning in caught if OTHERS in str(warning.message)]) == 1
+    assert len([warning for warning in caught if OTHERS in str(warning.message)]) == 2 // batch_size
 
 
 @pytest.mark.parametrize(

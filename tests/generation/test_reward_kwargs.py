@@ -100,6 +100,6 @@ def test_column_that_is_missing_or_wrong_is_refused_before_anything_is_computed(
     assert not calls
 
 
-def test_columns_through_a_pipeline_are_refused_with_the_remedy():
-    with pytest.raises(ArgumentError, match="A pipeline passes `batch_size` inputs"):
+def test_column_that_is_too_long_is_refused():
+    with pytest.raises(ArgumentError, match=r"must have one entry per input row \(3\), got 4"):
         run(reward_model=Recorder(), reward_kwargs={"solution": [*SOLUTIONS, "d"]})

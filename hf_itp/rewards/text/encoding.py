@@ -7,6 +7,7 @@ The tokenizer never pads or truncates: its settings for both are shared state.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_itp.checks import check_count
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpWarning, RewardModelError
 from hf_itp.rewards.base import Prompt
-from hf_itp.rewards.text.rendering import conversation, distinct, fold_system, transcript
+from hf_itp.rewards.text.context import Context
+from hf_itp.rewards.text.rendering import conversation, fold_system, transcript
 
 _SOME_RESPONSE = "."
 
@@ -62,12 +64,20 @@ class PairEncoder:
         self.max_length = max_length
         self.append_eos = append_eos
 
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
-        """Return the tokens of each pair, at most `max_length` long. One warning counts what was cut."""
+    def encode(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], contexts: Sequence[Context] | None = None
+    ) -> list[TokenSequence]:
+        """
+        Return the tokens of each pair, at most `max_length` long. One warning counts what was cut.
+
+        Args:
+            contexts (`list[dict]`, *optional*): The tools and documents of each pair, for the chat template.
+        """
         sequences = []
         cut_prompts = cut_responses = 0
-        for position, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            sequence = self._encode_one(prompt, response)
+        contexts = [{}] * len(prompts) if contexts is None else contexts
+        for position, (prompt, response, context) in enumerate(zip(prompts, responses, contexts, strict=True)):
+            sequence = self._encode_one(prompt, response, context)
             if not sequence.ids:
                 raise ArgumentError(
                     f"Prompt or response {position} must hold text, got two empty ones. Leave the pair out."
@@ -75,28 +85,27 @@ class PairEncoder:
             excess = len(sequence.ids) - (self.max_length or len(sequence.ids))
             if excess > 0:
                 cut_prompts += 1
-                cut_responses += excess > self._num_removable_before_response(sequence, prompt)
+                cut_responses += excess > self._num_removable_before_response(sequence, prompt, context)
                 sequence = cut_left(sequence, excess)
             sequences.append(sequence)
         warn_of_cuts(cut_prompts, len(sequences), self.max_length, cut_responses)
         return sequences
 
-    def check(self, prompts: Sequence[Prompt]) -> list[TokenSequence]:
+    def check(self, prompts: Sequence[Prompt], contexts: Sequence[Context] | None = None) -> list[TokenSequence]:
         """
         Return the tokens of each distinct prompt with some response, not cut.
 
         Raises:
             `ItpError`: As [`encode`] would on these prompts.
         """
-        prompts = distinct(prompts)
-        sequences = [self._encode_one(prompt, _SOME_RESPONSE) for prompt in prompts]
-        if self.has_template:
-            warn_of_unseen_calls(self.tokenizer, prompts)
+        pairs = distinct_pairs(prompts, contexts)
+        sequences = [self._encode_one(prompt, _SOME_RESPONSE, context) for prompt, context in pairs]
+        warn_of_unseen(self.tokenizer, pairs)
         return sequences
 
-    def _encode_one(self, prompt: Prompt, response: str) -> TokenSequence:
+    def _encode_one(self, prompt: Prompt, response: str, context: Context | None = None) -> TokenSequence:
         if self.has_template:
-            sequence = self._from_template(conversation(prompt, response))
+            sequence = self._from_template(conversation(prompt, response), context or {})
         elif self.pairs:
             sequence = self._from_text(transcript(prompt), response)
         elif isinstance(prompt, str):
@@ -112,11 +121,11 @@ class PairEncoder:
             )
         return sequence
 
-    def _from_template(self, messages: list[dict[str, Any]]) -> TokenSequence:
+    def _from_template(self, messages: list[dict[str, Any]], context: Context) -> TokenSequence:
         if any(message["role"] == "system" for message in messages) and not self._keeps_system:
             messages = fold_system(messages)
         encoded: Any = from_template(
-            self.tokenizer, messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
+            self.tokenizer, messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}, **context
         )
         ids = tuple(encoded["input_ids"])
         starts = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
@@ -151,8 +160,8 @@ class PairEncoder:
             return False
         return marker in rendered
 
-    def _num_removable_before_response(self, sequence: TokenSequence, prompt: Prompt) -> int:
-        without_response = self._encode_one(prompt, "").ids
+    def _num_removable_before_response(self, sequence: TokenSequence, prompt: Prompt, context: Context) -> int:
+        without_response = self._encode_one(prompt, "", context).ids
         shared = 0
         while shared < min(len(sequence.ids), len(without_response)) and (
             sequence.ids[shared] == without_response[shared]
@@ -180,21 +189,44 @@ def from_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, A
         ) from None
 
 
-def warn_of_unseen_calls(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
-    """Warn if a chat template drops tool calls: responses after different calls would get the same reward."""
-    for prompt in prompts:
-        messages = conversation(prompt, _SOME_RESPONSE)
-        if not any(message.get("tool_calls") for message in messages):
+def distinct_pairs(
+    prompts: Sequence[Prompt], contexts: Sequence[Context] | None = None
+) -> list[tuple[Prompt, Context]]:
+    """Return each prompt with its context once."""
+    pairs = zip(prompts, [{}] * len(prompts) if contexts is None else contexts, strict=True)
+    return list({json.dumps(pair, sort_keys=True, default=repr): pair for pair in pairs}.values())
+
+
+def warn_of_unseen(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Prompt, Context]]) -> None:
+    """
+    Warn, once for each, if a reward model does not see tool calls, tools or documents, so that responses to prompts
+    with others would get the same reward.
+    """
+    unseen: set[str] = set()
+    for prompt, context in pairs:
+        if not tokenizer.chat_template:
+            unseen |= context.keys()
             continue
+        messages = conversation(prompt, _SOME_RESPONSE)
         bare = [{name: value for name, value in message.items() if name != "tool_calls"} for message in messages]
-        if from_template(tokenizer, messages, tokenize=False) == from_template(tokenizer, bare, tokenize=False):
-            warnings.warn(
-                "The reward model's chat template leaves out `tool_calls`, so the reward does not see what was "
-                "called. Set a `tokenizer.chat_template` that writes them.",
-                ItpWarning,
-                stacklevel=5,
-            )
-            return
+        others = {name: (messages, {key: value for key, value in context.items() if key != name}) for name in context}
+        if any(message.get("tool_calls") for message in messages):
+            others["tool_calls"] = (bare, context)
+        for name in others.keys() - unseen:
+            chat, rest = others[name]
+            if from_template(tokenizer, messages, tokenize=False, **context) == from_template(
+                tokenizer, chat, tokenize=False, **rest
+            ):
+                unseen.add(name)
+    for name in sorted(unseen):
+        template = "chat template leaves" if tokenizer.chat_template else "text has no chat template and leaves"
+        what = "what was called" if name == "tool_calls" else "them"
+        warnings.warn(
+            f"The reward model's {template} out `{name}`, so the reward does not see {what}. Set a "
+            "`tokenizer.chat_template` that writes them.",
+            ItpWarning,
+            stacklevel=5,
+        )
 
 
 def cut_left(sequence: TokenSequence, excess: int) -> TokenSequence:

@@ -6,8 +6,7 @@ Knows nothing of tokenizers or models.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hf_itp.errors import ArgumentError, ArgumentTypeError
@@ -177,8 +176,3 @@ def copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [copied(item) for item in value]
     return value
-
-
-def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """Return each prompt once."""
-    return list({json.dumps(prompt, sort_keys=True, default=repr): prompt for prompt in prompts}.values())

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_itp.errors import RewardModelError
 from hf_itp.rewards.base import Prompt
+from hf_itp.rewards.text.context import Context
 from hf_itp.rewards.text.encoding import TokenSequence, from_template
 from hf_itp.rewards.text.rendering import as_messages, conversation, text_of, transcript
 
@@ -33,7 +34,12 @@ def split_steps(response: str, separator: str) -> list[str]:
 
 
 def marked(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequence[str], mark: str, between: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    steps: Sequence[str],
+    mark: str,
+    context: Context | None = None,
+    between: str = "",
 ) -> TokenSequence:
     """
     Make one text with a mark after each step, read at the marks. The chat template renders it; without one it is the
@@ -44,6 +50,7 @@ def marked(
         prompt (`str` or `list[dict]`): Text or chat.
         steps (`Sequence[str]`): The steps of the response.
         mark (`str`): Written after each step.
+        context (`dict`, *optional*): Tools and documents, for the chat template.
         between (`str`, *optional*, defaults to `""`): Written between a mark and the next step.
 
     Raises:
@@ -52,7 +59,7 @@ def marked(
     # A mark inside the response would be one more place to read at.
     body = between.join(step.replace(mark, "") + mark for step in steps)
     if tokenizer.chat_template:
-        text = str(from_template(tokenizer, conversation(prompt, body), tokenize=False))
+        text = str(from_template(tokenizer, conversation(prompt, body), tokenize=False, **(context or {})))
     else:
         question = transcript(prompt)
         space = "" if not question or question[-1].isspace() or body[:1].isspace() else " "
@@ -84,7 +91,12 @@ def concatenated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequ
 
 
 def answered(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, steps: Sequence[str], answer: str, answer_id: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    steps: Sequence[str],
+    answer: str,
+    answer_id: int,
+    context: Context | None = None,
 ) -> TokenSequence:
     """
     Make a chat in which each step is a user's turn and `answer` the assistant's, read at the token before each answer,
@@ -109,7 +121,7 @@ def answered(
     reads: list[int] = []
     for text in texts:
         messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        encoded: Any = from_template(tokenizer, messages, tokenize=True, return_dict=True)
+        encoded: Any = from_template(tokenizer, messages, tokenize=True, return_dict=True, **(context or {}))
         before, ids = ids, tuple(encoded["input_ids"])
         place = max((position for position, token in enumerate(ids) if token == answer_id), default=0)
         if place == 0 or before[: reads[-1] + 2 if reads else 0] != ids[: reads[-1] + 2 if reads else 0]:

@@ -9,9 +9,8 @@ import torch
 
 from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.calibrated_reward import CalibratedReward
-from hf_itp.calibration.fingerprints import prompt_fingerprint
 from hf_itp.errors import ArgumentError, ArgumentTypeError, ItpError, ItpWarning, RewardModelError
-from hf_itp.prompts import check_prompts
+from hf_itp.prompts import check_prompts, prompt_fingerprint
 from hf_itp.rewards import CallableReward, ProcessRewardModel, RewardEnsemble, RewardModel
 from hf_itp.rewards.text.rendering import as_messages, conversation, fold_system
 from tests.rewards.classifiers import tiny_classifier
