@@ -4,7 +4,10 @@ Test that the documents are true: code of the pages runs, links and named paths 
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -25,7 +28,7 @@ PAGES = [
 # Pages that name places in the code.
 MAPS = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "docs/paper_index.md", "docs/performance.md")]
 # Code that continues from what the reader has, or asks the Hub, is only compiled.
-NEEDS_MORE = re.compile(r"\"(org|Qwen)/|\bpolicy\.generate\(|accelerator")
+NEEDS_MORE = re.compile(r"\"(org|Qwen)/|\*\*inputs|accelerator")
 
 
 def text_of(page):
@@ -62,10 +65,26 @@ def test_block_runs(name):
         assert all(1 < grade < 9 for grade in grades) and grades[0] != grades[1]
 
 
+COMMANDS = {name: block for name, block in blocks("bash").items() if name.startswith("docs/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_run(name, tmp_path):
+    """Run in a folder of their own, by the `hf-itp` of this environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", COMMANDS[name]],
+        cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_blocks_that_run_are_on_every_page_of_the_main_job():
     pages = {name.rsplit("-", 1)[0] for name in RUNNING}
-    main = ("strategies", "choosing_beta", "drawing", "paper_index", "reward_models")
+    main = ("strategies", "choosing_beta", "drawing", "paper_index", "reward_models", "verify", "threads")
     assert pages >= {"README.md", *(f"docs/{page}.md" for page in main)}
+    assert {name.rsplit("-", 1)[0] for name in COMMANDS} == {"docs/night.md", "docs/verify.md"}
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in RUNNING])
@@ -73,10 +92,11 @@ def test_block_that_needs_more_is_python(name):
     compile(BLOCKS[name], name, "exec")
 
 
-def test_call_of_the_readme_is_python_after_the_change():
-    (change,) = blocks("diff").values()
-    assert all(line[0] in "+ " for line in change.splitlines() if line)
-    compile("\n".join(line[1:] for line in change.splitlines()), "README.md", "exec")
+@pytest.mark.parametrize("name", blocks("diff"))
+def test_code_is_python_after_its_change(name):
+    lines = [line for line in blocks("diff")[name].splitlines() if not line.startswith("-")]
+    assert all(line[0] in "+ " for line in lines if line)
+    compile("\n".join(line[1:] for line in lines), name, "exec")
 
 
 def test_readme_is_short():

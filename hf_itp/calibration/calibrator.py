@@ -262,8 +262,7 @@ class RewardCalibrator:
         Count the reference rewards below and equal to each reward.
 
         Returns:
-            `tuple`: `below`, `equal` and the number of references with a reward, each float64 of the shape of
-                `rewards`.
+            `tuple`: `below`, `equal` and the number of references with a reward, each float64 shaped like `rewards`.
         """
         exact = check_rewards(rewards)
         if len(prompts) != len(exact):
@@ -274,10 +273,7 @@ class RewardCalibrator:
         return counts_among(self.references_of(prompts), exact)
 
     def references_of(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """
-        Return the sorted reference rewards `(n, K)` of each prompt, predicted for prompts without references; NaN, at
-        the end, for references without a reward.
-        """
+        """Return each prompt's sorted reference rewards `(n, K)`, predicted where there are none; NaN last: no reward."""
         self.check_prompts(prompts)
         rows = [self._rows.get(prompt_fingerprint(prompt)) for prompt in prompts]
         unseen = [position for position, row in enumerate(rows) if row is None]
@@ -287,12 +283,7 @@ class RewardCalibrator:
         return found
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """
-        Refuse prompts that cannot be calibrated.
-
-        Raises:
-            `ArgumentError`: If a prompt has no references and there is no predictor.
-        """
+        """Raise `ArgumentError` if a prompt has no references and there is no predictor."""
         unseen = [prompt for prompt in prompts if prompt_fingerprint(prompt) not in self._rows]
         if unseen and self.predictor is None:
             raise ArgumentError(
