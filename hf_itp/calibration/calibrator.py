@@ -273,7 +273,7 @@ class RewardCalibrator:
         return counts_among(self.references_of(prompts), exact)
 
     def references_of(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Return each prompt's sorted reference rewards `(n, K)`, predicted where there are none; NaN last: no reward."""
+        """Return the sorted reference rewards `(n, K)` of each prompt, predicted where there are none; NaN is none."""
         self.check_prompts(prompts)
         rows = [self._rows.get(prompt_fingerprint(prompt)) for prompt in prompts]
         unseen = [position for position, row in enumerate(rows) if row is None]
