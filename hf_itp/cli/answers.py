@@ -5,6 +5,7 @@ depends on how many prompts share a call.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -63,9 +64,10 @@ class Answers:
         self._seed, self._all_candidates, self._arguments = seed, all_candidates, dict(arguments)
         seen: Counter[str] = Counter()
         self._repeats = []
-        for prompt in map(prompt_fingerprint, prompts):
-            self._repeats.append(seen[prompt])
-            seen[prompt] += 1
+        for prompt, arguments in zip(prompts, template_arguments, strict=True):
+            asked = prompt_fingerprint(prompt) + json.dumps(arguments, sort_keys=True, default=str)
+            self._repeats.append(seen[asked])
+            seen[asked] += 1
 
     def __len__(self) -> int:
         return len(self._prompts)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hf_itp.checks import check_count
-from hf_itp.errors import ItpWarning
+from hf_itp.errors import ItpError, ItpWarning
 from hf_itp.evaluation.tables import Block, RewardTable
 from hf_itp.functional import Estimate, effective_sample_size, mean_subsample_law
 from hf_itp.functional.subsamples import random_subsets
@@ -83,7 +83,7 @@ class Replay:
 
 def label_of(strategy: Strategy) -> str:
     """
-    Return a strategy's name with the settings that differ from its defaults.
+    Return a strategy's name with the settings that it needs to be made again.
 
     Examples:
 
@@ -94,11 +94,15 @@ def label_of(strategy: Strategy) -> str:
 
     ```
     """
-    settings = strategy.settings()
-    changed = [
-        f"{part.name}={settings[part.name]}" for part in fields(strategy) if settings[part.name] != part.default
-    ]
-    return f"{strategy.name}:{','.join(changed)}" if changed else strategy.name
+    needed = strategy.settings()
+    for name in strategy.field_names():
+        fewer = {other: value for other, value in needed.items() if other != name}
+        try:
+            needed = fewer if get_strategy(strategy.name, **fewer) == strategy else needed
+        except ItpError:  # the others need it
+            continue
+    settings = ",".join(f"{name}={value}" for name, value in needed.items())
+    return f"{strategy.name}:{settings}" if settings else strategy.name
 
 
 def sweep(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from hf_itp.arrays import as_floats
 from hf_itp.checks import check_choice, check_rewards, check_same_prompts
 from hf_itp.functional.calibration import calibrate_rewards
 
@@ -114,7 +115,7 @@ def in_reward_units(values: torch.Tensor, rewards: torch.Tensor, normalize: str)
     ```
     """
     check_choice("normalize", normalize, ("none", "zscore"), "Ranks have no inverse in units of the reward.")
-    values = values.to(torch.float64)
+    values = as_floats(values, "values").to(torch.float64)
     if normalize == "none":
         return values
     lowest, span, mean, deviation = (part.squeeze(-1) for part in _location_and_spread(check_rewards(rewards)))

@@ -117,7 +117,7 @@ def _at_most(most: int, size: int, drawn: int) -> torch.Tensor:
     held = torch.arange(min(most, drawn) + 1, dtype=torch.float64)
     rest = size - marked
     possible = (held <= marked) & (drawn - held <= rest)
-    whole = _log_binomial(torch.tensor(float(size)).double(), torch.tensor(float(drawn)).double())
+    whole = _log_binomial(torch.tensor(size, dtype=torch.float64), torch.tensor(drawn, dtype=torch.float64))
     chances = (_log_binomial(marked, held) + _log_binomial(rest, drawn - held) - whole).exp()
     return chances.masked_fill(~possible, 0.0).sum(dim=-1).clamp(max=1.0)
 
@@ -203,7 +203,9 @@ def random_subsets(
     prompts, size = rewards.shape
     if replacement:
         return torch.randint(size, (prompts, n), generator=generator, device=rewards.device)
-    return torch.rand(prompts, size, generator=generator, device=rewards.device).argsort(dim=-1)[:, :n]
+    return torch.rand(prompts, size, dtype=torch.float64, generator=generator, device=rewards.device).argsort(dim=-1)[
+        :, :n
+    ]
 
 
 def _shared_among_ties(rewards: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def test_pool_says_null_and_nothing_else_for_no_reward(tmp_path, written):
     file.write_text(
         '{"prompt": "a", "rewards": [1.0, null, 2.0]}\n{"prompt": "b", "rewards": [1.0, 2.0, ' + written + "]}"
     )
-    with pytest.raises(ArgumentError, match=r"finite number, or null for no reward, got .* as number 2 in row 2"):
+    with pytest.raises(ArgumentError, match=r"finite numbers, or null for no reward, got .* in line 2 of"):
         read_pool(file)
 
 

@@ -184,7 +184,7 @@ def test_decoding_takes_a_strategy_by_name_with_its_fields():
     assert decoded_by(by_name) == (expected.sequences.tolist(), expected.probabilities.tolist())
     assert decoded_by(decoding_of("pessimism", beta=0.01))[1] != expected.probabilities.tolist()
     # A field may have the name of one of sampling's keywords, which stay `generate`'s own here.
-    assert decoding_of("soft_best_of_n", temperature=0.5).strategy.temperature == 0.5
+    assert decoding_of("soft_best_of_n", reward_temperature=0.5).strategy.reward_temperature == 0.5
 
 
 @pytest.mark.parametrize(
