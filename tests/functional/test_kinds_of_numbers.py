@@ -46,7 +46,7 @@ CASES: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
     "best_of_poisson_law": ({"rewards": POOL}, {"rate": 2.0}),
     "calibrate_rewards": ({"rewards": POOL, "reference_rewards": POOL}, {}),
     "normalize_rewards": ({"rewards": POOL, "reference": POOL * 2}, {"normalize": "zscore"}),
-    "in_reward_units": ({"values": torch.tensor(0.5).double(), "rewards": POOL}, {"normalize": "zscore"}),
+    "in_reward_units": ({"values": torch.tensor([0.5, 0.3]).double(), "rewards": TWO}, {"normalize": "zscore"}),
     "aggregate_rewards": ({"rewards": TWO}, {"how": "mean_minus_std"}),
     "finite_tradeoff": ({"reference": LAW, "rewards": POOL}, {"transform": "log", "beta": 1.0}),
     "win_rate": ({"rewards": TWO, "reference_rewards": TWO.flip(0)}, {}),
