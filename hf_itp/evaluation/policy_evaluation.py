@@ -18,9 +18,10 @@ from hf_itp.calibration import RewardCalibrator
 from hf_itp.calibration.columns import check_columns, distinct_prompts
 from hf_itp.calibration.draw_record import pool_settings, recorded_identities
 from hf_itp.calibration.fingerprints import model_identity, policy_identity, reward_identity
+from hf_itp.calibration.references import reference_table
 from hf_itp.checks import check_count, check_law
-from hf_itp.errors import ArgumentError
-from hf_itp.functional.subsamples import mean_subsample_law
+from hf_itp.errors import ArgumentError, RewardError
+from hf_itp.evaluation.sweep import mean_law
 from hf_itp.functional.win_rates import Estimate, law_win_rates
 from hf_itp.policies.adapters import reference_of
 from hf_itp.policies.checks import policy_tokenizer
@@ -140,7 +141,7 @@ def evaluate_policy(
     Raises:
         `ArgumentError`: If there are too few responses for the strategy, the calibrator is of other models, prompts or
             another draw, or for the reasons of [`RewardCalibrator.fit`].
-        `RewardError`: If a reward is not finite.
+        `RewardError`: If a response has no reward, or one that is not finite.
 
     Examples:
 
@@ -185,14 +186,15 @@ def evaluate_policy(
         )  # fmt: skip
 
     rows = pool(policy, "policy", num_responses)
-    ours = _rewards(rows)
+    ours = _whole(reference_table(rows), "policy")
     with reference_of(policy, reference) as ref:
         drawn_from = model_identity(ref)["name"]
-        theirs = _rewards(pool(ref, "reference", num_reference)) if calibrator is None else None
+        theirs = reference_table(pool(ref, "reference", num_reference)) if calibrator is None else None
     if calibrator is not None:
         theirs = calibrator.references_of(prompts).double()
     assert theirs is not None
-    found = _win_rates(ours, theirs, rule, num_candidates, size, seed)
+    theirs = _whole(theirs, "reference policy")
+    found = _win_rates(ours, theirs, rule, num_candidates, seed)
     notes = []
     if unlike := _unlike_the_models(description):
         notes.append(f"The KL was not estimated: responses are drawn with {unlike}, so not by the models' own laws.")
@@ -225,8 +227,15 @@ def _num_reference(given: int | None, num_responses: int, calibrator: RewardCali
     return calibrator.num_reference
 
 
-def _rewards(rows: Sequence[Row]) -> Tensor:
-    return torch.tensor([row["rewards"] for row in rows], dtype=torch.float64)
+def _whole(rewards: Tensor, whose: str) -> Tensor:
+    """Return rewards `(P, K)` if every response has one: of the others it is unknown what they would have won."""
+    if bool((missing := rewards.isnan()).any()):
+        prompt, response = missing.nonzero()[0].tolist()
+        raise RewardError(
+            f"Every response must have a reward to be evaluated, got none for response {response} of the {whose} to "
+            f"prompt {prompt} ({int(missing.sum())} of {missing.numel()} have none). Give each a reward, e.g. 0."
+        )
+    return rewards
 
 
 def _unlike_the_models(description: DrawDescription) -> str | None:
@@ -258,30 +267,20 @@ def _description(
     )
 
 
-def _win_rates(
-    ours: Tensor, theirs: Tensor, strategy: Strategy, num_candidates: int, size: int, seed: int
-) -> dict[str, Tensor]:
+def _win_rates(ours: Tensor, theirs: Tensor, strategy: Strategy, num_candidates: int, seed: int) -> dict[str, Tensor]:
     """Return the win rates of each prompt `(P,)` from rewards `(P, G)` and reference rewards `(P, K)`."""
-    law = _subsample_law(strategy, ours, num_candidates, size, derived_seed(seed, "evaluation, subsets"))
-    ref_law = _subsample_law(strategy, theirs, num_candidates, size, derived_seed(seed, "evaluation, reference"))
+
+    def law_of(rewards: Tensor, purpose: str) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(seed, f"evaluation, {purpose}"))
+        return check_law(mean_law(strategy, rewards, num_candidates, _SUBSETS, generator), rewards, strategy.name)
+
+    law, ref_law = law_of(ours, "subsets"), law_of(theirs, "reference")
     plain, ref_plain = (torch.full_like(rewards, 1 / rewards.shape[-1]) for rewards in (ours, theirs))
     return {
         "win_rate": law_win_rates(ours, plain, theirs, ref_plain),
         f"{strategy.name}_win_rate": law_win_rates(ours, law, theirs, ref_law),
         f"{strategy.name}_win_rate_against_plain": law_win_rates(ours, law, theirs, ref_plain),
     }
-
-
-def _subsample_law(strategy: Strategy, rewards: Tensor, num_candidates: int, size: int, seed: int) -> Tensor:
-    """Return the chance `(P, M)` of each response to be returned if a call draws `size` of the `M` at random."""
-    closed = strategy.subsample_probabilities(rewards, num_candidates)
-    if closed is not None:
-        return closed
-
-    def law(pools: Tensor) -> Tensor:
-        return check_law(strategy.probabilities(pools), pools, strategy.name)
-
-    return mean_subsample_law(law, rewards, size, _SUBSETS, torch.Generator().manual_seed(seed))
 
 
 def _kl(policy: Any, reference: Any, rows: Sequence[Row], description: DrawDescription) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hf_itp import RewardCalibrator
-from hf_itp.errors import ArgumentError
+from hf_itp.errors import ArgumentError, RewardError
 from hf_itp.evaluation import evaluate_policy
 from hf_itp.strategies import get_strategy
 from tests.tiny import EOS, tiny_model, tiny_tokenizer
@@ -269,6 +269,16 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_drawn(world, opt
     with pytest.raises(ArgumentError, match=told):
         evaluated(world, moved(world), world.policy(), reward, **options)
     assert reward.calls == []
+
+
+def test_response_without_a_reward_is_named(world):
+    class Abstaining(HashedReward):
+        def __call__(self, prompts, completions, completion_ids, **kwargs):
+            rewards = super().__call__(prompts, completions, completion_ids)
+            return [None if prompt == "user" else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+
+    with pytest.raises(RewardError, match=r"got none for response 0 of the policy to prompt 1 \(6 of 18 have none"):
+        evaluated(world, moved(world), world.policy(), Abstaining())
 
 
 def test_strategy_that_draws_beyond_its_pool_gets_whole_runs():
