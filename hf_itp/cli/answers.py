@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_itp.cli.records import finite, record_of
 from hf_itp.errors import ArgumentError, ItpError
+from hf_itp.pools.schema import Row
 
 if TYPE_CHECKING:
     from hf_itp.policies.policy import Policy
@@ -26,7 +27,6 @@ _HOPELESS = 3
 _SECONDS_IN_A_LOG = 30
 _PREFIX = "input_"
 
-Row = dict[str, Any]
 Answer = Row | Exception
 
 

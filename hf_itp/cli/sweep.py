@@ -72,8 +72,9 @@ def sweep(
     """
     import sys
 
+    from hf_itp.errors import ArgumentError
     from hf_itp.evaluation.curves import plot_sweep
-    from hf_itp.evaluation.page import sweep_page
+    from hf_itp.evaluation.page import check_can_plot, sweep_page
     from hf_itp.evaluation.specs import parse_strategies
     from hf_itp.evaluation.sweep import COLUMNS
     from hf_itp.evaluation.sweep import sweep as replay_all
@@ -81,6 +82,8 @@ def sweep(
     from hf_itp.pools.file import read_rows
 
     progress = Console(stderr=True, quiet=quiet)
+    if output is not None:
+        check_can_plot()
     with progress.status(f"Reading {pool} ..."):
         table = reward_table(read_rows(pool), rewards, gold)
     chosen = parse_strategies(strategies, table)
@@ -92,6 +95,8 @@ def sweep(
         ):
             replays.append(replay)
             status.update(f"Replaying ... {replay.label}, N = {replay.num_candidates}")
+    if not replays:
+        raise ArgumentError("`--n` must hold a size that a strategy can be replayed at, got none. Pass smaller ones.")
     rows = [replay.row() for replay in replays]
     if output is None:
         _write(csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n"), rows)

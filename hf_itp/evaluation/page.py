@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ def sweep_page(
     )
 
 
+def check_can_plot() -> None:
+    """Raise `MissingDependencyError` unless pictures and pages can be made, before anything is replayed."""
+    if missing := [name for name in ("matplotlib", "plotly") if find_spec(name) is None]:
+        raise MissingDependencyError(
+            f'Pictures and pages need {" and ".join(missing)}. Install them: pip install "hf-itp[plots]".'
+        )
+
+
 def _prompt(
     place: int,
     row: Mapping[str, Any],
@@ -125,11 +134,10 @@ def _numbers(replay: Replay) -> dict[str, Any]:
 
 
 def _figure(replays: Sequence[Replay]) -> str:
-    try:
-        from plotly.graph_objects import Scatter
-        from plotly.subplots import make_subplots
-    except ImportError as error:
-        raise MissingDependencyError('The page needs plotly. Install it: pip install "hf-itp[plots]".') from error
+    check_can_plot()
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
     measures = [name for name in _MEASURES if getattr(replays[0], name) is not None]
     figure = make_subplots(1, len(measures), subplot_titles=[_MEASURES[name] for name in measures])
     for place, label in enumerate(dict.fromkeys(replay.label for replay in replays)):

@@ -134,6 +134,13 @@ def sweep(
     sizes = [check_count("n", size, 1, "Pass e.g. 1,2,4,8.", table.largest, "the largest pool") for size in sizes]
     replicates = check_count("replicates", replicates, 1, "Pass e.g. 50.")
     has_gold = table.gold_name is not None
+    if max(sizes) > table.smallest:
+        warnings.warn(
+            f"Some prompts have only {table.smallest} rewards: sizes above that are replayed on the other prompts, as "
+            "`num_prompts` says, so their means are not of the same prompts.",
+            ItpWarning,
+            stacklevel=2,
+        )
     for strategy in [*strategies, *([None] if has_gold else [])]:
         for size in sizes:
             drawn = size if strategy is None else size + strategy.num_extra_candidates(size, 1)

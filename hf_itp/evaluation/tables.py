@@ -90,6 +90,12 @@ def reward_table(
             column = reward_column(row, rewards)
             gold = GOLD if gold is None and GOLD in row else gold
             has_tokens = "num_tokens" in row
+        elif (gold is None and GOLD in row) or (not has_tokens and "num_tokens" in row):
+            late = GOLD if gold is None and GOLD in row else "num_tokens"
+            raise ArgumentError(
+                f"`{late}` must be in every row of a pool or in none, got it in {where} and not in the first row. "
+                "Complete the others, or remove it."
+            )
         own = numbers(row, column, where)
         kept = [place for place, reward in enumerate(own) if reward is not None]
         no_reward += len(own) - len(kept)

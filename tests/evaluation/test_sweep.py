@@ -102,7 +102,8 @@ def test_ragged_pool_with_nulls_is_read_row_by_row(tmp_path):
         file.writelines(json.dumps(row) + "\n" for row in rows)
     table = reward_table(read_rows(path))
     assert (table.num_prompts, table.no_reward, table.smallest, table.largest) == (4, 2, 1, 2)
-    one, two, *_ = sweep(table, [get_strategy("best_of_n")], [1, 2])
+    with pytest.warns(ItpWarning, match="Some prompts have only 1 rewards"):
+        one, two, *_ = sweep(table, [get_strategy("best_of_n")], [1, 2])
     assert one.prompts.tolist() == [1, 0, 3] and two.prompts.tolist() == [0, 3]
     assert two.proxy.tolist() == [0.3, 2.0] and two.tokens.tolist() == [12.0, 4.0]
     row = two.row()
@@ -123,6 +124,12 @@ def test_ragged_pool_with_nulls_is_read_row_by_row(tmp_path):
 def test_broken_row_is_named(row, message):
     with pytest.raises(ArgumentError, match=message):
         table_of({"rewards": [1.0]}, row)
+
+
+@pytest.mark.parametrize("late", ["gold_rewards", "num_tokens"])
+def test_column_that_comes_late_is_not_left_out_silently(late):
+    with pytest.raises(ArgumentError, match=f"`{late}` must be in every row .* got it in line 2 of here"):
+        table_of({"rewards": [1.0]}, {"rewards": [1.0], late: [2.0]})
 
 
 def test_rewards_are_chosen_by_name():
